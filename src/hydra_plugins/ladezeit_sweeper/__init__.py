@@ -1,0 +1,1 @@
+"""The Hydra sweeper that knows all points before the first is measured."""

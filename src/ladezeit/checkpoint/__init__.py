@@ -1,0 +1,1 @@
+"""What lies on disk: resolve, headers, identity, page cache."""

@@ -1,0 +1,368 @@
+"""The typed schema of every option group, and the one place that turns composed config into objects.
+
+The option files in ``conf/`` start from these classes (``defaults: [/schema/<group>/<kind>@_here_]``), so Hydra checks
+names and types while it composes. `build` then checks what only the whole shows. Enum members are lower case because
+their names are what users type.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Optional
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from ladezeit.errors import ConfigError, did_you_mean
+
+
+class DType(Enum):
+    """Element type of the loaded weights; `auto` keeps the checkpoint's own."""
+
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+class CacheState(Enum):
+    """State of the page cache for the checkpoint's shards when the load starts."""
+
+    cold = "cold"
+    warm = "warm"
+    as_is = "as_is"
+
+
+class ProcessKind(Enum):
+    """What a sample's process has done before its clock starts."""
+
+    fresh = "fresh"
+    prewarmed = "prewarmed"
+    inline = "inline"
+
+
+class ValidationLevel(Enum):
+    """What is looked at after a load."""
+
+    none = "none"
+    sampled = "sampled"
+    all_modules = "all_modules"
+    origin_rule = "origin_rule"
+    placement = "placement"
+
+
+class TrackingKind(Enum):
+    """Where runs are logged to."""
+
+    sqlite = "sqlite"
+    server = "server"
+    none = "none"
+
+
+class MatmulPrecision(Enum):
+    """Precision of float32 matrix products, as `torch.set_float32_matmul_precision` takes it."""
+
+    highest = "highest"
+    high = "high"
+    medium = "medium"
+
+
+@dataclass
+class ModelConfig:
+    """What all kinds of `model` share."""
+
+    name: str = MISSING
+    trust_remote_code: bool = False
+
+
+@dataclass
+class HubModel(ModelConfig):
+    """A snapshot on the Hugging Face hub, pinned by its revision; downloaded before any clock starts."""
+
+    repo_id: str = MISSING
+    revision: str = MISSING
+
+
+@dataclass
+class FolderModel(ModelConfig):
+    """A local checkpoint folder: config.json, safetensors shards, and an index where there are several."""
+
+    path: str = MISSING
+
+
+@dataclass
+class PackagedModel(ModelConfig):
+    """A GGUF model inside an installed Python package, converted once to a safetensors checkpoint."""
+
+    package: str = MISSING
+    file: str = MISSING
+    install: str = MISSING
+
+
+@dataclass
+class SyntheticModel(ModelConfig):
+    """A checkpoint of seeded random bits in the real layout of an architecture.
+
+    `architecture` becomes the checkpoint's config.json; `shard_bytes` bounds a shard.
+    """
+
+    architecture: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    shard_bytes: int = 4 * 1000**3
+
+
+@dataclass
+class LoadingConfig:
+    """What all loading methods share; `engine` names the code that loads."""
+
+    name: str = MISSING
+    engine: str = MISSING
+
+
+@dataclass
+class TransformersLoading(LoadingConfig):
+    """Arguments of a load through `from_pretrained`.
+
+    `device_map` is None, a strategy (`auto`, `balanced`, `balanced_low_0`, `sequential`), a device, or a mapping from
+    module to device; the word `device` in it stands for the run's device. `max_memory` maps `device`, `cpu` or a GPU
+    index to a size (`20GiB`) or a share of what that device has (`90%`).
+    """
+
+    engine: str = "transformers"
+    dtype: DType = DType.auto
+    device_map: Any = None
+    max_memory: Optional[dict[str, str]] = None
+    disable_cpu_offload: bool = True
+    offload_folder: Optional[str] = None
+    move_to_device: bool = False
+
+
+@dataclass
+class LegacyManagerLoading(TransformersLoading):
+    """The origin case's manager as it was before: no rule is enforced, every module is walked after the load."""
+
+    engine: str = "legacy_manager"
+    settings_reads: int = 2
+
+
+@dataclass
+class ValidationConfig:
+    """What is looked at after the load; `k` bounds the modules that `sampled` takes from each end."""
+
+    level: ValidationLevel = MISSING
+    k: int = 10
+
+
+@dataclass
+class CacheConfig:
+    """The page-cache state to set and verify before the load."""
+
+    state: CacheState = MISSING
+
+
+@dataclass
+class InferenceConfig:
+    """Greedy continuation after the load: `new_tokens` of them, 0 for none at all.
+
+    `prompt` is used where the checkpoint has a tokenizer (through its chat template where `chat` is set), `token_ids`
+    otherwise.
+    """
+
+    new_tokens: int = MISSING
+    prompt: str = ""
+    chat: bool = True
+    token_ids: list[int] = field(default_factory=list)
+
+
+@dataclass
+class RuntimeConfig:
+    """Process-wide performance settings; None leaves the library's default. Read once, applied once."""
+
+    attn_implementation: Optional[str] = None
+    matmul_precision: Optional[MatmulPrecision] = None
+    allow_tf32: Optional[bool] = None
+    cudnn_benchmark: Optional[bool] = None
+    threads: Optional[int] = None
+    allocator: Optional[str] = None
+
+
+@dataclass
+class ProcessConfig:
+    """How a sample's process comes to be and how long it may take."""
+
+    kind: ProcessKind = MISSING
+    time_limit_s: float = 600.0
+
+
+@dataclass
+class TrackingConfig:
+    """Where runs are logged; `uri` of `sqlite` is derived from the outputs folder where it is not given."""
+
+    kind: TrackingKind = MISSING
+    uri: Optional[str] = None
+    experiment: str = "ladezeit"
+
+
+@dataclass
+class RunConfig:
+    """One composed point: everything a sample needs to be measured."""
+
+    model: ModelConfig = MISSING
+    loading: LoadingConfig = MISSING
+    validation: ValidationConfig = MISSING
+    cache: CacheConfig = MISSING
+    inference: InferenceConfig = MISSING
+    runtime: RuntimeConfig = MISSING
+    process: ProcessConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    device: str = MISSING
+    sample: int = MISSING
+    phases: bool = MISSING
+    order_seed: int = MISSING
+    discard_first: bool = MISSING
+    outputs: str = MISSING
+    title: Optional[str] = None
+
+
+#: Keys of `RunConfig` that do not change what is measured: two configs that differ only here are the same point.
+NOT_MEASURED = ("sample", "tracking", "order_seed", "discard_first", "outputs", "title")
+
+STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def register() -> None:
+    """Store the schemas where option files find them; under ``schema/`` so that `glob(*)` of a group never sees one."""
+    store = ConfigStore.instance().store
+    store(name="run", group="schema", node=RunConfig)
+    kinds: dict[str, dict[str, type]] = {
+        "model": {
+            "hub": HubModel,
+            "folder": FolderModel,
+            "packaged": PackagedModel,
+            "synthetic": SyntheticModel,
+        },
+        "loading": {"transformers": TransformersLoading, "legacy_manager": LegacyManagerLoading},
+        "validation": {"base": ValidationConfig},
+        "cache": {"base": CacheConfig},
+        "inference": {"base": InferenceConfig},
+        "runtime": {"base": RuntimeConfig},
+        "process": {"base": ProcessConfig},
+        "tracking": {"base": TrackingConfig},
+    }
+    for group, nodes in kinds.items():
+        for name, node in nodes.items():
+            store(name=name, group=f"schema/{group}", node=node)
+
+
+def build(composed: DictConfig) -> RunConfig:
+    """Turn a composed config into objects and check it as a whole.
+
+    Raises:
+        ConfigError: a value is missing, or values do not go together.
+        omegaconf.errors.OmegaConfBaseException: a mandatory value is missing or an interpolation fails.
+    """
+    config = OmegaConf.to_object(composed)
+    if not isinstance(config, RunConfig):
+        raise ConfigError(
+            "the composed config is not a ladezeit run: its first default must be '/schema/run' (see conf/config.yaml)"
+        )
+    check(config)
+    return config
+
+
+def to_plain(config: RunConfig) -> dict[str, Any]:
+    """Return `config` as plain dicts, lists, strings and numbers (enums by name), ready for JSON."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def from_plain(plain: dict[str, Any]) -> RunConfig:
+    """Rebuild the objects that `to_plain` flattened; the worker's way to its config."""
+    groups = {
+        "model": _model_class(plain["model"]),
+        "loading": LegacyManagerLoading
+        if plain["loading"]["engine"] == "legacy_manager"
+        else TransformersLoading,
+    }
+    node = OmegaConf.structured(RunConfig)
+    for key, cls in groups.items():
+        node[key] = OmegaConf.structured(cls)
+    config = OmegaConf.to_object(OmegaConf.merge(node, plain))
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def _model_class(plain: dict[str, Any]) -> type[ModelConfig]:
+    for cls in (HubModel, FolderModel, PackagedModel, SyntheticModel):
+        if set(cls.__dataclass_fields__) == set(plain):
+            return cls
+    raise ConfigError(f"model has the keys {sorted(plain)}, which fit no kind of model")
+
+
+def check(config: RunConfig) -> None:
+    """Check what a single value's type cannot show; raises `ConfigError` with what was asked and what to do."""
+    _check_device(config.device)
+    _check_numbers(config)
+    if isinstance(config.loading, TransformersLoading) and not isinstance(config.loading, LegacyManagerLoading):
+        _check_placement(config.loading, config.device)
+
+
+def _check_device(device: str) -> None:
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and (index.isdigit() or (not index and device == "cuda")):
+        return
+    if device in ("auto", "cpu"):
+        return
+    raise ConfigError(
+        f"device={device} is not a device: use auto, cpu, cuda or cuda:N."
+        + did_you_mean(device, ("auto", "cpu", "cuda", "cuda:0"))
+    )
+
+
+def _check_numbers(config: RunConfig) -> None:
+    limits = {
+        "sample": (config.sample, 0),
+        "validation.k": (config.validation.k, 1),
+        "inference.new_tokens": (config.inference.new_tokens, 0),
+        "runtime.threads": (config.runtime.threads, 1),
+        "process.time_limit_s": (config.process.time_limit_s, 1),
+    }
+    for key, (value, least) in limits.items():
+        if value is not None and value < least:
+            raise ConfigError(f"{key}={value} is too small: the least is {least}")
+
+
+def _check_placement(loading: TransformersLoading, device: str) -> None:
+    asked = loading.device_map
+    if loading.max_memory is not None and asked not in STRATEGIES:
+        raise ConfigError(
+            f"loading.max_memory was given with device_map={asked}: it means something only where the placement is "
+            f"chosen for you. Use loading.device_map=auto, or leave max_memory out"
+        )
+    if loading.move_to_device and asked is not None:
+        raise ConfigError(
+            f"loading.move_to_device moves a model that was loaded without a device_map, but device_map={asked} "
+            f"places it already. Leave one of the two out"
+        )
+    if isinstance(asked, str) and asked not in (*STRATEGIES, "device", "cpu") and not asked.startswith("cuda"):
+        raise ConfigError(
+            f"loading.device_map={asked} is neither a strategy, a device nor a mapping."
+            + did_you_mean(asked, (*STRATEGIES, "device", "cpu", "cuda"))
+        )
+    if loading.disable_cpu_offload:
+        _refuse_offload(loading, device)
+
+
+def _refuse_offload(loading: TransformersLoading, device: str) -> None:
+    places = loading.device_map.values() if isinstance(loading.device_map, dict) else [loading.device_map]
+    offloaded = {str(place) for place in places} & ({"disk"} if device == "cpu" else {"cpu", "disk"})
+    if device == "auto":
+        offloaded -= {"cpu"}  # known only when the device is: the plan looks again
+    if device != "cpu" and "cpu" in (loading.max_memory or {}) and device != "auto":
+        offloaded.add("cpu")
+    if offloaded or loading.offload_folder is not None:
+        where = " and ".join(sorted(offloaded)) or f"the folder {loading.offload_folder}"
+        raise ConfigError(
+            f"loading.disable_cpu_offload is set, yet the placement names {where}. Set "
+            f"loading.disable_cpu_offload=false if that offload is wanted, or take {where} out of the placement"
+        )

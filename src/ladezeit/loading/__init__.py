@@ -1,0 +1,1 @@
+"""How a checkpoint gets into memory: one module an engine, one protocol, one registry."""

@@ -1,0 +1,1 @@
+"""What is measured and how: clock and phases, memory, environment facts."""

@@ -1,0 +1,81 @@
+"""The clock of a sample: phases as ``with clock.span("load/read")`` that add up to the wall time.
+
+A span costs two readings of the monotonic clock and, on a GPU, one synchronisation at its end; nothing in it blocks or
+allocates device memory. Spans nest by time, not by name: the one opened inside another is its child.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ladezeit.result import Phase
+
+
+@dataclass
+class _Open:
+    path: str
+    start_ns: int
+    children_ns: int = 0
+
+
+class Clock:
+    """Collects phases, in seconds since `origin_ns` on the system's monotonic clock (shared by all processes).
+
+    Args:
+        origin_ns: the zero of all starts: when the sample's process was asked for.
+        synchronise: waits until the device has done what it was given; called at the end of each span.
+        notify: told the path of each span that opens, for live progress; must return at once.
+    """
+
+    def __init__(
+        self,
+        origin_ns: int,
+        synchronise: Callable[[], None] = lambda: None,
+        notify: Callable[[str], None] = lambda path: None,
+    ) -> None:
+        self.origin_ns = origin_ns
+        self.synchronise = synchronise
+        self.phases: list[Phase] = []
+        self._notify = notify
+        self._open: list[_Open] = []
+
+    @contextmanager
+    def span(self, path: str) -> Iterator[None]:
+        """Time the block as the phase `path`; an error inside still closes the phase before it goes on."""
+        self._notify(path)
+        entry = _Open(path, time.monotonic_ns())
+        self._open.append(entry)
+        try:
+            yield
+            self.synchronise()
+        finally:
+            self._close(entry, time.monotonic_ns())
+
+    def record(self, path: str, start_ns: int, end_ns: int) -> None:
+        """Add a phase that was timed elsewhere (before this clock existed); no span may be open."""
+        assert not self._open, f"'{path}' was recorded inside '{self._open[-1].path}'"
+        self._close(_Open(path, start_ns), end_ns)
+
+    def since_origin_s(self) -> float:
+        """Return the seconds from the origin until now."""
+        return (time.monotonic_ns() - self.origin_ns) / 1e9
+
+    def duration_s(self, path: str) -> float:
+        """Return the seconds spent in all phases named `path`; 0.0 where there is none."""
+        return sum(phase.duration_s for phase in self.phases if phase.path == path)
+
+    def _close(self, entry: _Open, end_ns: int) -> None:
+        duration_ns = end_ns - entry.start_ns
+        if entry in self._open:
+            self._open.remove(entry)
+        if self._open:
+            self._open[-1].children_ns += duration_ns
+        self.phases.append(
+            Phase(
+                path=entry.path,
+                start_s=round((entry.start_ns - self.origin_ns) / 1e9, 9),
+                duration_s=round(duration_ns / 1e9, 9),
+                self_s=round((duration_ns - entry.children_ns) / 1e9, 9),
+            )
+        )

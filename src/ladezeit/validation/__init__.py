@@ -1,0 +1,1 @@
+"""What is proven of a loaded model and what that costs."""
