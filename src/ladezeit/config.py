@@ -1,18 +1,18 @@
 """The typed schema of every option group, and the one place that turns composed config into objects.
 
 The option files in ``conf/`` start from these classes (``defaults: [/schema/<group>/<kind>@_here_]``), so Hydra checks
-names and types while it composes. `build` then checks what only the whole shows. Enum members are lower case because
+names and types while it composes. `build` then checks values, and `check_combination` what only the whole shows. Enum members are lower case because
 their names are what users type.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from ladezeit.errors import ConfigError, did_you_mean
+from ladezeit.errors import CombinationError, ConfigError, did_you_mean
 
 
 class DType(Enum):
@@ -124,13 +124,13 @@ class TransformersLoading(LoadingConfig):
 
     `device_map` is None, a strategy (`auto`, `balanced`, `balanced_low_0`, `sequential`), a device, or a mapping from
     module to device; the word `device` in it stands for the run's device. `max_memory` maps `device`, `cpu` or a GPU
-    index to a size (`20GiB`) or a share of what that device has (`90%`).
+    index to a size (`20GiB`) or a share of what that device has (`90%`); empty means no limit.
     """
 
     engine: str = "transformers"
     dtype: DType = DType.auto
     device_map: Any = None
-    max_memory: Optional[dict[str, str]] = None
+    max_memory: dict[str, str] = field(default_factory=dict)
     disable_cpu_offload: bool = True
     offload_folder: Optional[str] = None
     move_to_device: bool = False
@@ -221,10 +221,11 @@ class RunConfig:
     discard_first: bool = MISSING
     outputs: str = MISSING
     title: Optional[str] = None
+    smaller_model: Optional[str] = None
 
 
 #: Keys of `RunConfig` that do not change what is measured: two configs that differ only here are the same point.
-NOT_MEASURED = ("sample", "tracking", "order_seed", "discard_first", "outputs", "title")
+NOT_MEASURED = ("sample", "tracking", "order_seed", "discard_first", "outputs", "title", "smaller_model")
 
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -254,19 +255,40 @@ def register() -> None:
 
 
 def build(composed: DictConfig) -> RunConfig:
-    """Turn a composed config into objects and check it as a whole.
+    """Turn a composed config into objects and check each value; `check_combination` looks at them together.
 
     Raises:
-        ConfigError: a value is missing, or values do not go together.
+        ConfigError: a key is unknown, or a value is out of its range.
         omegaconf.errors.OmegaConfBaseException: a mandatory value is missing or an interpolation fails.
     """
+    _check_keys(composed, "")
     config = OmegaConf.to_object(composed)
     if not isinstance(config, RunConfig):
         raise ConfigError(
             "the composed config is not a ladezeit run: its first default must be '/schema/run' (see conf/config.yaml)"
         )
-    check(config)
+    _check_device(config.device)
+    _check_numbers(config)
     return config
+
+
+def _check_keys(node: DictConfig, path: str) -> None:
+    """Refuse keys that were added with ``+`` where no schema knows them: they would change nothing."""
+    kind = OmegaConf.get_type(node)
+    if not is_dataclass(kind):
+        return
+    known = [item.name for item in fields(kind)]
+    for key in node:
+        if key not in known:
+            raise ConfigError(
+                f"'{path}{key}' is no key of the config: there are {', '.join(known)}." + did_you_mean(str(key), known)
+            )
+        if (
+            not OmegaConf.is_missing(node, key)
+            and not OmegaConf.is_interpolation(node, key)
+            and OmegaConf.is_dict(node[key])
+        ):
+            _check_keys(node[key], f"{path}{key}.")
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
@@ -280,9 +302,7 @@ def from_plain(plain: dict[str, Any]) -> RunConfig:
     """Rebuild the objects that `to_plain` flattened; the worker's way to its config."""
     groups = {
         "model": _model_class(plain["model"]),
-        "loading": LegacyManagerLoading
-        if plain["loading"]["engine"] == "legacy_manager"
-        else TransformersLoading,
+        "loading": LegacyManagerLoading if plain["loading"]["engine"] == "legacy_manager" else TransformersLoading,
     }
     node = OmegaConf.structured(RunConfig)
     for key, cls in groups.items():
@@ -299,10 +319,12 @@ def _model_class(plain: dict[str, Any]) -> type[ModelConfig]:
     raise ConfigError(f"model has the keys {sorted(plain)}, which fit no kind of model")
 
 
-def check(config: RunConfig) -> None:
-    """Check what a single value's type cannot show; raises `ConfigError` with what was asked and what to do."""
-    _check_device(config.device)
-    _check_numbers(config)
+def check_combination(config: RunConfig) -> None:
+    """Check that the values go together.
+
+    Raises:
+        CombinationError: with what was asked and what to do.
+    """
     if isinstance(config.loading, TransformersLoading) and not isinstance(config.loading, LegacyManagerLoading):
         _check_placement(config.loading, config.device)
 
@@ -334,13 +356,13 @@ def _check_numbers(config: RunConfig) -> None:
 
 def _check_placement(loading: TransformersLoading, device: str) -> None:
     asked = loading.device_map
-    if loading.max_memory is not None and asked not in STRATEGIES:
-        raise ConfigError(
+    if loading.max_memory and asked not in STRATEGIES:
+        raise CombinationError(
             f"loading.max_memory was given with device_map={asked}: it means something only where the placement is "
             f"chosen for you. Use loading.device_map=auto, or leave max_memory out"
         )
     if loading.move_to_device and asked is not None:
-        raise ConfigError(
+        raise CombinationError(
             f"loading.move_to_device moves a model that was loaded without a device_map, but device_map={asked} "
             f"places it already. Leave one of the two out"
         )
@@ -358,11 +380,11 @@ def _refuse_offload(loading: TransformersLoading, device: str) -> None:
     offloaded = {str(place) for place in places} & ({"disk"} if device == "cpu" else {"cpu", "disk"})
     if device == "auto":
         offloaded -= {"cpu"}  # known only when the device is: the plan looks again
-    if device != "cpu" and "cpu" in (loading.max_memory or {}) and device != "auto":
+    if device != "cpu" and "cpu" in loading.max_memory and device != "auto":
         offloaded.add("cpu")
     if offloaded or loading.offload_folder is not None:
         where = " and ".join(sorted(offloaded)) or f"the folder {loading.offload_folder}"
-        raise ConfigError(
+        raise CombinationError(
             f"loading.disable_cpu_offload is set, yet the placement names {where}. Set "
             f"loading.disable_cpu_offload=false if that offload is wanted, or take {where} out of the placement"
         )

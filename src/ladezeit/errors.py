@@ -16,6 +16,10 @@ class ConfigError(LadezeitError):
     """The configuration asks for something that has no meaning: a wrong value, key or combination."""
 
 
+class CombinationError(ConfigError):
+    """Values that are right by themselves do not go together: alone an error, in a sweep a skipped point."""
+
+
 class CheckpointError(LadezeitError):
     """The checkpoint is missing, incomplete, damaged, or not safe to read."""
 

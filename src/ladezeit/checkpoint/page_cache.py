@@ -1,0 +1,236 @@
+"""How much of a file lies in the page cache, and how to make that none or all, proven by looking again.
+
+Nothing here needs root. The kernel is asked with cachestat where it has it, otherwise with mincore.
+"""
+
+import ctypes
+import errno
+import math
+import mmap
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ladezeit.config import CacheState
+from ladezeit.errors import CheckpointError, NotRunnableError
+
+#: Resident shares that count as cold (below) and as warm (above).
+COLD_BELOW = 0.01
+WARM_ABOVE = 0.99
+
+_CACHESTAT = 451  # the same number on every architecture
+_WINDOW_BYTES = 2**30
+_READ_BYTES = 8 * 2**20
+_READERS = 4
+_DROPS = 5
+#: File systems that pass files through from another one: cachestat sees their own, always empty, cache.
+_STACKED = ("overlay", "aufs")
+#: File systems whose files have no place but memory.
+_IN_MEMORY = ("tmpfs", "ramfs")
+
+_ONLY_OWNERS = (
+    ": the system answers only those who own or may write a file. Run as the files' owner, or use cache=as_is"
+)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+_libc.syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
+_libc.syscall.restype = ctypes.c_long
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What setting a cache state came to: shares of the files' pages in memory, and how long it took."""
+
+    asked: CacheState
+    resident_before_share: float
+    resident_after_share: float
+    seconds: float
+
+
+def resident_bytes(path: Path) -> int:
+    """Return how many bytes of the file are in the page cache, in whole pages.
+
+    Raises:
+        CheckpointError: the file cannot be opened, or the system does not tell us.
+    """
+    if not _may_ask(path):
+        raise CheckpointError(f"which pages of {path} are in memory is not told{_ONLY_OWNERS}")
+    with _opened(path) as descriptor:
+        pages = None if filesystem(path) in _STACKED else pages_by_cachestat(descriptor)
+        if pages is None:
+            pages = pages_by_mincore(descriptor, path)
+    return pages * mmap.PAGESIZE
+
+
+def resident_share(paths: Sequence[Path]) -> float:
+    """Return which share of all pages of `paths` is in the page cache, 0.0 to 1.0; NaN where that is not told."""
+    if not all(_may_ask(path) for path in paths):
+        return math.nan
+    total = sum(-(-path.stat().st_size // mmap.PAGESIZE) for path in paths) * mmap.PAGESIZE
+    return sum(resident_bytes(path) for path in paths) / total if total else 1.0
+
+
+def drop(paths: Sequence[Path]) -> None:
+    """Ask the kernel to forget the pages of `paths`, written back first; pages that a process has mapped stay."""
+    for path in paths:
+        with _opened(path) as descriptor:
+            os.fsync(descriptor)
+            for _ in range(_DROPS):  # pages still on their way into the kernel's lists escape the first time
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                if _may_ask(path) and resident_bytes(path) == 0:
+                    break
+                time.sleep(0.02)
+
+
+def warm(paths: Sequence[Path]) -> None:
+    """Read every byte of `paths` once, a few threads into one buffer each.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    spans = [(path, start) for path in paths for start in range(0, path.stat().st_size, _WINDOW_BYTES)]
+    buffers = threading.local()
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="warm") as pool:
+        for _ in pool.map(lambda span: _read_span(span[0], span[1], buffers), spans):
+            pass
+
+
+def set_state(paths: Sequence[Path], state: CacheState) -> CacheReport:
+    """Bring `paths` into `state` as far as the system lets us; whether it worked, `verify` tells.
+
+    Raises:
+        NotRunnableError: `warm` was asked, and the files are larger than the memory that can be had.
+        CheckpointError: a file cannot be read.
+    """
+    started = time.monotonic()
+    before = resident_share(paths)
+    if state is CacheState.cold and before != 0:
+        drop(paths)
+    if state is CacheState.warm and before != 1:
+        _check_memory(paths)
+        for _ in range(2):  # memory pressure may take pages back while the last are being read
+            warm(paths)
+            if resident_share(paths) > WARM_ABOVE:
+                break
+    after = before if state is CacheState.as_is else resident_share(paths)
+    return CacheReport(state, before, after, time.monotonic() - started)
+
+
+def verify(paths: Sequence[Path], state: CacheState) -> tuple[float, bool, str | None]:
+    """Return the resident share, whether that is `state`, and if not, why; what cannot be known is not `state`."""
+    share = resident_share(paths)
+    if math.isnan(share) and state is not CacheState.as_is:
+        return share, False, f"cache={state.value} was asked, but whether it is so is not told{_ONLY_OWNERS}"
+    if state is CacheState.cold and share >= COLD_BELOW:
+        return share, False, f"cache=cold was asked, but {_percent(share)} of the checkpoint is in memory{_why(paths)}"
+    if state is CacheState.warm and share <= WARM_ABOVE:
+        reason = f"cache=warm was asked, but only {_percent(share)} of the checkpoint is in memory"
+        return share, False, f"{reason}: the system took it back. Free memory, or use cache=as_is"
+    return share, True, None
+
+
+def filesystem(path: Path) -> str:
+    """Return the type of the file system that `path` lies on, as the system calls it (ext4, overlay, tmpfs, …)."""
+    real = path.resolve()
+    best, kind = -1, "unknown"
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        before, _, after = line.partition(" - ")
+        mount = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split(" ")[4])  # \040 is a space
+        if real.is_relative_to(mount) and len(mount) >= best:
+            best, kind = len(mount), after.split(" ")[0]
+    return kind
+
+
+def pages_by_cachestat(descriptor: int) -> int | None:
+    """Return the file's pages in the cache, or None where the kernel has no cachestat or does not tell us."""
+    asked = (ctypes.c_uint64 * 2)(0, 0)  # from 0 to the end
+    found = (ctypes.c_uint64 * 5)()  # cached, dirty, in writeback, evicted, recently evicted
+    if _libc.syscall(_CACHESTAT, descriptor, ctypes.addressof(asked), ctypes.addressof(found), 0) != 0:
+        return None
+    return int(found[0])
+
+
+def pages_by_mincore(descriptor: int, path: Path) -> int:
+    """Return the file's pages in the cache; wrong (all of them) for a file that is neither ours nor ours to write."""
+    size = os.fstat(descriptor).st_size
+    pages = 0
+    for start in range(0, size, _WINDOW_BYTES):
+        length = min(_WINDOW_BYTES, size - start)
+        address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, start)
+        if address in (None, ctypes.c_void_p(-1).value):
+            raise CheckpointError(f"{path} cannot be mapped: {os.strerror(ctypes.get_errno())}")
+        try:
+            flags = ctypes.create_string_buffer(-(-length // mmap.PAGESIZE) + 1)
+            if _libc.mincore(address, length, flags) != 0:
+                reason = os.strerror(ctypes.get_errno())
+                raise CheckpointError(f"the system does not tell which pages of {path} are in memory: {reason}")
+        finally:
+            _libc.munmap(address, length)
+        pages += flags.raw[:-1].count(1)
+    return pages
+
+
+def _check_memory(paths: Sequence[Path]) -> None:
+    from ladezeit.measure.limits import available_memory_bytes
+
+    needed, available = sum(path.stat().st_size for path in paths), available_memory_bytes()
+    if needed > available:
+        raise NotRunnableError(
+            f"cache=warm needs the whole checkpoint in memory: {needed / 2**30:.2f} GiB, and "
+            f"{available / 2**30:.2f} GiB are available. Use cache=cold or cache=as_is, or a smaller model"
+        )
+
+
+def _read_span(path: Path, start: int, buffers: threading.local) -> None:
+    if not hasattr(buffers, "one"):
+        buffers.one = mmap.mmap(-1, _READ_BYTES)
+    with _opened(path) as descriptor:
+        position, end = start, min(start + _WINDOW_BYTES, os.fstat(descriptor).st_size)
+        while position < end:
+            try:
+                count = os.preadv(descriptor, [buffers.one], position)
+            except OSError as cause:
+                raise CheckpointError(f"{path} cannot be read: {cause.strerror}") from cause
+            if count == 0:
+                raise CheckpointError(f"{path} became shorter while it was read")
+            position += count
+
+
+def _why(paths: Sequence[Path]) -> str:
+    kinds = {filesystem(path) for path in paths}
+    if kinds & set(_IN_MEMORY):
+        kind = min(kinds & set(_IN_MEMORY))
+        return f": it lies on {kind}, which is memory and never cold. Put it on a disk (LADEZEIT_CACHE)"
+    return ": another process has it mapped, or the file system keeps it. End what uses it, or use cache=as_is"
+
+
+def _may_ask(path: Path) -> bool:
+    """Whether the kernel answers truly: to strangers, mincore calls every page resident."""
+    return os.access(path, os.W_OK) or path.stat().st_uid == os.geteuid()
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as cause:
+        what = "is missing" if cause.errno == errno.ENOENT else f"cannot be opened: {cause.strerror}"
+        raise CheckpointError(f"{path} {what}") from cause
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,231 @@
+"""From ``model=…`` to a checkpoint on disk whose every file was looked at: `locate`, `prepare` and `inspect`.
+
+Nothing here imports torch or transformers: the supervisor runs it before any clock starts.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ladezeit.checkpoint import digest, hub, packaged, pickle_check, synthetic, weight_files
+from ladezeit.checkpoint.headers import TensorEntry, read_header
+from ladezeit.checkpoint.store import Progress
+from ladezeit.checkpoint.strict_json import read_object, shortened
+from ladezeit.config import FolderModel, HubModel, ModelConfig, PackagedModel, SyntheticModel
+from ladezeit.errors import CheckpointError
+
+__all__ = ["Checkpoint", "Progress", "TensorEntry", "default_cache", "inspect", "locate", "prepare"]
+
+#: What torch calls safetensors' dtypes that a whole model can have; `from_pretrained` picks the first such tensor's.
+_FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+_TORCH_NAMES = frozenset(_FLOATS.values())
+_TOKENIZERS = (
+    {"tokenizer.json"},
+    {"tokenizer.model"},
+    {"spiece.model"},
+    {"sentencepiece.bpe.model"},
+    {"tekken.json"},
+    {"vocab.txt"},
+    {"vocab.json", "merges.txt"},
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Files on disk that hold one model, checked to be complete.
+
+    `config` is the content of config.json; `dtype` the torch name that ``from_pretrained(dtype="auto")`` picks.
+    `weight_bytes` counts the tensors, `file_bytes` the whole shards. Equal `fingerprint` means the same weights, as far
+    as config, headers and samples of the content tell (see `digest`).
+    """
+
+    folder: Path
+    shards: tuple[Path, ...]
+    tensors: tuple[TensorEntry, ...]
+    config: dict[str, Any]
+    file_format: Literal["safetensors", "pickle"]
+    fingerprint: str
+    has_tokenizer: bool
+    weight_bytes: int
+    file_bytes: int
+    dtype: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for `from_json`, ready for JSON; a tensor is a list, which keeps 18,867 of them cheap."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        plain["folder"] = str(self.folder)
+        plain["shards"] = [str(shard) for shard in self.shards]
+        plain["tensors"] = [[t.name, t.dtype, t.shape, t.shard, t.begin, t.end] for t in self.tensors]
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> "Checkpoint":
+        """Rebuild what `to_json` returned, without touching the disk."""
+        tensors = (
+            TensorEntry(name, dtype, tuple(shape), shard, begin, end)
+            for name, dtype, shape, shard, begin, end in plain["tensors"]
+        )
+        files = {"folder": Path(plain["folder"]), "shards": tuple(map(Path, plain["shards"]))}
+        return cls(**{**plain, **files, "tensors": tuple(tensors)})
+
+
+def default_cache() -> Path:
+    """Return where made checkpoints are kept: $LADEZEIT_CACHE, else ``ladezeit`` in the user's cache folder."""
+    if own := os.environ.get("LADEZEIT_CACHE"):
+        return Path(own).expanduser().absolute()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "ladezeit"
+
+
+def locate(model: ModelConfig, cache: Path) -> Path | None:
+    """Return the folder of `model` where it is whole on this machine already, else None; changes nothing.
+
+    Raises:
+        CheckpointError, ConfigError: `model` cannot be had at all (no such package, unknown architecture).
+    """
+    match model:
+        case FolderModel():
+            folder = Path(model.path).expanduser()
+            return folder if folder.is_dir() else None
+        case SyntheticModel():
+            return synthetic.locate(model, cache)
+        case PackagedModel():
+            return packaged.locate(model, cache)
+        case HubModel():
+            return hub.locate(model)
+    raise TypeError(f"{type(model).__name__} is no kind of model")
+
+
+def prepare(model: ModelConfig, cache: Path, progress: Progress | None = None) -> Checkpoint:
+    """Make, convert or download `model` where needed, then `inspect` it.
+
+    Args:
+        model: one of the kinds of group ``model``.
+        cache: where made and converted checkpoints are kept (see `default_cache`).
+        progress: see `Progress`; may be called from another thread, and must return at once.
+
+    Raises:
+        CheckpointError: it cannot be had, or is damaged, or the disk is too small.
+        ConfigError: the architecture of a synthetic model is none this can write.
+    """
+    report = progress or (lambda what, done, total: None)
+    match model:
+        case FolderModel():
+            folder = Path(model.path).expanduser().absolute()
+        case SyntheticModel():
+            folder = synthetic.prepare(model, cache, report)
+        case PackagedModel():
+            folder = packaged.prepare(model, cache, report)
+        case HubModel():
+            folder = hub.prepare(model, report)
+        case _:
+            raise TypeError(f"{type(model).__name__} is no kind of model")
+    return inspect(folder, model.name)
+
+
+def inspect(folder: Path, model_name: str) -> Checkpoint:
+    """Check all headers in `folder` against their files and the index, and return what is there; reads only.
+
+    Raises:
+        CheckpointError: opened by `model_name`: the folder is no complete, undamaged and safe checkpoint.
+    """
+    try:
+        return _inspect(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"model={model_name}: {error}") from error.__cause__
+    except PermissionError as error:
+        raise CheckpointError(f"model={model_name}: {error.filename} cannot be read: {error.strerror}") from error
+
+
+def _inspect(folder: Path) -> Checkpoint:
+    config = _config(folder)
+    files = weight_files.find(folder, config)
+    if files.file_format == "safetensors":
+        headers = [read_header(shard, number) for number, shard in enumerate(files.shards)]
+        tensors = tuple(tensor for header in headers for tensor in header.tensors)
+        in_order = sorted(tensors, key=lambda tensor: tensor.name)  # as safetensors lists them
+        hashes = [header.sha256 for header in headers]
+    else:
+        tensors = pickle_check.tensors_of(files.shards)
+        in_order = list(tensors)
+        hashes = ["pickle"] * len(files.shards)
+    if not tensors:
+        raise CheckpointError(f"{folder} holds no weights: {files.shards[0].name} has no tensors. Fetch it again")
+    _check_unique(tensors, files.shards)
+    if files.weight_map is not None:
+        _check_index(files.weight_map, tensors, files.shards)
+    return Checkpoint(
+        folder=folder,
+        shards=files.shards,
+        tensors=tensors,
+        config=config,
+        file_format=files.file_format,
+        fingerprint=digest.fingerprint(config, files.shards, hashes),
+        has_tokenizer=_has_tokenizer(folder),
+        weight_bytes=sum(end - begin for _, begin, end in {(t.shard, t.begin, t.end) for t in tensors}),
+        file_bytes=sum(shard.stat().st_size for shard in files.shards),
+        dtype=_dtype(config, files.index_dtype, in_order, folder),
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not folder.exists():
+        raise CheckpointError(f"the folder {folder} does not exist. Give the folder that holds config.json")
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file. Give the folder that holds config.json and the weights")
+    if not (folder / "config.json").exists():
+        inner = sorted(path.parent.name for path in folder.glob("*/config.json"))[:3]
+        hint = f"; found one in {', '.join(inner)}" if inner else ""
+        raise CheckpointError(
+            f"{folder} has no config.json, so it is not a checkpoint{hint}. Give the folder that holds config.json"
+        )
+    return read_object(weight_files.contained(folder, "config.json", "config.json"))
+
+
+def _check_unique(tensors: Sequence[TensorEntry], shards: Sequence[Path]) -> None:
+    home: dict[str, int] = {}
+    for tensor in tensors:
+        first = home.setdefault(tensor.name, tensor.shard)
+        if first != tensor.shard:
+            raise CheckpointError(
+                f"{shards[tensor.shard]}: tensor '{shortened(tensor.name)}' stands in {shards[first].name} too; which "
+                f"one is meant cannot be known. Fetch the checkpoint again"
+            )
+
+
+def _check_index(weight_map: dict[str, int], tensors: Sequence[TensorEntry], shards: Sequence[Path]) -> None:
+    found = {tensor.name: tensor.shard for tensor in tensors}
+    if found == weight_map:
+        return
+    name = min(key for key in found.keys() | weight_map.keys() if found.get(key) != weight_map.get(key))
+    said, is_in = weight_map.get(name), found.get(name)
+    raise CheckpointError(
+        f"{shards[0].parent}: index and shards disagree: tensor '{shortened(name)}' is said to be in "
+        f"{shards[said].name if said is not None else 'no file'} and is in "
+        f"{shards[is_in].name if is_in is not None else 'no file'}. Fetch the checkpoint again"
+    )
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    there = {entry.name for entry in os.scandir(folder) if entry.is_file()}
+    return any(names <= there for names in _TOKENIZERS)
+
+
+def _dtype(config: dict[str, Any], index_dtype: str | None, tensors: Sequence[TensorEntry], folder: Path) -> str:
+    """Pick as transformers' `_get_dtype` does for ``auto``: config, index, first float tensor of the first file."""
+    said = config.get("dtype")
+    said = config.get("torch_dtype") if said is None else said
+    said = index_dtype if said is None else said
+    if isinstance(said, dict):
+        said = said.get("", "float32")
+    if said is None:
+        return next((_FLOATS[t.dtype] for t in tensors if t.shard == 0 and t.dtype in _FLOATS), "float32")
+    name = str(said).removeprefix("torch.")
+    if name not in _TORCH_NAMES:
+        raise CheckpointError(
+            f"{folder / 'config.json'} gives the dtype {shortened(said)}; expected one of "
+            f"{', '.join(sorted(_TORCH_NAMES))}"
+        )
+    return name

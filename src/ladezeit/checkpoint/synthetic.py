@@ -1,0 +1,225 @@
+"""Checkpoints of seeded random bits in the layout of a real architecture: what loading costs, without the download.
+
+How long a load takes does not depend on what the weights say: bits with the right shapes, names and shards serve. The
+values keep a forward pass finite: weights of magnitude 2^-11 to 2^-7, norms from 1 to 2, all of them exact in float16
+too. They depend on seed, architecture and `_GENERATOR` alone, not on shards or on how many threads wrote them.
+"""
+
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ladezeit.checkpoint.layouts import Role, TensorSpec, layout
+from ladezeit.checkpoint.store import Progress, Recipe, build, find
+from ladezeit.config import SyntheticModel
+from ladezeit.errors import ConfigError
+
+#: Version of the bits: raise it when the same seed would give other values or files.
+_GENERATOR = 1
+#: Values that come from one seeding, in bf16 elements (1 MiB: stays in a core's second-level cache).
+_CHUNK = 2**19
+#: What a thread makes in one go, in bf16 elements, and how many such batches are in memory at most (16 MiB in all).
+_BATCH = 2**21
+_AHEAD = 4
+_THREADS = 2
+#: Which random bits of a bf16 (sign 1, exponent 8, fraction 7) are kept, and which are set.
+_PATTERNS: dict[Role, tuple[int, int]] = {
+    "weight": (0x81FF, 0x3A00),
+    "bias": (0x81FF, 0x3A00),
+    "norm": (0x007F, 0x3F80),
+}
+_CLASSES = {"qwen2": "Qwen2ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
+
+
+@dataclass(frozen=True)
+class SyntheticSizes:
+    """How large a checkpoint will be: bytes of its tensors, bytes of its shards, torch's name of its dtype."""
+
+    weight_bytes: int
+    file_bytes: int
+    dtype: str = "bfloat16"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Part of a tensor: `elements` values of its chunk number `chunk`; `tensor` is its place in the layout."""
+
+    tensor: int
+    role: Role
+    chunk: int
+    elements: int
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One file to write: its header, and which tensors of the layout follow, in this order."""
+
+    name: str
+    header: bytes
+    tensors: tuple[int, ...]
+
+
+def locate(model: SyntheticModel, cache: Path) -> Path | None:
+    """Return the folder of `model` if it is in `cache`; changes nothing. Raises `ConfigError` as `prepare` does."""
+    return find(cache, recipe(model))
+
+
+def prepare(model: SyntheticModel, cache: Path, progress: Progress) -> Path:
+    """Write the checkpoint of `model` into `cache` if it is not there yet, and return its folder.
+
+    Raises:
+        CheckpointError: the disk is too small or cannot be written.
+        ConfigError: no layout is known for its architecture, or a size in it makes no sense.
+    """
+    return build(cache, recipe(model), lambda folder: _write(model, folder, progress), progress)
+
+
+def synthetic_sizes(model: SyntheticModel) -> SyntheticSizes:
+    """Return how large the checkpoint of `model` is or will be; nothing is written. Raises `ConfigError`."""
+    specs = layout(model.architecture)
+    data = sum(spec.byte_count for spec in specs)
+    return SyntheticSizes(data, data + sum(len(shard.header) for shard in plan(specs, model.shard_bytes)))
+
+
+def recipe(model: SyntheticModel) -> Recipe:
+    """Return what the checkpoint of `model` is made from, and how many bytes it takes."""
+    if model.seed < 0 or model.shard_bytes < 1:
+        raise ConfigError(f"model.seed={model.seed} must be 0 or more, model.shard_bytes={model.shard_bytes} 1 or more")
+    sizes = synthetic_sizes(model)
+    return Recipe(
+        name=model.name,
+        kind="synthetic",
+        identity={
+            "generator": _GENERATOR,
+            "seed": model.seed,
+            "shard_bytes": model.shard_bytes,
+            "config": config_json(model.architecture),
+        },
+        needed_bytes=sizes.file_bytes,
+    )
+
+
+def config_json(architecture: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of config.json: `architecture`, with class and dtype where it leaves them out."""
+    dtype = architecture.get("dtype") or architecture.get("torch_dtype") or "bfloat16"
+    if dtype != "bfloat16":
+        raise ConfigError(f"model.architecture has dtype {dtype}: synthetic ones are bfloat16. Use loading.dtype")
+    default = {"architectures": [_CLASSES[str(architecture["model_type"])]], "dtype": "bfloat16"}
+    if "torch_dtype" in architecture:
+        del default["dtype"]
+    return {**default, **architecture}
+
+
+def plan(specs: Sequence[TensorSpec], shard_bytes: int) -> list[_Shard]:
+    """Divide the tensors into files as `save_pretrained` does: in order, a new file where the next does not fit."""
+    groups: list[list[int]] = [[]]
+    used = 0
+    for number, spec in enumerate(specs):
+        if used + spec.byte_count > shard_bytes and groups[-1]:
+            groups.append([])
+            used = 0
+        groups[-1].append(number)
+        used += spec.byte_count
+    shards = []
+    for position, group in enumerate(groups, start=1):
+        name = f"model-{position:05d}-of-{len(groups):05d}.safetensors" if len(groups) > 1 else "model.safetensors"
+        group.sort(key=lambda number: specs[number].name)
+        shards.append(_Shard(name, _header([specs[number] for number in group]), tuple(group)))
+    return shards
+
+
+def index_json(specs: Sequence[TensorSpec], shards: Sequence[_Shard]) -> str:
+    """Return the content of model.safetensors.index.json, as `save_pretrained` formats it."""
+    mapping = {specs[number].name: shard.name for shard in shards for number in shard.tensors}
+    total = sum(spec.byte_count for spec in specs)
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": mapping}, indent=2, sort_keys=True) + "\n"
+
+
+def _header(specs: Sequence[TensorSpec]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for spec in specs:
+        end = position + spec.byte_count
+        entries[spec.name] = {"dtype": "BF16", "shape": spec.shape, "data_offsets": [position, end]}
+        position = end
+    raw = json.dumps(entries, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def _write(model: SyntheticModel, folder: Path, progress: Progress) -> None:
+    specs = layout(model.architecture)
+    shards = plan(specs, model.shard_bytes)
+    total = sum(spec.byte_count for spec in specs)
+    done = 0
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="synthetic") as pool:
+        for shard in shards:
+            with (folder / shard.name).open("wb") as file:
+                file.write(shard.header)
+                for written in _write_values(file, pool, model.seed, specs, shard.tensors):
+                    done += written
+                    progress(f"writing {model.name}", done, total)
+    if len(shards) > 1:
+        (folder / "model.safetensors.index.json").write_text(index_json(specs, shards), encoding="utf-8")
+    _write_json(folder / "config.json", config_json(model.architecture))
+    generation = {key: model.architecture.get(key) for key in ("bos_token_id", "eos_token_id")}
+    _write_json(folder / "generation_config.json", {k: v for k, v in generation.items() if v is not None})
+
+
+def _write_values(
+    file: IO[bytes], pool: ThreadPoolExecutor, seed: int, specs: Sequence[TensorSpec], tensors: Sequence[int]
+) -> Iterator[int]:
+    """Write the values of `tensors`, made a few batches ahead; yields the bytes of each batch when it is written."""
+    waiting: deque[Future[NDArray[np.uint16]]] = deque()
+    try:
+        for batch in _batches(specs, tensors):
+            waiting.append(pool.submit(_values, seed, batch))
+            if len(waiting) >= _AHEAD:
+                yield file.write(waiting.popleft().result().data)
+        while waiting:
+            yield file.write(waiting.popleft().result().data)
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _batches(specs: Sequence[TensorSpec], tensors: Sequence[int]) -> Iterator[list[_Piece]]:
+    """Gather pieces up to `_BATCH`: a mixture of experts has thousands of tensors too small to hand over one by one."""
+    batch: list[_Piece] = []
+    held = 0
+    for number in tensors:
+        elements = specs[number].elements
+        for chunk in range(-(-elements // _CHUNK)):
+            piece = _Piece(number, specs[number].role, chunk, min(_CHUNK, elements - chunk * _CHUNK))
+            batch.append(piece)
+            held += piece.elements
+            if held >= _BATCH:
+                yield batch
+                batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def _values(seed: int, batch: Sequence[_Piece]) -> NDArray[np.uint16]:
+    """Return the bits of all pieces, one behind the other, as bf16 in 16-bit words."""
+    return np.concatenate([_chunk(seed, piece) for piece in batch])
+
+
+def _chunk(seed: int, piece: _Piece) -> NDArray[np.uint16]:
+    keep, put = _PATTERNS[piece.role]
+    generator = np.random.PCG64DXSM(np.random.SeedSequence([seed, piece.tensor, piece.chunk]))
+    words = generator.random_raw(-(-piece.elements // 4))
+    words &= np.uint64(keep * 0x0001_0001_0001_0001)
+    words |= np.uint64(put * 0x0001_0001_0001_0001)
+    return words.astype("<u8", copy=False).view("<u2")[: piece.elements]
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,127 @@
+"""One Hydra job is one sample: from a composed config to ``result.json`` and to MLflow."""
+
+import shlex
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from ladezeit.checkpoint.page_cache import set_state
+from ladezeit.config import RunConfig, build, check_combination, to_plain
+from ladezeit.errors import CheckpointError, CombinationError, LadezeitError, NotRunnableError, TrackingError
+from ladezeit.measure.devices import gpu_memory_used_bytes, wait_until_drained
+from ladezeit.plan import check_runnable, point_id
+from ladezeit.result import FILE_NAME, Identity, Result, Status, SweepRecord, save
+from ladezeit.results.labels import label
+from ladezeit.results.timeline import draw
+from ladezeit.session import Session, current
+from ladezeit.worker_spec import FILE_NAME as SPEC_FILE_NAME
+from ladezeit.worker_spec import WorkerSpec
+
+TIMELINE_FILE = "timeline.png"
+_DRAIN_LIMIT_S = 20.0
+
+
+def run(composed: DictConfig) -> float:
+    """Measure one composed point; return ``load/total_s``, infinite where there is none (sweepers may minimise it).
+
+    Raises:
+        ConfigError, CheckpointError, NotRunnableError: outside of a sweep, where nothing can be measured; inside of
+            one the sample is `skipped` with that reason.
+    """
+    config = build(composed)
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    sweep = SweepRecord.read(Path(hydra.sweep.dir)) if hydra.mode is RunMode.MULTIRUN else None
+    identity = _identity(config, list(hydra.overrides.task), hydra.job.get("num", 0) if sweep else 0, sweep)
+    session = current()
+    if (folder / FILE_NAME).exists():
+        raise LadezeitError(f"{folder} holds a result already: choose another folder, nothing measured is overwritten")
+    try:
+        result = measure(session, config, identity, folder)
+    except (CheckpointError, CombinationError, NotRunnableError) as reason:
+        if sweep is None:
+            raise
+        result = skipped(config, identity, str(reason))
+        save(result, folder)
+    session.results.append(result)
+    session.display.done(result)
+    track(session, config, result, folder, sweep)
+    return result.metrics.get("load/total_s", float("inf")) if result.status is Status.ok else float("inf")
+
+
+def measure(session: Session, config: RunConfig, identity: Identity, folder: Path) -> Result:
+    """Measure one sample into `folder`; everything that can be refused is refused before anything is written."""
+    check_combination(config)
+    device = session.device(config.device)
+    checkpoint = session.checkpoint(config.model)
+    check_runnable(config, device, checkpoint)
+    session.hold(device)
+    session.display.sample(identity.label)
+    spec = WorkerSpec(
+        config=config,
+        checkpoint=checkpoint,
+        identity=identity,
+        device=device.name,
+        folder=folder,
+        environment=session.environment(device, checkpoint.folder),
+    )
+    if device.gpu is not None:
+        drain = wait_until_drained(device.gpu, 0, _DRAIN_LIMIT_S)
+        spec.environment["gpu_memory_used_before_bytes"] = gpu_memory_used_bytes(device.gpu)
+        spec.environment["gpu_drained"] = drain.drained
+    session.display.phase("cache")
+    prepared = set_state(checkpoint.shards, config.cache.state)
+    spec.environment["cache_preparation"] = {
+        "resident_before_share": prepared.resident_before_share,
+        "seconds": prepared.seconds,
+    }
+    result = session.supervisor.run(spec, session.display.phase)
+    (folder / SPEC_FILE_NAME).unlink(missing_ok=True)
+    shutil.rmtree(folder / "scratch", ignore_errors=True)
+    draw(result, folder / TIMELINE_FILE)
+    return result
+
+
+def track(session: Session, config: RunConfig, result: Result, folder: Path, sweep: SweepRecord | None) -> None:
+    """Log the sample; a store that fails costs the sample nothing: its files are the truth and can be imported."""
+    varying = sweep.varying if sweep else [override.partition("=")[0] for override in result.identity.overrides]
+    try:
+        session.tracker(config).log_sample(result, folder, sweep, varying)
+    except TrackingError as error:
+        session.display.note(f"not in MLflow: {error}", "yellow")
+
+
+def skipped(config: RunConfig, identity: Identity, reason: str) -> Result:
+    """Return the result of a sample that was never started."""
+    return Result(
+        status=Status.skipped,
+        identity=identity,
+        config=to_plain(config),
+        started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        reason=reason,
+        metrics={"sample/wall_s": 0.0},
+    )
+
+
+def _identity(config: RunConfig, overrides: list[str], number: int, sweep: SweepRecord | None) -> Identity:
+    named = (
+        sweep.labels[number] if sweep else label({"cache": config.cache.state.value, "loading": config.loading.name}, 0)
+    )
+    return Identity(
+        point=point_id(config),
+        sample=config.sample,
+        job=number,
+        label=named,
+        overrides=overrides,
+        command=command(overrides, in_sweep=sweep is not None),
+        sweep=sweep.id if sweep else None,
+    )
+
+
+def command(overrides: list[str], in_sweep: bool) -> str:
+    """Return the command that measures the sample again, alone, whatever mode its experiment asks for."""
+    return shlex.join(["ladezeit", *overrides, *(["hydra.mode=RUN"] if in_sweep else [])])

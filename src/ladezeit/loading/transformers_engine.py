@@ -1,0 +1,98 @@
+"""The engine `transformers`: `AutoModelForCausalLM.from_pretrained`, called as its users call it."""
+
+from typing import Any
+
+from ladezeit.config import TransformersLoading
+from ladezeit.errors import LoadError
+from ladezeit.loading import placement, seams
+from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.model_class import model_class
+from ladezeit.loading.touch import touch
+from ladezeit.measure.clock import Clock
+
+
+class TransformersEngine:
+    """Loads through `from_pretrained`, moves the model afterwards where that was asked, and touches what is lazy."""
+
+    def prepare(self, request: LoadRequest) -> None:
+        """Nothing has to be ready before the clock starts."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+        """See `Engine.load`."""
+        loading = request.loading
+        assert isinstance(loading, TransformersLoading)
+        loaded = from_pretrained(request, clock, **placement_arguments(loading, request.device))
+        self.after_load(loaded, request, clock)
+        return loaded
+
+    def after_load(self, loaded: LoadedModel, request: LoadRequest, clock: Clock) -> None:
+        """Refuse unasked offload, move the model where that was asked, and touch it."""
+        loading = request.loading
+        assert isinstance(loading, TransformersLoading)
+        if loading.disable_cpu_offload:
+            refuse_offload(loaded, request.device)
+        if loading.move_to_device:
+            with clock.span("load/move"):
+                loaded.model.to(request.device)
+        with clock.span("load/touch"):
+            loaded.effective["touched_bytes"] = touch(loaded.model)
+
+
+def placement_arguments(loading: TransformersLoading, device: str) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that decide where tensors go and as what; none that was not asked."""
+    arguments: dict[str, Any] = {
+        "dtype": loading.dtype.value,
+        "device_map": placement.device_map(loading, device),
+        "max_memory": placement.max_memory(loading, device),
+        "offload_folder": loading.offload_folder,
+    }
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def from_pretrained(request: LoadRequest, clock: Clock, **arguments: Any) -> LoadedModel:
+    """Call `from_pretrained` on the request's checkpoint with its phases observed where the clock wants detail."""
+    from transformers import AutoModelForCausalLM
+
+    if request.attn_implementation is not None:
+        arguments["attn_implementation"] = request.attn_implementation
+    call = {"output_loading_info": True, "local_files_only": True, **arguments}
+    call["trust_remote_code"] = request.trust_remote_code
+    folder = str(request.checkpoint.folder)
+    effective: dict[str, Any] = {"arguments": {key: _plain(value) for key, value in arguments.items()}}
+    if clock.detail:
+        with seams.observed(clock, model_class(request.checkpoint.config)) as missing:
+            model, info = AutoModelForCausalLM.from_pretrained(folder, **call)
+        effective["seams_missing"] = missing
+    else:
+        model, info = AutoModelForCausalLM.from_pretrained(folder, **call)
+    device_map = getattr(model, "hf_device_map", None)
+    return LoadedModel(
+        model=model,
+        device_map=None if device_map is None else {name: _device(place) for name, place in device_map.items()},
+        missing_keys=sorted(info["missing_keys"]),
+        unexpected_keys=sorted(info["unexpected_keys"]),
+        mismatched_keys=sorted(str(key) for key in info["mismatched_keys"]),
+        effective=effective,
+    )
+
+
+def refuse_offload(loaded: LoadedModel, device: str) -> None:
+    """Raise `LoadError` where a module went to the disk, or to host memory although the run is on a GPU."""
+    refused = {"disk"} if device == "cpu" else {"disk", "cpu"}
+    offloaded = [name for name, place in (loaded.device_map or {}).items() if place in refused]
+    if offloaded:
+        named = ", ".join(offloaded[:10]) + (" …" if len(offloaded) > 10 else "")
+        raise LoadError(
+            f"{len(offloaded)} of {len(loaded.device_map or {})} modules were offloaded ({named}) although "
+            f"loading.disable_cpu_offload is set: the model does not fit where it was to go. Give it more memory "
+            f"(loading.max_memory, a smaller dtype), or allow it with loading.disable_cpu_offload=false"
+        )
+
+
+def _device(place: Any) -> str:
+    return f"cuda:{place}" if isinstance(place, int) else str(place)
+
+
+def _plain(value: Any) -> Any:
+    """Return an argument as JSON can hold it (device maps and budgets may be keyed by device number)."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value

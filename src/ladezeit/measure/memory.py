@@ -1,0 +1,130 @@
+"""What a load took from the machine: memory peaks, page faults, bytes read from storage.
+
+Everything is read from counters that the kernel, the driver and torch keep anyway, at the borders of the load: nothing
+runs while the clock does.
+"""
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+_PROCESS = Path("/proc/self")
+
+
+@dataclass(frozen=True)
+class _Counters:
+    """Counts since this process started; `read_bytes` is None where the kernel keeps or shows none."""
+
+    major_faults: int
+    minor_faults: int
+    read_bytes: int | None
+
+
+class ResourceMeter:
+    """Meters this process (all its threads, not its children) and the GPU where `device` is one.
+
+    Use: `mark_load_start`, the load, `mark_load_end`, then `read` as often as wished. Peaks go on until the last
+    `read`; counters named ``load/...`` stop at `mark_load_end`. `sources` says how what may come from several places
+    was got, for the record of what was effective.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.sources: dict[str, str] = {}
+        self._start: _Counters | None = None
+        self._end: _Counters | None = None
+
+    def mark_load_start(self) -> None:
+        """Reset the peaks, as far as the kernel lets us, and start the counters."""
+        reset = _reset_host_peak()
+        self.sources["host_peak_rss"] = "VmHWM since the load's start" if reset else "VmHWM since the process's start"
+        torch = self._torch()
+        if torch is not None:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._end = None
+        self._start = _counters()
+
+    def mark_load_end(self) -> None:
+        """Stop the counters of the load."""
+        self._end = _counters()
+
+    def read(self) -> dict[str, float]:
+        """Return the metrics, in GiB, bytes or counts as they are named; what cannot be had here is left out."""
+        return self._host() | self._gpu() | self._load()
+
+    def _host(self) -> dict[str, float]:
+        status = _status_bytes()
+        if "VmHWM" in status:
+            peak = status["VmHWM"]
+        else:
+            self.sources["host_peak_rss"] = "getrusage since the process's start"
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        metrics = {"memory/host_peak_rss_gib": peak / GIB}
+        if "RssAnon" in status:
+            metrics["memory/host_anon_gib"] = status["RssAnon"] / GIB
+            metrics["memory/host_file_gib"] = status["RssFile"] / GIB
+        return metrics
+
+    def _gpu(self) -> dict[str, float]:
+        torch = self._torch()
+        if torch is None:
+            return {}
+        free, total = torch.cuda.mem_get_info(self.device)
+        return {
+            "memory/gpu_allocated_peak_gib": torch.cuda.max_memory_allocated(self.device) / GIB,
+            "memory/gpu_reserved_peak_gib": torch.cuda.max_memory_reserved(self.device) / GIB,
+            "memory/gpu_used_gib": (total - free) / GIB,
+        }
+
+    def _load(self) -> dict[str, float]:
+        if self._start is None:
+            return {}
+        end = self._end or _counters()
+        metrics = {
+            "load/major_page_faults": float(end.major_faults - self._start.major_faults),
+            "load/minor_page_faults": float(end.minor_faults - self._start.minor_faults),
+        }
+        if end.read_bytes is not None and self._start.read_bytes is not None:
+            metrics["load/storage_read_bytes"] = float(end.read_bytes - self._start.read_bytes)
+        return metrics
+
+    def _torch(self) -> Any:
+        """Return torch where it has a context on the GPU; importing it or opening one would be a phase of its own."""
+        torch = sys.modules.get("torch")
+        used = self.device.startswith("cuda") and torch is not None and torch.cuda.is_initialized()
+        return torch if used else None
+
+
+def _reset_host_peak() -> bool:
+    try:
+        # 5 resets the high-water mark alone (proc_pid_clear_refs(5)).
+        (_PROCESS / "clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status_bytes() -> dict[str, int]:
+    try:
+        lines = (_PROCESS / "status").read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines if line.endswith(" kB"))
+    return {key: int(value.split()[0]) * 1024 for key, _, value in pairs}
+
+
+def _counters() -> _Counters:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return _Counters(usage.ru_majflt, usage.ru_minflt, _storage_read_bytes())
+
+
+def _storage_read_bytes() -> int | None:
+    try:
+        lines = (_PROCESS / "io").read_text().splitlines()
+    except OSError:
+        return None
+    counts = dict(line.split(": ") for line in lines)
+    return int(counts["read_bytes"]) if "read_bytes" in counts else None

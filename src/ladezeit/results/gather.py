@@ -1,0 +1,51 @@
+"""All results below a folder, read so that one damaged file hides no other."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ladezeit.errors import LadezeitError
+from ladezeit.result import FILE_NAME, Result, read
+
+
+@dataclass
+class Gathered:
+    """Results by the folder of their sample, and what could not be read with the reason for it."""
+
+    by_folder: dict[Path, Result] = field(default_factory=dict)
+    unreadable: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def results(self) -> list[Result]:
+        """The results in the order of their jobs."""
+        return list(self.by_folder.values())
+
+    @property
+    def problems(self) -> list[str]:
+        """One line for each file that could not be read."""
+        return [f"{path}: {reason}" for path, reason in self.unreadable.items()]
+
+
+def sample_folders(folder: Path) -> Iterator[Path]:
+    """Yield every folder at or below `folder` that holds a ``result.json``, in path order."""
+    yield from sorted(path.parent for path in folder.rglob(FILE_NAME) if path.is_file())
+
+
+def gather(folder: Path) -> Gathered:
+    """Read every ``result.json`` at or below `folder`; a file that cannot be read is reported, not fatal.
+
+    Raises:
+        LadezeitError: `folder` is not a folder.
+    """
+    if not folder.is_dir():
+        raise LadezeitError(f"{folder} is not a folder: give the folder of a sweep or of a single run")
+    gathered = Gathered()
+    found: list[tuple[Path, Result]] = []
+    for sample in sample_folders(folder):
+        try:
+            found.append((sample, read(sample)))
+        except LadezeitError as cause:
+            gathered.unreadable[sample / FILE_NAME] = " ".join(str(cause).split())
+    found.sort(key=lambda pair: (pair[1].identity.sweep or "", pair[1].identity.job, pair[1].started_at))
+    gathered.by_folder = dict(found)
+    return gathered

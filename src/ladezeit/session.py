@@ -1,0 +1,110 @@
+"""What one process keeps between samples: the supervisor's servers, the trackers, what was looked at once."""
+
+import atexit
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ladezeit.checkpoint.resolve import Checkpoint, default_cache, prepare
+from ladezeit.checkpoint.synthetic import synthetic_sizes
+from ladezeit.config import ModelConfig, RunConfig, SyntheticModel, TrackingConfig
+from ladezeit.display import Display
+from ladezeit.measure.device_lock import Holder, lock
+from ladezeit.measure.devices import ResolvedDevice, resolve_device
+from ladezeit.measure.environment import collect
+from ladezeit.plan import Sizes
+from ladezeit.result import Result
+from ladezeit.supervisor import Supervisor
+from ladezeit.tracking import Tracker, open_tracker
+
+
+class Session:
+    """Opened once a process; everything it holds is let go in `close`, in the reverse order."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self.display = self._stack.enter_context(Display())
+        self.supervisor = self._stack.enter_context(Supervisor())
+        self.results: list[Result] = []
+        self.planned = 1
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._devices: dict[str, ResolvedDevice] = {}
+        self._environments: dict[tuple[str, Path], dict[str, Any]] = {}
+        self._trackers: dict[tuple[str, str, str], Tracker] = {}
+
+    def close(self) -> None:
+        """End servers, let go of devices, take the live bar away."""
+        self._stack.close()
+
+    def checkpoint(self, model: ModelConfig) -> Checkpoint:
+        """Return the model's checkpoint, made or fetched where it was not there; looked at once a process."""
+        key = repr(model)
+        if key not in self._checkpoints:
+            with self.display.console.status(f"{model.name}: looking at the checkpoint") as status:
+
+                def told(what: str, done: int, total: int) -> None:
+                    share = f" {done / total:.0%} of {total / 1e9:.1f} GB" if total else ""
+                    status.update(f"{model.name}: {what}{share}")
+
+                self._checkpoints[key] = prepare(model, default_cache(), told)
+        return self._checkpoints[key]
+
+    def sizes(self, model: ModelConfig) -> Sizes:
+        """Return how large the model's checkpoint is, or will be; nothing is written to find out."""
+        if isinstance(model, SyntheticModel):
+            return synthetic_sizes(model)
+        return self.checkpoint(model)
+
+    def device(self, asked: str) -> ResolvedDevice:
+        """Return the device that is there, having said so where it is not what one hopes for."""
+        if asked not in self._devices:
+            self._devices[asked] = resolve_device(asked)
+            note = self._devices[asked].note
+            if note:
+                self.display.note(note, "bold yellow")
+        return self._devices[asked]
+
+    def hold(self, device: ResolvedDevice) -> None:
+        """Hold the device's lock until the session closes: two sweeps on one device are both wrong."""
+
+        def waiting(holder: Holder | None) -> None:
+            who = f"process {holder.pid} ({holder.command})" if holder else "another process"
+            self.display.note(f"waiting for {device.name}: {who} is measuring on it", "yellow")
+
+        self._stack.enter_context(lock(device, waiting))
+
+    def environment(self, device: ResolvedDevice, folder: Path) -> dict[str, Any]:
+        """Return the facts about machine and libraries; collected once a process."""
+        key = (device.name, folder)
+        if key not in self._environments:
+            self._environments[key] = collect(device, folder)
+        return dict(self._environments[key])
+
+    def tracker(self, config: RunConfig) -> Tracker:
+        """Return the tracker of the config; opened once a process."""
+        tracking: TrackingConfig = config.tracking
+        key = (tracking.kind.value, str(tracking.uri), config.outputs)
+        if key not in self._trackers:
+            with self.display.console.status("opening the tracking store"):
+                self._trackers[key] = open_tracker(tracking, Path(config.outputs))
+        return self._trackers[key]
+
+
+_current: Session | None = None
+
+
+def current() -> Session:
+    """Return this process's session, opened at the first call (launchers may run jobs in processes of their own)."""
+    global _current
+    if _current is None:
+        _current = Session()
+        atexit.register(close)
+    return _current
+
+
+def close() -> None:
+    """Close this process's session, if there is one."""
+    global _current
+    if _current is not None:
+        _current.close()
+        _current = None

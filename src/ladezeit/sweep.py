@@ -1,0 +1,218 @@
+"""Conducts a sweep: checks every point first, opens the parent run, measures in blocks, and closes whatever happens."""
+
+import os
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
+
+from ladezeit import job as one_job
+from ladezeit.config import RunConfig, build, check_combination
+from ladezeit.errors import CheckpointError, CombinationError, ConfigError, LadezeitError, NotRunnableError, TrackingError
+from ladezeit.measure.environment import git_state
+from ladezeit.plan import Job, TooLittleMemoryError, check_runnable, in_blocks, point_id, varying_keys
+from ladezeit.result import SWEEP_FILE_NAME, Identity, Result, SweepRecord
+from ladezeit.results.before_after import sentences
+from ladezeit.results.gather import gather
+from ladezeit.results.labels import labels
+from ladezeit.results.table import as_markdown, as_rich
+from ladezeit.results.varying import varying_values
+from ladezeit.session import Session, current
+from ladezeit.tracking import SweepStatus, Tracker
+
+Compose = Callable[[list[str]], DictConfig]
+Launch = Callable[[list[list[str]]], Sequence[JobReturn]]
+
+WARM_UP_FOLDER = "warm-up"
+SUMMARY_FILE = "summary.md"
+
+
+def conduct(overrides: list[list[str]], compose: Compose, launch: Launch, folder: Path) -> Sequence[JobReturn]:
+    """Measure all samples of a sweep into `folder`.
+
+    Args:
+        overrides: one list a job, in any order.
+        compose: composes a job's overrides.
+        launch: runs jobs in the order given and returns their outcomes.
+        folder: the sweep's folder, empty but for Hydra's own file.
+
+    Raises:
+        ConfigError: a point cannot be composed or has no meaning; nothing was started.
+        CheckpointError, NotRunnableError: none of the points can run here; nothing was started.
+    """
+    session = current()
+    jobs = plan(session, overrides, compose)
+    _make(folder)
+    record = _record(jobs, folder)
+    session.planned = len(jobs)
+    with _terminated_as_interrupt(), _tracked(session, jobs[0].config, record, folder):
+        if jobs[0].config.discard_first:
+            _warm_up(session, jobs, folder)
+        session.display.begin(len(jobs))
+        returns = launch([job.overrides for job in jobs])
+        for outcome in returns:
+            if outcome.status is JobStatus.FAILED:
+                session.display.defect(" ".join(outcome.overrides or []), outcome._return_value)
+        return returns
+
+
+def plan(session: Session, overrides: list[list[str]], compose: Compose) -> list[Job]:
+    """Compose and check every job, and return them in the order they are measured in."""
+    jobs = _composed(overrides, compose)
+    refusals = _refusals(session, jobs)
+    smaller = jobs[0].config.smaller_model
+    chosen = any(override.startswith("model") for override in overrides[0])
+    if smaller and not chosen and any(isinstance(refusal, TooLittleMemoryError) for refusal in refusals):
+        session.display.note(f"{next(r for r in refusals if r)}\nmeasuring {smaller} instead", "bold yellow")
+        jobs = _composed([[*job, f"model={smaller}"] for job in overrides], compose)
+        refusals = _refusals(session, jobs)
+    if all(refusals):
+        raise next(refusal for refusal in refusals if refusal)
+    for text in dict.fromkeys(str(refusal) for refusal in refusals if refusal):
+        session.display.note(f"will be skipped: {text}", "yellow")
+    return in_blocks(jobs, jobs[0].config.order_seed)
+
+
+def _make(folder: Path) -> None:
+    if (folder / SWEEP_FILE_NAME).exists():
+        raise ConfigError(f"{folder} holds a sweep already: choose another hydra.sweep.dir, nothing is overwritten")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _composed(overrides: list[list[str]], compose: Compose) -> list[Job]:
+    jobs = []
+    for own in overrides:
+        try:
+            jobs.append(Job(own, build(compose(own))))
+        except ConfigError as error:
+            raise ConfigError(f"{error}\n(in the point {' '.join(own)}; nothing was started)") from error
+    return jobs
+
+
+def _refusals(session: Session, jobs: Sequence[Job]) -> list[LadezeitError | None]:
+    """Return for each job why it cannot run here, or None."""
+    found: dict[str, LadezeitError | None] = {}
+    for job in jobs:
+        key = point_id(job.config)
+        if key not in found:
+            found[key] = _refusal(session, job.config)
+    return [found[point_id(job.config)] for job in jobs]
+
+
+def _refusal(session: Session, config: RunConfig) -> LadezeitError | None:
+    try:
+        check_combination(config)
+        device = session.device(config.device)
+        check_runnable(config, device, session.sizes(config.model))
+        session.checkpoint(config.model)
+    except (CheckpointError, CombinationError, NotRunnableError) as refusal:
+        return refusal
+    return None
+
+
+def _record(jobs: Sequence[Job], folder: Path) -> SweepRecord:
+    config = jobs[0].config
+    varying = varying_keys(jobs)
+    named = [(varying_values(_unmeasured(job), varying), job.config.sample) for job in jobs]
+    models = dict.fromkeys(job.config.model.name for job in jobs)
+    source = git_state(Path(__file__).parent)
+    return SweepRecord(
+        id=folder.name,
+        title=config.title or "+".join(models),
+        command=shlex.join(["ladezeit", *sys.argv[1:]]),
+        varying=varying,
+        samples_planned=len(jobs),
+        started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        labels=labels(named),
+        git_commit=source["commit"] if source else None,
+    )
+
+
+def _unmeasured(job: Job) -> Result:
+    identity = Identity("", job.config.sample, 0, "", job.overrides, "")
+    return one_job.skipped(job.config, identity, "")
+
+
+@contextmanager
+def _tracked(session: Session, config: RunConfig, record: SweepRecord, folder: Path) -> Iterator[None]:
+    """Keep a parent run open for the block, and close it with the truth whatever ends the block."""
+    tracker = session.tracker(config)
+    record = tracker.begin_sweep(record, folder)
+    record.save(folder)
+    status = SweepStatus.FAILED
+    try:
+        yield
+        status = SweepStatus.FINISHED
+    except KeyboardInterrupt:
+        status = SweepStatus.KILLED
+        raise
+    finally:
+        session.display.finish()
+        _summarise(session, tracker, record, status, folder)
+
+
+def _summarise(session: Session, tracker: Tracker, record: SweepRecord, status: SweepStatus, folder: Path) -> None:
+    gathered = gather(folder)
+    results = [result for result in gathered.results if result.identity.sweep == record.id]
+    for problem in gathered.problems:
+        session.display.note(f"not in the table: {problem}", "yellow")
+    session.results = results
+    summary = ""
+    if results:
+        session.display.show(as_rich(results, record.varying))
+        said = sentences(results)
+        for sentence in said:
+            session.display.note(sentence, "default")
+        summary = as_markdown(results, record.varying) + "".join(f"\n{sentence}\n" for sentence in said)
+        (folder / SUMMARY_FILE).write_text(summary, encoding="utf-8")
+    try:
+        tracker.end_sweep(record, status, summary, [folder / SUMMARY_FILE] if summary else [])
+        session.display.note(tracker.address(record), "default")
+    except TrackingError as error:
+        session.display.note(f"the sweep's run in MLflow was not closed: {error}", "yellow")
+    session.display.note(f"results: {folder}", "default")
+
+
+def _warm_up(session: Session, jobs: Sequence[Job], folder: Path) -> None:
+    """Measure the most demanding point once and never compare it.
+
+    The first touch of memory that a virtual machine never used costs several times more than later ones, and the
+    libraries' own files are not in the page cache yet; the first sample must not pay for the others.
+    """
+
+    def demand(job: Job) -> int:
+        return session.checkpoint(job.config.model).file_bytes
+
+    runnable = [job for job in jobs if _refusal(session, job.config) is None]
+    job = max(runnable, key=demand)
+    own = folder / WARM_UP_FOLDER
+    own.mkdir()
+    identity = Identity(point_id(job.config), 0, -1, "warm-up", job.overrides, one_job.command(job.overrides, True))
+    session.display.sample("warm-up")
+    session.display.done(one_job.measure(session, job.config, identity, own), counted=False)
+
+
+@contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end the sweep as Ctrl-C does, so that the worker dies and the parent run is closed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> Any:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

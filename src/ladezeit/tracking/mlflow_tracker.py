@@ -1,0 +1,187 @@
+"""Results as MLflow runs: one run a sample, one parent run a sweep, each written in a handful of calls."""
+
+import getpass
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ladezeit.errors import TrackingError
+from ladezeit.result import Result, SweepRecord, write_atomically
+from ladezeit.tracking import projection, views
+from ladezeit.tracking.address import address
+from ladezeit.tracking.base import SweepStatus
+from ladezeit.tracking.credentials import redact
+from ladezeit.tracking.reach import check_answers, check_reachable
+from ladezeit.tracking.sample_files import MARKER, TIMELINE_FILE, collect
+from ladezeit.tracking.store import Store, reported
+
+_LIBRARIES = ("ladezeit", "mlflow", "torch", "transformers", "accelerate", "safetensors")
+
+
+class MlflowTracker:
+    """Tracks to an open store; see `Tracker` for the methods.
+
+    MLflow's client is used, never its fluent interface: that one keeps an active run in the process and would mask an
+    error with its own.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._client = store.client
+        self._suspect = False
+
+    def begin_sweep(self, record: SweepRecord, folder: Path) -> SweepRecord:
+        """See `Tracker.begin_sweep`."""
+        with self._asking(f"opening the run of sweep {record.id}"):
+            parent = self._find(
+                f"tags.`{projection.SWEEP_TAG}` = '{projection.sweep_tag(record.id)}' "
+                f"and tags.`{projection.ROLE_TAG}` = 'sweep'"
+            )
+            if parent is None:
+                parent = self._client.create_run(
+                    self.store.experiment_id,
+                    start_time=projection.started_ms(record.started_at),
+                    run_name=projection.cut(redact(record.title), 200) or record.id,
+                    tags={**projection.parent_tags(record, _versions()), "mlflow.user": _user()},
+                )
+            else:
+                self._client.update_run(parent.info.run_id, status="RUNNING")
+        opened = replace(record, experiment_id=self.store.experiment_id, parent_run_id=parent.info.run_id)
+        opened.save(folder)
+        self._save_view(opened)
+        return opened
+
+    def log_sample(self, result: Result, folder: Path, sweep: SweepRecord | None, varying: Sequence[str]) -> str:
+        """See `Tracker.log_sample`."""
+        if sweep is not None and sweep.parent_run_id is None:
+            raise TrackingError(f"sweep {sweep.id} has no run in MLflow yet: its samples can be imported when it has")
+        with self._asking(f"logging sample {result.identity.label}"):
+            run = self._find(f"tags.`{projection.IDENTITY_TAG}` = '{projection.identity_of(result)}'")
+            if run is None:
+                run = self._create(result, sweep)
+            run_id = str(run.info.run_id)
+            # A run that is still open was cut off while it was written: what is missing is written now.
+            if run.info.status == "RUNNING":
+                self._fill(run_id, result, folder, sweep, varying)
+        write_atomically(folder / MARKER, run_id + "\n")
+        return run_id
+
+    def end_sweep(
+        self,
+        record: SweepRecord,
+        status: SweepStatus,
+        summary_markdown: str,
+        artifacts: Sequence[Path] = (),
+        *,
+        ended_ms: int | None = None,
+    ) -> None:
+        """See `Tracker.end_sweep`."""
+        run_id = record.parent_run_id
+        if run_id is None:
+            raise TrackingError(f"sweep {record.id} has no run in MLflow: nothing to close")
+        with self._asking(f"closing the run of sweep {record.id}"):
+            note = f"{summary_markdown}\n\nRepeat it: `{record.command}`"
+            self._client.set_tag(run_id, projection.NOTE_TAG, projection.cut(redact(note), projection.MOST_NOTE))
+            for path in artifacts:
+                self._client.log_artifact(run_id, str(path))
+            self._client.set_terminated(run_id, status.value, end_time=ended_ms)
+        self._save_view(record)
+
+    def address(self, of: SweepRecord | str | None) -> str:
+        """See `Tracker.address`."""
+        saved = False
+        if isinstance(of, SweepRecord):
+            with self._asking("reading the experiment"):
+                tags = self._client.get_experiment(self.store.experiment_id).tags
+            saved = views.tag_key(of.id) in tags
+        return address(self.store, of, view_saved=saved)
+
+    def _create(self, result: Result, sweep: SweepRecord | None) -> Any:
+        tags = {
+            projection.IDENTITY_TAG: projection.identity_of(result),
+            projection.ROLE_TAG: "sample",
+            "mlflow.user": _user(),
+        }
+        if sweep is not None and sweep.parent_run_id is not None:
+            tags[projection.SWEEP_TAG] = projection.sweep_tag(sweep.id)
+            tags[projection.PARENT_TAG] = sweep.parent_run_id
+        return self._client.create_run(
+            self.store.experiment_id,
+            start_time=projection.started_ms(result.started_at),
+            run_name=projection.run_name(result),
+            tags=tags,
+        )
+
+    def _fill(
+        self, run_id: str, result: Result, folder: Path, sweep: SweepRecord | None, varying: Sequence[str]
+    ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        ended_ms = projection.ended_ms(result)
+        with TemporaryDirectory(prefix="ladezeit-") as staging:
+            files = collect(result, folder, Path(staging))
+            note = projection.note_of(result, run_id, with_timeline=TIMELINE_FILE in files)
+            tags = {**projection.tags_of(result, sweep), projection.NOTE_TAG: note}
+            # A fixed time and step make a metric that is written twice the same metric.
+            self._client.log_batch(
+                run_id,
+                metrics=[Metric(k, v, ended_ms, 0) for k, v in projection.metrics_of(result).items()],
+                params=[Param(key, value) for key, value in projection.params_of(result, varying).items()],
+                tags=[RunTag(key, value) for key, value in tags.items()],
+            )
+            self._client.log_artifacts(run_id, staging)
+        self._client.set_terminated(run_id, projection.RUN_STATUS[result.status], end_time=ended_ms)
+
+    def _find(self, condition: str) -> Any:
+        found = self._client.search_runs([self.store.experiment_id], condition, max_results=1)
+        return found[0] if found else None
+
+    def _save_view(self, record: SweepRecord) -> None:
+        """Write the ready-made comparison into the experiment; a comfort that must not fail anything."""
+        try:
+            views.save(self._client, self.store.experiment_id, record)
+        except Exception as cause:
+            warnings.warn(
+                f"the saved view of sweep {record.id} was not written: {redact(str(cause))[:200]}", stacklevel=2
+            )
+
+    @contextmanager
+    def _asking(self, doing: str) -> Iterator[None]:
+        """Turn any failure inside into a quick `TrackingError`; after one, the store must show that it is back."""
+        self._check_there()
+        was_suspect, self._suspect = self._suspect, True
+        if was_suspect:
+            check_answers(self.store.uri)
+        with reported(doing):
+            yield
+        self._suspect = False
+
+    def _check_there(self) -> None:
+        database = self.store.database
+        if database is None:
+            check_reachable(self.store.uri)
+        elif not database.exists():
+            # The open file would take every write and lose it.
+            raise TrackingError(f"the store {database} is gone: the results on disk can be imported into a new one")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return "unknown"

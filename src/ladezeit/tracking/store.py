@@ -1,0 +1,197 @@
+"""MLflow's store: opened so that it cannot be destroyed by it, and asked so that it cannot hang or print."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ladezeit.errors import TrackingError
+from ladezeit.tracking.credentials import redact
+
+DATABASE_FILE = "mlflow.db"
+ARTIFACTS_FOLDER = "artifacts"
+_LOCK_FILE = ".mlflow.lock"
+
+#: MLflow's own defaults let one call to a dead server take minutes; its telemetry thread races with `os.environ`.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+_MOST_CAUSE = 400
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open store: MLflow's client, its address and the experiment that everything goes to.
+
+    `database` is the sqlite file, None for a server; `uri` may hold credentials and is never printed.
+    """
+
+    client: Any
+    uri: str
+    experiment_id: str
+    database: Path | None = None
+
+
+def mlflow_client(uri: str) -> Any:
+    """Return MLflow's client for `uri`; importing MLflow (1.5 s) happens here and nowhere else."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+        logger = logging.getLogger(name)
+        logger.setLevel(max(logger.level, logging.ERROR))
+    return MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def reported(doing: str) -> Iterator[None]:
+    """Turn whatever MLflow raises into a `TrackingError` that says what was being done, without any credentials."""
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as cause:
+        raise TrackingError(f"MLflow: {doing} failed: {_explained(cause)}") from None
+
+
+def open_sqlite(outputs: Path, experiment: str, uri: str | None) -> Store:
+    """Open ``outputs/mlflow.db`` (or the file that `uri` names), creating it and the experiment once for all processes.
+
+    Raises:
+        TrackingError: the file is no store, another MLflow version's, or its artifacts lie elsewhere.
+    """
+    outputs = outputs.absolute()
+    database = outputs / DATABASE_FILE if uri is None else _database_of(uri)
+    _check_path(database)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    artifacts = (database.parent / ARTIFACTS_FOLDER).as_uri()
+    with reported(f"opening {database}"):
+        client = mlflow_client(f"sqlite:///{database}")
+        with _locked(database.parent / _LOCK_FILE):
+            if not database.exists():
+                _create(database)
+            found = client.get_experiment_by_name(experiment)
+            if found is None:
+                experiment_id = client.create_experiment(experiment, artifact_location=artifacts)
+            else:
+                experiment_id = found.experiment_id
+                _check_experiment(found, database)
+    return Store(client, f"sqlite:///{database}", experiment_id, database)
+
+
+def open_remote(uri: str, experiment: str, outputs: Path) -> Store:
+    """Open the store behind a server's address, or a database's; its experiment is created where it is missing.
+
+    Raises:
+        TrackingError: nothing answers there within seconds, or it refuses.
+    """
+    with reported(f"opening {redact(uri)}"):
+        client = mlflow_client(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            # A server knows where its artifacts belong; a bare database does not.
+            artifacts = None if uri.startswith("http") else (outputs.absolute() / ARTIFACTS_FOLDER).as_uri()
+            experiment_id = _create_experiment(client, experiment, artifacts)
+        else:
+            _check_experiment(found, None)
+            experiment_id = found.experiment_id
+    return Store(client, uri, experiment_id)
+
+
+def _create_experiment(client: Any, name: str, artifacts: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.create_experiment(name, artifact_location=artifacts))
+    except MlflowException as error:
+        # Another process may have been faster: then it is there now.
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return str(client.get_experiment_by_name(name).experiment_id)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _create(database: Path) -> None:
+    """Let MLflow create and migrate a database under another name, so that a half-made one never has the real name."""
+    draft = database.with_name(f".{database.name}.{os.getpid()}")
+    try:
+        mlflow_client(f"sqlite:///{draft}").search_experiments(max_results=1)
+        draft.replace(database)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _database_of(uri: str) -> Path:
+    path = uri.removeprefix("sqlite:///")
+    if path == uri or not path:
+        raise TrackingError(
+            f"tracking.uri={redact(uri)} is not a sqlite file: use sqlite:////absolute/path.db, or tracking=server"
+        )
+    return Path(path).absolute()
+
+
+def _check_path(database: Path) -> None:
+    bad = sorted(set("%?#") & set(str(database)))
+    if bad:
+        raise TrackingError(
+            f"the store would be {database}, but MLflow cannot open a path with {' '.join(bad)} in it: "
+            f"choose another outputs folder, or tracking=none"
+        )
+
+
+def _check_experiment(found: Any, database: Path | None) -> None:
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"the experiment '{found.name}' was deleted in MLflow: restore it with "
+            f"'mlflow experiments restore --experiment-id {found.experiment_id}', or choose another tracking.experiment"
+        )
+    if database is None:
+        return
+    location = str(found.artifact_location)
+    folder = location.removeprefix("file://")
+    if location.startswith("mlflow-artifacts:"):
+        raise TrackingError(
+            f"the experiment '{found.name}' in {database} was created by a server and takes artifacts "
+            f"through it alone: choose another tracking.experiment, or tracking=server"
+        )
+    if folder.startswith("/") and not Path(_unquoted(folder)).parent.is_dir():
+        raise TrackingError(
+            f"the experiment '{found.name}' in {database} keeps its artifacts in {_unquoted(folder)}, which is gone: "
+            f"was the outputs folder moved? Move it back, or remove {database.name} and import the results again"
+        )
+
+
+def _unquoted(path: str) -> str:
+    from urllib.parse import unquote
+
+    return unquote(path)
+
+
+def _explained(cause: Exception) -> str:
+    """Return the cause in a line or two, with what to do where that is known."""
+    text = redact(" ".join(str(cause).split())) or type(cause).__name__
+    if "out-of-date database schema" in text or "Can't locate revision" in text:
+        return (
+            "the store has the schema of another MLflow version. Use the version that wrote it, or, if this one is "
+            "newer, make a copy and run 'mlflow db upgrade <address of the store>'; or choose another outputs folder "
+            "and import the results there"
+        )
+    if "file is not a database" in text or "malformed" in text:
+        return f"{text[:_MOST_CAUSE]}. Move the file away: a new one is made, and the results can be imported into it"
+    return text[:_MOST_CAUSE] + ("…" if len(text) > _MOST_CAUSE else "")

@@ -1,0 +1,16 @@
+"""The level `origin_rule`: the origin case's cure as a whole, skipped on one explicit device, `sampled` otherwise."""
+
+from dataclasses import replace
+
+from ladezeit.config import ValidationConfig
+from ladezeit.loading.base import LoadedModel
+from ladezeit.validation import sampled
+from ladezeit.validation.proof import Expected, Look
+
+
+def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> Look:
+    """Skip the validation where one explicit device was asked for; look at a sample of the modules otherwise."""
+    if expected.single_device:
+        return Look(f"skipped: {expected.device} was asked for explicitly, so nothing was looked at", ran=False)
+    look = sampled.look(loaded, expected, config)
+    return replace(look, claim=f"sampled, because the placement is not one explicit device: {look.claim}")

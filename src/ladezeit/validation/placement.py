@@ -1,0 +1,129 @@
+"""The level `placement`: every parameter and buffer once, for all that shows without reading the checkpoint again.
+
+Cheap enough (milliseconds) that nobody has to sample. What it does not see are the values: a tensor of the right
+device, dtype and name may hold anything.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ladezeit.config import ValidationConfig
+from ladezeit.loading.base import LoadedModel
+from ladezeit.validation.all_modules import META
+from ladezeit.validation.kept_dtype import WrongDtype, kept_float32, without_class_choices
+from ladezeit.validation.places import Places, offloads
+from ladezeit.validation.proof import Expected, Finding, Look
+from ladezeit.validation.ties import untied
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A tensor, where it hangs, and whether the checkpoint's dtype and the offloading of its module concern it."""
+
+    name: str
+    module: str
+    tensor: Any
+    stored: bool
+    offloaded: bool
+
+
+def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> Look:
+    """Check meta, device, dtype, ties, offload, generation config and the keys that the load could not match."""
+    model = loaded.model
+    places = Places(loaded, expected)
+    kept = kept_float32(model, expected.dtype)
+    findings = places.refused()
+    wrong_dtypes: list[WrongDtype] = []
+    modules_seen = tensors_seen = 0
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        modules_seen += 1
+        for held in _tensors(path, module):
+            if id(held.tensor) in seen:
+                continue
+            seen.add(id(held.tensor))
+            tensors_seen += 1
+            findings += _place_findings(held, places, expected)
+            if held.stored and held.tensor.is_floating_point():
+                wanted = "float32" if kept(held.name) else expected.dtype
+                found = str(held.tensor.dtype).removeprefix("torch.")
+                if found != wanted:
+                    wrong_dtypes.append(WrongDtype(held.name, found, wanted))
+    findings += _dtypes(without_class_choices(model, expected.dtype, wrong_dtypes))
+    findings += untied(model, expected)
+    findings += _generation_config(model, expected)
+    findings += _keys(loaded)
+    return Look(
+        claim=_claim(tensors_seen, modules_seen, expected),
+        modules_seen=modules_seen,
+        tensors_seen=tensors_seen,
+        findings=findings,
+    )
+
+
+def _tensors(path: str, module: Any) -> Iterator[_Held]:
+    # The dictionaries themselves, because the named_ iterators build every prefix again and hide which buffers persist.
+    offloaded = offloads(module)
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield _Held(f"{path}.{name}" if path else name, path, parameter, True, offloaded)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            stored = name not in module._non_persistent_buffers_set
+            yield _Held(f"{path}.{name}" if path else name, path, buffer, stored, offloaded)
+
+
+def _place_findings(held: _Held, places: Places, expected: Expected) -> list[Finding]:
+    if held.tensor.is_meta:
+        if not held.offloaded:
+            return [Finding("meta", held.name, META)]
+        if expected.offload_allowed:
+            return []
+        return [
+            Finding("offload", held.name, "is kept elsewhere and brought in for every forward, which was not asked")
+        ]
+    found = str(held.tensor.device)
+    allowed = places.allowed(held.module, held.offloaded)
+    if found in allowed:
+        return []
+    return [Finding("device", held.name, f"is on {found}, asked for {' or '.join(sorted(allowed))}")]
+
+
+def _dtypes(wrong: list[WrongDtype]) -> list[Finding]:
+    return [Finding("dtype", weight.name, f"is {weight.found}, asked for {weight.wanted}") for weight in wrong]
+
+
+def _generation_config(model: Any, expected: Expected) -> list[Finding]:
+    if not (hasattr(model, "can_generate") and model.can_generate()):
+        return []
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
+        return [Finding("generation_config", "", "the model can generate and has no generation config")]
+    # transformers marks a generation config that it made up from config.json instead of reading the file.
+    if expected.generation_config and getattr(settings, "_from_model_config", False):
+        return [Finding("generation_config", "", "the checkpoint's generation_config.json was not taken up")]
+    return []
+
+
+def _keys(loaded: LoadedModel) -> list[Finding]:
+    return [
+        *(
+            Finding("missing_key", key, "is not in the checkpoint: its values are made up")
+            for key in loaded.missing_keys
+        ),
+        *(Finding("mismatched_key", key, "has another shape in the checkpoint") for key in loaded.mismatched_keys),
+        *(
+            Finding("unexpected_key", key, "is in the checkpoint only, and was dropped")
+            for key in loaded.unexpected_keys
+        ),
+    ]
+
+
+def _claim(tensors: int, modules: int, expected: Expected) -> str:
+    where = f"on {expected.device}" if expected.single_device else "where its placement says"
+    offload = "offloaded as allowed" if expected.offload_allowed else "nothing offloaded"
+    return (
+        f"each of {tensors} tensors in {modules} modules has data {where}, {expected.dtype} as asked; ties tied, "
+        f"{offload}, every key matched, generation config there; values were not compared"
+    )

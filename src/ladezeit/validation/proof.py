@@ -1,0 +1,84 @@
+"""What a validation is given and what it gives back."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+#: A reason names this many findings; the rest is counted.
+NAMED_IN_REASON = 10
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the load was asked for.
+
+    `device` is a torch device name with its index (``cpu``, ``cuda:0``), `dtype` a torch dtype's name (``bfloat16``),
+    never ``auto``. `single_device`: one explicit device was asked for; `device_strategy`: the placement was left to a
+    strategy, so several devices are legitimate. `generation_config`: the checkpoint has a generation_config.json,
+    which the model must have taken up.
+    """
+
+    device: str
+    dtype: str
+    single_device: bool
+    offload_allowed: bool
+    device_strategy: bool
+    generation_config: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as asked.
+
+    `kind` is one of ``meta``, ``device``, ``dtype``, ``tie``, ``offload``, ``generation_config``, ``missing_key``,
+    ``mismatched_key``, ``unexpected_key``; `name` is the tensor's or module's, empty for the whole model.
+    """
+
+    kind: str
+    name: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}: {self.detail}" if self.name else f"{self.kind}: {self.detail}"
+
+
+@dataclass
+class Look:
+    """What one level looked at and found; `claim` says what it means that nothing was found, or why it did not run.
+
+    `tensors_seen` counts looks: a level that looks at a tensor five times counts five.
+    """
+
+    claim: str
+    ran: bool = True
+    modules_seen: int = 0
+    tensors_seen: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    def reason(self) -> str:
+        """Return one line: the claim, or the first findings and how many more there are."""
+        if not self.findings:
+            return self.claim
+        named = "; ".join(str(finding) for finding in self.findings[:NAMED_IN_REASON])
+        more = len(self.findings) - NAMED_IN_REASON
+        return named + (f"; and {more} more" if more > 0 else "")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a validation level looked at, what it found and what it cost.
+
+    `passed` is True only where the level ran and found nothing: a level that did not run proves nothing.
+    """
+
+    level: str
+    passed: bool
+    ran: bool
+    reason: str
+    modules_seen: int
+    tensors_seen: int
+    findings: list[Finding] = field(default_factory=list)
+    total_s: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, ready for the result file."""
+        return asdict(self)

@@ -1,0 +1,281 @@
+"""The measured process: it loads one model, proves it, lets it speak, writes ``result.json``, and ends.
+
+    python -m ladezeit.worker <worker.json> <descriptor of the event pipe> <when it was asked for, monotonic ns>
+
+Phases are told to the supervisor through the pipe as they open, one JSON document a line. Nothing else leaves the
+process while a clock runs: no network, no MLflow, no log but the worker's own.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ladezeit.config import ProcessKind, TransformersLoading, to_plain
+from ladezeit.errors import LadezeitError, LoadError
+from ladezeit.measure.clock import LOAD, Clock
+from ladezeit.result import ErrorReport, Result, Status, save
+from ladezeit.worker_spec import WorkerSpec
+
+if TYPE_CHECKING:
+    from ladezeit.loading.base import Engine, LoadedModel, LoadRequest
+    from ladezeit.measure.memory import ResourceMeter
+    from ladezeit.validation import Expected
+
+#: Sent by the supervisor before it ends a worker: the stacks of all threads go to the log.
+STACKS_SIGNAL = signal.SIGUSR1
+
+FIRST_TOKEN = "inference/first_token"
+CACHE_CHECK = "cache_check"
+TEXT_FILE = "generated.txt"
+
+
+class Sample:
+    """One measurement from imports to the last token; everything found so far survives an error in the middle."""
+
+    def __init__(self, spec: WorkerSpec, origin_ns: int, notify: Callable[[str], None]) -> None:
+        self.spec = spec
+        self.clock = Clock(origin_ns, notify=notify, detail=spec.config.phases)
+        self.result = Result(
+            status=Status.failed,
+            identity=spec.identity,
+            config=to_plain(spec.config),
+            started_at=spec.started_at,
+            environment=spec.environment,
+        )
+        self.result.phases = self.clock.phases
+
+    def run(self) -> Result:
+        """Measure, and turn whatever happens into a result."""
+        try:
+            self._measure()
+        except Exception as error:
+            self._report(error)
+        self.result.metrics.update(load_metrics(self.clock, self.spec.checkpoint.weight_bytes))
+        self.result.metrics["sample/wall_s"] = self.clock.since_origin_s()
+        return self.result
+
+    def _measure(self) -> None:
+        from ladezeit.loading.registry import engine
+
+        self._import()
+        device = self._open_device()
+        from ladezeit import runtime
+        from ladezeit.measure.memory import ResourceMeter
+
+        with self.clock.span("runtime"):
+            self.result.effective["runtime"] = runtime.apply(self.spec.config.runtime, device)
+        request = self._request()
+        chosen = engine(self.spec.config.loading.engine)
+        chosen.prepare(request)
+        meter = ResourceMeter(device)
+        if not self._cache_is_as_asked():
+            return
+        loaded = self._load(chosen, request, meter)
+        self._look_at(loaded, meter)
+        if self._prove(loaded):
+            self._infer(loaded)
+            self.result.status = Status.ok
+        self.result.metrics.update(meter.read())
+
+    def _import(self) -> None:
+        with self.clock.span("import"):
+            from ladezeit.loading.model_class import model_class
+
+            model_class(self.spec.checkpoint.config)
+
+    def _open_device(self) -> str:
+        device = self.spec.device
+        if device.startswith("cuda"):
+            import torch
+
+            with self.clock.span("cuda_context"):
+                torch.cuda.set_device(device)
+                torch.zeros(1, device=device)
+                torch.cuda.synchronize()
+            self.clock.synchronise = torch.cuda.synchronize
+        return device
+
+    def _request(self) -> "LoadRequest":
+        from ladezeit.loading.base import LoadRequest
+
+        scratch = self.spec.folder / "scratch"
+        scratch.mkdir(exist_ok=True)
+        return LoadRequest(
+            checkpoint=self.spec.checkpoint,
+            loading=self.spec.config.loading,
+            device=self.spec.device,
+            scratch=scratch,
+            attn_implementation=self.spec.config.runtime.attn_implementation,
+            trust_remote_code=self.spec.config.model.trust_remote_code,
+        )
+
+    def _cache_is_as_asked(self) -> bool:
+        """Read the page cache's state back: what was set before this process started may have been undone since."""
+        from ladezeit.checkpoint.page_cache import verify
+
+        with self.clock.span(CACHE_CHECK):
+            share, as_asked, reason = verify(self.spec.checkpoint.shards, self.spec.config.cache.state)
+        self.result.metrics["cache/resident_before_share"] = share
+        if not as_asked:
+            self.result.status = Status.invalid
+            self.result.reason = reason
+        return as_asked
+
+    def _load(self, chosen: "Engine", request: "LoadRequest", meter: "ResourceMeter") -> "LoadedModel":
+        meter.mark_load_start()
+        try:
+            with self.clock.span(LOAD):
+                loaded = chosen.load(request, self.clock)
+        finally:
+            meter.mark_load_end()
+            self.result.metrics.update(meter.read())
+        return loaded
+
+    def _look_at(self, loaded: "LoadedModel", meter: "ResourceMeter") -> None:
+        from ladezeit.checkpoint.page_cache import resident_share
+        from ladezeit.runtime import effective_attention
+
+        self.result.metrics["cache/resident_after_share"] = resident_share(self.spec.checkpoint.shards)
+        self.result.effective.update(loaded.effective)
+        self.result.effective["device_map"] = loaded.device_map
+        self.result.effective["attention"] = effective_attention(loaded.model)
+        first = next(loaded.model.parameters())
+        self.result.effective["dtype"] = str(first.dtype).removeprefix("torch.")
+        self.result.effective["device"] = str(first.device)
+
+    def _prove(self, loaded: "LoadedModel") -> bool:
+        """Validate as far as asked; False where the model is not what was asked for."""
+        from ladezeit.validation import prove
+
+        proof = prove(loaded, expected(self.spec), self.spec.config.validation, self.clock)
+        self.result.proof = proof.to_dict()
+        self.result.metrics["validation/total_s"] = proof.total_s
+        if proof.ran and not proof.passed:
+            self.result.status = Status.wrong
+            self.result.reason = proof.reason
+            return False
+        return True
+
+    def _infer(self, loaded: "LoadedModel") -> None:
+        from ladezeit import inference
+
+        if self.spec.config.inference.new_tokens == 0:
+            return
+        spoken = inference.generate(loaded.model, self.spec.checkpoint.folder, self.spec.config.inference, self.clock)
+        self.result.metrics.update(spoken.metrics)
+        self.result.effective["inference"] = {
+            "text": spoken.text,
+            "token_ids": spoken.token_ids,
+            "prompt_tokens": spoken.prompt_tokens,
+        }
+        if spoken.text is not None:
+            (self.spec.folder / TEXT_FILE).write_text(spoken.text + "\n", encoding="utf-8")
+        if self.spec.config.process.kind is ProcessKind.fresh:
+            self.result.metrics["cold_start/first_token_s"] = cold_start_s(self.clock)
+
+    def _report(self, error: Exception) -> None:
+        self.result.status = status_of(error)
+        self.result.reason = str(error).strip().split("\n")[0][:500] or type(error).__name__
+        self.result.error = ErrorReport(type(error).__name__, str(error), traceback.format_exc())
+        if not isinstance(error, LadezeitError):
+            traceback.print_exc()
+
+
+def expected(spec: WorkerSpec) -> "Expected":
+    """Return what the sample's config asks of the loaded model."""
+    from ladezeit.loading import placement
+    from ladezeit.validation import Expected
+
+    loading = spec.config.loading
+    assert isinstance(loading, TransformersLoading)
+    asked = loading.dtype.value
+    return Expected(
+        device=spec.device,
+        dtype=spec.checkpoint.dtype if asked == "auto" else asked,
+        single_device=placement.single_device(loading),
+        offload_allowed=not loading.disable_cpu_offload,
+        device_strategy=placement.is_strategy(loading),
+    )
+
+
+def load_metrics(clock: Clock, weight_bytes: int) -> dict[str, float]:
+    """Return ``load/total_s``, one metric a phase, the unattributed rest and the rate; empty where nothing was loaded.
+
+    A phase's metric is its own time: ``load/<phase>_s`` and ``load/unattributed_s`` add up to ``load/total_s``.
+    """
+    total_s = clock.duration_s(LOAD)
+    if not total_s:
+        return {}
+    metrics = {"load/total_s": total_s, "load/checkpoint_bytes": float(weight_bytes)}
+    metrics["load/gb_per_s"] = weight_bytes / 1e9 / total_s
+    for phase in clock.phases:
+        if phase.path == LOAD:
+            metrics["load/unattributed_s"] = phase.self_s
+        elif phase.path.startswith(LOAD + "/"):
+            name = f"{phase.path}_s"
+            metrics[name] = metrics.get(name, 0.0) + phase.self_s
+    return metrics
+
+
+def cold_start_s(clock: Clock) -> float:
+    """Return the seconds from process start to the end of the first token, less the reading of the page cache."""
+    ends = [phase.start_s + phase.duration_s for phase in clock.phases if phase.path == FIRST_TOKEN]
+    return ends[0] - clock.duration_s(CACHE_CHECK)
+
+
+def status_of(error: BaseException) -> Status:
+    """Return the status that an error stands for."""
+    if isinstance(error, LoadError):
+        return Status.wrong
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Status.oom
+    return Status.failed
+
+
+def run(spec_path: Path, event_descriptor: int, origin_ns: int, started_ns: int) -> int:
+    """Be a worker process: measure one sample and return the exit code (0: a result was written, whatever it says)."""
+    faulthandler.enable()
+    faulthandler.register(STACKS_SIGNAL, all_threads=True)
+    os.set_blocking(event_descriptor, False)
+
+    def notify(path: str) -> None:
+        # A full pipe means that nobody is looking: progress is dropped rather than waited for.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(event_descriptor, (json.dumps({"phase": path}) + "\n").encode())
+
+    spec = WorkerSpec.read(spec_path)
+    sample = Sample(spec, origin_ns, notify)
+    sample.clock.record("process_start", origin_ns, started_ns)
+    save(sample.run(), spec.folder)
+    return 0
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when the process that started it dies: no load survives its supervisor."""
+    import ctypes
+
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main(arguments: list[str]) -> int:
+    """Entry of ``python -m ladezeit.worker``."""
+    started_ns = time.monotonic_ns()
+    die_with_parent()
+    code = run(Path(arguments[0]), int(arguments[1]), int(arguments[2]), started_ns)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+if __name__ == "__main__":
+    # A torn-down CUDA context and freed gigabytes are nobody's measurement: the result is on disk, so leave at once.
+    os._exit(main(sys.argv[1:]))

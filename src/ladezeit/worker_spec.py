@@ -1,0 +1,57 @@
+"""What the supervisor tells a worker: everything about one sample, in one JSON file."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ladezeit.checkpoint.resolve import Checkpoint
+from ladezeit.config import RunConfig, from_plain, to_plain
+from ladezeit.result import Identity, write_atomically
+
+FILE_NAME = "worker.json"
+
+
+@dataclass
+class WorkerSpec:
+    """One sample to measure.
+
+    `folder` is where it leaves what it finds; `environment` goes into the result as it is.
+    """
+
+    config: RunConfig
+    checkpoint: Checkpoint
+    identity: Identity
+    device: str
+    folder: Path
+    started_at: str = ""
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    def save(self) -> Path:
+        """Write ``worker.json`` into the sample's folder and return its path."""
+        plain = {
+            "config": to_plain(self.config),
+            "checkpoint": self.checkpoint.to_json(),
+            "identity": asdict(self.identity),
+            "device": self.device,
+            "folder": str(self.folder),
+            "started_at": self.started_at,
+            "environment": self.environment,
+        }
+        path = self.folder / FILE_NAME
+        write_atomically(path, json.dumps(plain))
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> "WorkerSpec":
+        """Read what `save` wrote."""
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            config=from_plain(plain["config"]),
+            checkpoint=Checkpoint.from_json(plain["checkpoint"]),
+            identity=Identity(**plain["identity"]),
+            device=plain["device"],
+            folder=Path(plain["folder"]),
+            started_at=plain["started_at"],
+            environment=plain["environment"],
+        )
