@@ -1,8 +1,8 @@
 """The typed schema of every option group, and the one place that turns composed config into objects.
 
 The option files in ``conf/`` start from these classes (``defaults: [/schema/<group>/<kind>@_here_]``), so Hydra checks
-names and types while it composes. `build` then checks values, and `check_combination` what only the whole shows. Enum members are lower case because
-their names are what users type.
+names and types while it composes. `build` then checks values, `check_combination` what only the whole shows. Enum
+members are lower case because their names are what users type.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -278,10 +278,10 @@ def _check_keys(node: DictConfig, path: str) -> None:
     if not is_dataclass(kind):
         return
     known = [item.name for item in fields(kind)]
-    for key in node:
+    for key in map(str, node):
         if key not in known:
             raise ConfigError(
-                f"'{path}{key}' is no key of the config: there are {', '.join(known)}." + did_you_mean(str(key), known)
+                f"'{path}{key}' is no key of the config: there are {', '.join(known)}." + did_you_mean(key, known)
             )
         if (
             not OmegaConf.is_missing(node, key)

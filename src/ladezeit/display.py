@@ -22,12 +22,17 @@ _COLOURS = {Status.ok: "green", Status.skipped: "yellow", Status.invalid: "yello
 #: How often the live line is drawn: rarely, because drawing takes from the processor that is being measured.
 _DRAWS_PER_SECOND = 2
 
+#: Columns of a table that goes into a file or a pipe, where nobody said how wide it may be.
+_LOG_WIDTH = 140
+
 
 class Display:
     """Prints to the terminal; use as a context manager, so that the live bar is gone before anything else prints."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = max(self.console.width, _LOG_WIDTH)
         self._progress = Progress(
             TextColumn("{task.fields[label]}"),
             BarColumn(bar_width=24),

@@ -28,7 +28,7 @@ def explain(error: BaseException) -> str:
         return f"'{error.override}' is no override: write key=value, in quotes where it has spaces. ({_first(error)})"
     cause = _omegaconf_cause(error)
     if cause is not None:
-        return _value(cause, error)
+        return _value(cause)
     return _hydra(error)
 
 
@@ -54,18 +54,18 @@ def _omegaconf_cause(error: BaseException | None) -> OmegaConfBaseException | No
     return None
 
 
-def _value(cause: OmegaConfBaseException, error: BaseException) -> str:
+def _value(cause: OmegaConfBaseException) -> str:
     key = cause.full_key or ""
     if isinstance(cause, MissingMandatoryValue):
         return f"{key} has no value and needs one: give it as {key}=VALUE"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
-        return _unknown_key(cause, error)
+        return _unknown_key(cause)
     if isinstance(cause, ValidationError):
-        return _wrong_type(cause, key, error)
+        return _wrong_type(cause, key)
     return _first(cause)
 
 
-def _unknown_key(cause: OmegaConfBaseException, error: BaseException) -> str:
+def _unknown_key(cause: OmegaConfBaseException) -> str:
     asked = str(cause.full_key or cause.key)
     name = asked.rpartition(".")[2]
     parent = cause.parent_node
@@ -78,10 +78,10 @@ def _unknown_key(cause: OmegaConfBaseException, error: BaseException) -> str:
     if "." not in asked:
         valid = sorted({*valid, *GROUPS})
     known = f" There are {', '.join(valid)}." if valid else ""
-    return f"'{asked}' is no key of the config.{known}{did_you_mean(name, valid)}" or _first(error)
+    return f"'{asked}' is no key of the config.{known}{did_you_mean(name, valid)}"
 
 
-def _wrong_type(cause: ValidationError, key: str, error: BaseException) -> str:
+def _wrong_type(cause: ValidationError, key: str) -> str:
     text = _first(cause)
     found = re.search(r"expected one of \[(.*)\]", text)
     if found:
@@ -90,7 +90,7 @@ def _wrong_type(cause: ValidationError, key: str, error: BaseException) -> str:
         value = asked.group(1) if asked else ""
         return f"{key}={value} is not possible: use {', '.join(valid)}." + did_you_mean(value, valid)
     where = f"{key}: " if key else ""
-    return f"{where}{text}" or _first(error)
+    return f"{where}{text}"
 
 
 def _hydra(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from ladezeit.checkpoint.page_cache import set_state
 from ladezeit.config import RunConfig, build, check_combination, to_plain
 from ladezeit.errors import CheckpointError, CombinationError, LadezeitError, NotRunnableError, TrackingError
-from ladezeit.measure.devices import gpu_memory_used_bytes, wait_until_drained
+from ladezeit.measure.devices import ResolvedDevice, wait_until_drained
 from ladezeit.plan import check_runnable, point_id
 from ladezeit.result import FILE_NAME, Identity, Result, Status, SweepRecord, save
 from ladezeit.results.labels import label
@@ -36,10 +36,13 @@ def run(composed: DictConfig) -> float:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     sweep = SweepRecord.read(Path(hydra.sweep.dir)) if hydra.mode is RunMode.MULTIRUN else None
-    identity = _identity(config, list(hydra.overrides.task), hydra.job.get("num", 0) if sweep else 0, sweep)
+    identity = _identity(config, list(hydra.overrides.task), hydra.job.num if sweep else 0, sweep)
     session = current()
     if (folder / FILE_NAME).exists():
         raise LadezeitError(f"{folder} holds a result already: choose another folder, nothing measured is overwritten")
+    if sweep is None:
+        session.tracker(config)  # what cannot be logged is said before it is measured
+        session.enter(session.hold(session.device(config.device), "sweeps"))
     try:
         result = measure(session, config, identity, folder)
     except (CheckpointError, CombinationError, NotRunnableError) as reason:
@@ -59,8 +62,6 @@ def measure(session: Session, config: RunConfig, identity: Identity, folder: Pat
     device = session.device(config.device)
     checkpoint = session.checkpoint(config.model)
     check_runnable(config, device, checkpoint)
-    session.hold(device)
-    session.display.sample(identity.label)
     spec = WorkerSpec(
         config=config,
         checkpoint=checkpoint,
@@ -69,21 +70,28 @@ def measure(session: Session, config: RunConfig, identity: Identity, folder: Pat
         folder=folder,
         environment=session.environment(device, checkpoint.folder),
     )
-    if device.gpu is not None:
-        drain = wait_until_drained(device.gpu, 0, _DRAIN_LIMIT_S)
-        spec.environment["gpu_memory_used_before_bytes"] = gpu_memory_used_bytes(device.gpu)
-        spec.environment["gpu_drained"] = drain.drained
-    session.display.phase("cache")
-    prepared = set_state(checkpoint.shards, config.cache.state)
-    spec.environment["cache_preparation"] = {
-        "resident_before_share": prepared.resident_before_share,
-        "seconds": prepared.seconds,
-    }
-    result = session.supervisor.run(spec, session.display.phase)
+    with session.hold(device, "samples"):
+        session.display.sample(identity.label)
+        _set_the_stage(session, spec, device)
+        result = session.supervisor.run(spec, session.display.phase)
     (folder / SPEC_FILE_NAME).unlink(missing_ok=True)
     shutil.rmtree(folder / "scratch", ignore_errors=True)
     draw(result, folder / TIMELINE_FILE)
     return result
+
+
+def _set_the_stage(session: Session, spec: WorkerSpec, device: ResolvedDevice) -> None:
+    """Wait until the GPU is free of the last sample, set the page cache's state, and note both for the record."""
+    if device.gpu is not None:
+        drain = wait_until_drained(device.gpu, session.gpu_baseline_bytes(device.gpu), _DRAIN_LIMIT_S)
+        spec.environment["gpu_memory_used_before_bytes"] = drain.used_bytes
+        spec.environment["gpu_drained"] = drain.drained
+    session.display.phase("cache")
+    prepared = set_state(spec.checkpoint.shards, spec.config.cache.state)
+    spec.environment["cache_preparation"] = {
+        "resident_before_share": prepared.resident_before_share,
+        "seconds": prepared.seconds,
+    }
 
 
 def track(session: Session, config: RunConfig, result: Result, folder: Path, sweep: SweepRecord | None) -> None:

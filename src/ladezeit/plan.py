@@ -15,7 +15,8 @@ from ladezeit.config import (
     TransformersLoading,
     to_plain,
 )
-from ladezeit.errors import NotRunnableError
+from ladezeit.errors import LadezeitError, NotRunnableError
+from ladezeit.loading import registry
 from ladezeit.loading.placement import is_strategy
 from ladezeit.measure.devices import ResolvedDevice
 from ladezeit.measure.limits import available_memory_bytes
@@ -45,10 +46,11 @@ class TooLittleMemoryError(NotRunnableError):
 
 @dataclass(frozen=True)
 class Job:
-    """One sample of a sweep: the overrides that compose it, and what they compose to."""
+    """One sample of a sweep: the overrides that compose it, what they compose to, why it cannot run here if so."""
 
     overrides: list[str]
     config: RunConfig
+    refusal: LadezeitError | None = None
 
 
 def point_id(config: RunConfig) -> str:
@@ -108,17 +110,19 @@ def check_runnable(config: RunConfig, device: ResolvedDevice, checkpoint: Sizes)
     """Check that this machine can run the point, before anything is read.
 
     Raises:
+        ConfigError: there is no such engine.
         TooLittleMemoryError: naming what is needed and what there is.
     """
     loading = config.loading
     assert isinstance(loading, TransformersLoading)
+    registry.check(loading.engine)
     needed = host_bytes_needed(config, device.gpu is not None, checkpoint)
     available = available_memory_bytes()
     if needed > available:
         raise TooLittleMemoryError(
-            f"{config.model.name} by {loading.name} with cache={config.cache.state.value} needs {needed / 2**30:.1f} GiB "
-            f"of host memory, {available / 2**30:.1f} GiB are available: take a smaller model, cache=cold, or "
-            f"loading.dtype=auto, which keeps the checkpoint's own"
+            f"{config.model.name} by {loading.name} with cache={config.cache.state.value} needs "
+            f"{needed / 2**30:.1f} GiB of host memory, {available / 2**30:.1f} GiB are available: take a smaller model, "
+            f"cache=cold, or loading.dtype=auto, which keeps the checkpoint's own"
         )
     weights = weights_bytes(loading, checkpoint.weight_bytes, checkpoint.dtype)
     if device.gpu is not None and not is_strategy(loading) and weights > device.gpu.total_bytes:

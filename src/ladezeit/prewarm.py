@@ -115,7 +115,7 @@ def _import(model_config: dict[str, Any]) -> dict[str, Any]:
         model_class(model_config)
         import torch
 
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             return {"error": "the GPU was touched by an import; use process=fresh"}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}

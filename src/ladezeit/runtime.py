@@ -31,7 +31,7 @@ ALLOCATOR_OPTIONS = (
 )
 #: First torch that reads ``PYTORCH_ALLOC_CONF`` and warns of the old name.
 _NEW_ALLOCATOR_NAME_SINCE = (2, 10)
-_OPTION = re.compile(r"\s*([a-z0-9_]+)\s*:\s*(\[[^\]]*\]|[^,\[\]\s]+)\s*(?:,|$)")
+_OPTION = re.compile(r"\s*([a-z0-9_]+)\s*:\s*(\[[^\]]*\]|[^,:;\[\]\s]+)\s*(?:,|$)")
 
 
 def import_environment(config: RuntimeConfig) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What one process keeps between samples: the supervisor's servers, the trackers, what was looked at once."""
 
 import atexit
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,8 @@ from ladezeit.checkpoint.resolve import Checkpoint, default_cache, prepare
 from ladezeit.checkpoint.synthetic import synthetic_sizes
 from ladezeit.config import ModelConfig, RunConfig, SyntheticModel, TrackingConfig
 from ladezeit.display import Display
-from ladezeit.measure.device_lock import Holder, lock
-from ladezeit.measure.devices import ResolvedDevice, resolve_device
+from ladezeit.measure.device_lock import Against, Holder, lock
+from ladezeit.measure.devices import Gpu, ResolvedDevice, gpu_memory_used_bytes, resolve_device
 from ladezeit.measure.environment import collect
 from ladezeit.plan import Sizes
 from ladezeit.result import Result
@@ -29,12 +29,17 @@ class Session:
         self.planned = 1
         self._checkpoints: dict[str, Checkpoint] = {}
         self._devices: dict[str, ResolvedDevice] = {}
+        self._baselines: dict[str, int] = {}
         self._environments: dict[tuple[str, Path], dict[str, Any]] = {}
         self._trackers: dict[tuple[str, str, str], Tracker] = {}
 
     def close(self) -> None:
         """End servers, let go of devices, take the live bar away."""
         self._stack.close()
+
+    def enter(self, context: AbstractContextManager[None]) -> None:
+        """Enter a context that is left when the session closes."""
+        self._stack.enter_context(context)
 
     def checkpoint(self, model: ModelConfig) -> Checkpoint:
         """Return the model's checkpoint, made or fetched where it was not there; looked at once a process."""
@@ -64,14 +69,20 @@ class Session:
                 self.display.note(note, "bold yellow")
         return self._devices[asked]
 
-    def hold(self, device: ResolvedDevice) -> None:
-        """Hold the device's lock until the session closes: two sweeps on one device are both wrong."""
+    def gpu_baseline_bytes(self, gpu: Gpu) -> int:
+        """Return what was in use on the GPU when this session first looked: others' memory, which never drains."""
+        if gpu.uuid not in self._baselines:
+            self._baselines[gpu.uuid] = gpu_memory_used_bytes(gpu)
+        return self._baselines[gpu.uuid]
+
+    def hold(self, device: ResolvedDevice, against: Against) -> AbstractContextManager[None]:
+        """Hold the device for the block, against other samples or other sweeps, saying who has it while waiting."""
 
         def waiting(holder: Holder | None) -> None:
             who = f"process {holder.pid} ({holder.command})" if holder else "another process"
             self.display.note(f"waiting for {device.name}: {who} is measuring on it", "yellow")
 
-        self._stack.enter_context(lock(device, waiting))
+        return lock(device, waiting, against=against)
 
     def environment(self, device: ResolvedDevice, folder: Path) -> dict[str, Any]:
         """Return the facts about machine and libraries; collected once a process."""

@@ -7,7 +7,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -18,7 +17,14 @@ from omegaconf import DictConfig
 
 from ladezeit import job as one_job
 from ladezeit.config import RunConfig, build, check_combination
-from ladezeit.errors import CheckpointError, CombinationError, ConfigError, LadezeitError, NotRunnableError, TrackingError
+from ladezeit.errors import (
+    CheckpointError,
+    CombinationError,
+    ConfigError,
+    LadezeitError,
+    NotRunnableError,
+    TrackingError,
+)
 from ladezeit.measure.environment import git_state
 from ladezeit.plan import Job, TooLittleMemoryError, check_runnable, in_blocks, point_id, varying_keys
 from ladezeit.result import SWEEP_FILE_NAME, Identity, Result, SweepRecord
@@ -55,6 +61,8 @@ def conduct(overrides: list[list[str]], compose: Compose, launch: Launch, folder
     _make(folder)
     record = _record(jobs, folder)
     session.planned = len(jobs)
+    for device in dict.fromkeys(session.device(job.config.device) for job in jobs if job.refusal is None):
+        session.enter(session.hold(device, "sweeps"))
     with _terminated_as_interrupt(), _tracked(session, jobs[0].config, record, folder):
         if jobs[0].config.discard_first:
             _warm_up(session, jobs, folder)
@@ -68,17 +76,17 @@ def conduct(overrides: list[list[str]], compose: Compose, launch: Launch, folder
 
 def plan(session: Session, overrides: list[list[str]], compose: Compose) -> list[Job]:
     """Compose and check every job, and return them in the order they are measured in."""
-    jobs = _composed(overrides, compose)
-    refusals = _refusals(session, jobs)
+    jobs = _checked(session, overrides, compose)
     smaller = jobs[0].config.smaller_model
     chosen = any(override.startswith("model") for override in overrides[0])
-    if smaller and not chosen and any(isinstance(refusal, TooLittleMemoryError) for refusal in refusals):
-        session.display.note(f"{next(r for r in refusals if r)}\nmeasuring {smaller} instead", "bold yellow")
-        jobs = _composed([[*job, f"model={smaller}"] for job in overrides], compose)
-        refusals = _refusals(session, jobs)
-    if all(refusals):
-        raise next(refusal for refusal in refusals if refusal)
-    for text in dict.fromkeys(str(refusal) for refusal in refusals if refusal):
+    too_large = next((job.refusal for job in jobs if isinstance(job.refusal, TooLittleMemoryError)), None)
+    if smaller and too_large and not chosen:
+        session.display.note(f"{too_large}\nmeasuring {smaller} instead", "bold yellow")
+        jobs = _checked(session, [[*own, f"model={smaller}"] for own in overrides], compose)
+    refusals = [job.refusal for job in jobs if job.refusal]
+    if len(refusals) == len(jobs):
+        raise refusals[0]
+    for text in dict.fromkeys(map(str, refusals)):
         session.display.note(f"will be skipped: {text}", "yellow")
     return in_blocks(jobs, jobs[0].config.order_seed)
 
@@ -89,27 +97,23 @@ def _make(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _composed(overrides: list[list[str]], compose: Compose) -> list[Job]:
+def _checked(session: Session, overrides: list[list[str]], compose: Compose) -> list[Job]:
     jobs = []
+    refusals: dict[str, LadezeitError | None] = {}  # by point: samples of one point are refused alike
     for own in overrides:
         try:
-            jobs.append(Job(own, build(compose(own))))
+            config = build(compose(own))
+            point = point_id(config)
+            if point not in refusals:
+                refusals[point] = _refusal(session, config)
         except ConfigError as error:
             raise ConfigError(f"{error}\n(in the point {' '.join(own)}; nothing was started)") from error
+        jobs.append(Job(own, config, refusals[point]))
     return jobs
 
 
-def _refusals(session: Session, jobs: Sequence[Job]) -> list[LadezeitError | None]:
-    """Return for each job why it cannot run here, or None."""
-    found: dict[str, LadezeitError | None] = {}
-    for job in jobs:
-        key = point_id(job.config)
-        if key not in found:
-            found[key] = _refusal(session, job.config)
-    return [found[point_id(job.config)] for job in jobs]
-
-
 def _refusal(session: Session, config: RunConfig) -> LadezeitError | None:
+    """Return why the point cannot run here, or None; its checkpoint is made or fetched where it was not there."""
     try:
         check_combination(config)
         device = session.device(config.device)
@@ -195,8 +199,7 @@ def _warm_up(session: Session, jobs: Sequence[Job], folder: Path) -> None:
     def demand(job: Job) -> int:
         return session.checkpoint(job.config.model).file_bytes
 
-    runnable = [job for job in jobs if _refusal(session, job.config) is None]
-    job = max(runnable, key=demand)
+    job = max((job for job in jobs if job.refusal is None), key=demand)
     own = folder / WARM_UP_FOLDER
     own.mkdir()
     identity = Identity(point_id(job.config), 0, -1, "warm-up", job.overrides, one_job.command(job.overrides, True))

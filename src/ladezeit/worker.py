@@ -137,6 +137,7 @@ class Sample:
         finally:
             meter.mark_load_end()
             self.result.metrics.update(meter.read())
+            self.result.effective["memory_sources"] = meter.sources
         return loaded
 
     def _look_at(self, loaded: "LoadedModel", meter: "ResourceMeter") -> None:
@@ -192,7 +193,7 @@ class Sample:
 def expected(spec: WorkerSpec) -> "Expected":
     """Return what the sample's config asks of the loaded model."""
     from ladezeit.loading import placement
-    from ladezeit.validation import Expected
+    from ladezeit.validation import Expected, stored_generation_config
 
     loading = spec.config.loading
     assert isinstance(loading, TransformersLoading)
@@ -203,6 +204,7 @@ def expected(spec: WorkerSpec) -> "Expected":
         single_device=placement.single_device(loading),
         offload_allowed=not loading.disable_cpu_offload,
         device_strategy=placement.is_strategy(loading),
+        generation_config=stored_generation_config(spec.checkpoint.folder),
     )
 
 

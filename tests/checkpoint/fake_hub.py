@@ -61,7 +61,10 @@ class Answer(BaseHTTPRequestHandler):
         root, files = self.server.repository, self.server.files()
         if rest[0] == "tree":
             return self.json(
-                [{"type": "file", "path": str(f.relative_to(root)), "size": f.stat().st_size, "oid": oid(f)} for f in files]
+                [
+                    {"type": "file", "path": str(f.relative_to(root)), "size": f.stat().st_size, "oid": oid(f)}
+                    for f in files
+                ]
             )
         siblings = [{"rfilename": str(f.relative_to(root)), "size": f.stat().st_size} for f in files]
         return self.json({"id": "fake/model", "modelId": "fake/model", "sha": COMMIT, "siblings": siblings})

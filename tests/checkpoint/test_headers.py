@@ -12,9 +12,10 @@ import safetensors
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import write_shard
+
 from ladezeit.checkpoint.headers import DTYPE_BITS, read_header
 from ladezeit.errors import CheckpointError
-from samples import write_shard
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -172,7 +173,9 @@ plausible = st.fixed_dictionaries(
 
 
 @settings(max_examples=500, deadline=None)
-@given(header=st.dictionaries(st.sampled_from("abc_é"), plausible | fields | numbers, max_size=3), size=st.integers(0, 24))
+@given(
+    header=st.dictionaries(st.sampled_from("abc_é"), plausible | fields | numbers, max_size=3), size=st.integers(0, 24)
+)
 def test_random_headers_are_judged_as_safetensors_judges_them(good_file: Path, header: Any, size: int) -> None:
     """No header that safetensors would refuse passes, so no load fails later on what could be seen before."""
     path = good_file.with_name("invented.safetensors")

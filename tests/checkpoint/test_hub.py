@@ -1,4 +1,4 @@
-"""Models of the hub: cached ones need no network, others are fetched without waste, and each failure says what to do."""
+"""Models of the hub: cached ones need no network, others are fetched without waste, each failure says what to do."""
 
 import json
 import subprocess
@@ -66,7 +66,7 @@ def answer_of(done: "subprocess.CompletedProcess[str]") -> Any:
 
 
 def test_what_is_needed_is_fetched_once(hub: Hub, tmp_path: Path) -> None:
-    """Weights of the index, configs, tokenizer, template; no pickles, no second copies. Afterwards no request at all."""
+    """Weights of the index, configs, tokenizer, template; no pickles, no second copies. Afterwards no request."""
     wanted = {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"}
     wanted |= {"model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
     first = ask(tmp_path / "home", hub.url)
@@ -100,7 +100,9 @@ def test_a_branch_is_found_in_the_cache_again(hub: Hub, tmp_path: Path) -> None:
     """A revision may be a branch; the cached commit of it is used, offline too."""
     first = ask(tmp_path / "home", hub.url, revision="main")
     assert first["folder"].endswith(COMMIT)
-    assert ask(tmp_path / "home", "http://127.0.0.1:1", revision="main", HF_HUB_OFFLINE="1")["before"] == first["folder"]
+    assert (
+        ask(tmp_path / "home", "http://127.0.0.1:1", revision="main", HF_HUB_OFFLINE="1")["before"] == first["folder"]
+    )
 
 
 def test_pickles_are_fetched_only_where_there_is_nothing_else(hub: Hub, tmp_path: Path) -> None:
@@ -131,7 +133,9 @@ def test_a_single_file_is_fetched_alone(hub: Hub, tmp_path: Path) -> None:
         ("a/b/c", COMMIT, ["model.repo_id=a/b/c is no name on the hub"]),
     ],
 )
-def test_each_refusal_says_what_to_do(hub: Hub, tmp_path: Path, repo_id: str, revision: str, messages: list[str]) -> None:
+def test_each_refusal_says_what_to_do(
+    hub: Hub, tmp_path: Path, repo_id: str, revision: str, messages: list[str]
+) -> None:
     """One message, no stack of HTTP errors."""
     error = ask(tmp_path / "home", hub.url, repo_id, revision)["error"]
     for message in messages:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from samples import python, sharded, single, write_json, write_shard
+
 from ladezeit.checkpoint.resolve import Checkpoint, default_cache, inspect, locate, prepare
 from ladezeit.config import FolderModel
 from ladezeit.errors import CheckpointError
-from samples import python, sharded, single, write_json, write_shard
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -27,7 +28,12 @@ def test_a_whole_folder_is_described(tmp_path: Path) -> None:
         ("b", 1, 8),
         ("c", 1, 4),
     }
-    assert (found.weight_bytes, found.file_format, found.dtype, found.has_tokenizer) == (28, "safetensors", "float32", False)
+    assert (found.weight_bytes, found.file_format, found.dtype, found.has_tokenizer) == (
+        28,
+        "safetensors",
+        "float32",
+        False,
+    )
     assert found.file_bytes == sum(shard.stat().st_size for shard in found.shards)
 
 
@@ -114,7 +120,10 @@ def no_tensors(folder: Path) -> None:
         (edit(weight_map={"a": "/etc/x.safetensors"}), "lies outside its folder"),
         (edit(weight_map={"a": "config.json"}), "which is not a .safetensors file"),
         (edit(weight_map={"a": SECOND}), "tensor 'a' is said to be in"),
-        (edit(weight_map={"d": SECOND}), "tensor 'd' is said to be in model-00002-of-00002.safetensors and is in no file"),
+        (
+            edit(weight_map={"d": SECOND}),
+            "tensor 'd' is said to be in model-00002-of-00002.safetensors and is in no file",
+        ),
         (edit(weight_map={"c": None}), "tensor 'c' is said to be in no file"),
         (link_away, "is a link to"),
         (pipe, "is not a regular file"),

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+from samples import QWEN2, QWEN3_MOE
+
 from ladezeit.checkpoint import synthetic
 from ladezeit.checkpoint.layouts import layout
 from ladezeit.checkpoint.resolve import inspect, prepare
 from ladezeit.config import SyntheticModel
 from ladezeit.errors import ConfigError
-from samples import QWEN2, QWEN3_MOE
 
 QWEN2_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
@@ -48,8 +49,10 @@ ON_THE_HUB = [
         QWEN3_30B,
         18867,
         1699758,
-        [3998893112, 3999974192, 3997360832, 3999975056, 3999975400, 3999975400, 3999975472, 3997362064]
-        + [3999975408, 3999975400, 3999975408, 3987924896, 3999975088, 3999975400, 3999975400, 1085307128],
+        [
+            *(3998893112, 3999974192, 3997360832, 3999975056, 3999975400, 3999975400, 3999975472, 3997362064),
+            *(3999975408, 3999975400, 3999975408, 3987924896, 3999975088, 3999975400, 3999975400, 1085307128),
+        ],
     ),
 ]
 
@@ -68,7 +71,9 @@ def test_files_are_as_long_as_those_on_the_hub(
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("architecture", [QWEN2, QWEN3_MOE, {**QWEN3_MOE, "attention_bias": True, "mlp_only_layers": [0]}])
+@pytest.mark.parametrize(
+    "architecture", [QWEN2, QWEN3_MOE, {**QWEN3_MOE, "attention_bias": True, "mlp_only_layers": [0]}]
+)
 def test_transformers_loads_every_tensor(tmp_path: Path, architecture: dict[str, Any], tied: bool) -> None:
     """No key is missing, unexpected or mismatched, the embeddings are tied as asked, and a forward pass is finite."""
     import torch

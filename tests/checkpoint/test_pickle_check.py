@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from samples import write_json
+
 from ladezeit.checkpoint.resolve import inspect
 from ladezeit.errors import CheckpointError
-from samples import write_json
 
 
 class Attack:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from samples import QWEN2, QWEN3_MOE, interrupt, python, started, wait_for
+
 from ladezeit.checkpoint import synthetic
 from ladezeit.checkpoint.resolve import inspect, locate, prepare
 from ladezeit.config import SyntheticModel
 from ladezeit.errors import CheckpointError, ConfigError
-from samples import QWEN2, QWEN3_MOE, interrupt, python, started, wait_for
 
 TINY = SyntheticModel(name="tiny", architecture=QWEN2)
 #: Large enough to be caught in the middle of being written: 0.7 GB.
@@ -164,7 +165,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
 
 
 def test_two_processes_make_it_once(tmp_path: Path) -> None:
-    """The second says that it waits, and gets what the first made; what the first writes is not taken for a leftover."""
+    """The second says that it waits, and gets what the first made; a third does not take that for a leftover."""
     first = started(MAKE, tmp_path)
     wait_for(lambda: list(tmp_path.glob(".*.partial/*.safetensors")))
     second = started(MAKE, tmp_path)

@@ -66,9 +66,10 @@ def _download(model: HubModel, progress: Progress) -> Path:
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
     # The commit that was listed is the one to fetch, but under the name that was asked for: the cache keeps that name.
     wanted = _side_files(sizes, code=model.trust_remote_code) | _weights(model, set(sizes))
-    total = sum(sizes.get(name, 0) for name in wanted)
+    missing = {name for name in wanted if not _is_cached(model, name)}
+    total = sum(sizes.get(name, 0) for name in missing)
     blobs = _blobs(model.repo_id)
-    _check_space(model, blobs, total - _bytes_in(blobs))
+    _check_space(model, blobs, total)
     with _told(progress, f"downloading {model.repo_id}", blobs, total), _without_bars():
         patterns = sorted(glob.escape(name) for name in wanted)
         return Path(snapshot_download(model.repo_id, revision=model.revision, allow_patterns=patterns))
@@ -125,6 +126,12 @@ def _explain(model: HubModel, cause: Exception) -> str:
     )
 
 
+def _is_cached(model: HubModel, name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(model.repo_id, name, revision=model.revision), str)
+
+
 def _blobs(repo_id: str) -> Path:
     from huggingface_hub import constants
 
@@ -156,10 +163,11 @@ def _check_space(model: HubModel, blobs: Path, needed_bytes: int) -> None:
 def _told(progress: Progress, what: str, blobs: Path, total: int) -> Iterator[None]:
     """Tell `progress` the bytes that have arrived, as the disk shows: the client's reporting changes by version."""
     ended = threading.Event()
+    before = _bytes_in(blobs)
 
     def tell() -> None:
         while not ended.wait(_POLL_S):
-            progress(what, min(_bytes_in(blobs), total), total)
+            progress(what, min(_bytes_in(blobs) - before, total), total)
 
     progress(what, 0, total)
     thread = threading.Thread(target=tell, name="download progress", daemon=True)

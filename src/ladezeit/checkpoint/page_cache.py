@@ -63,6 +63,8 @@ def resident_bytes(path: Path) -> int:
     Raises:
         CheckpointError: the file cannot be opened, or the system does not tell us.
     """
+    if _size(path) == 0:
+        return 0
     if not _may_ask(path):
         raise CheckpointError(f"which pages of {path} are in memory is not told{_ONLY_OWNERS}")
     with _opened(path) as descriptor:
@@ -74,9 +76,9 @@ def resident_bytes(path: Path) -> int:
 
 def resident_share(paths: Sequence[Path]) -> float:
     """Return which share of all pages of `paths` is in the page cache, 0.0 to 1.0; NaN where that is not told."""
+    total = sum(-(-_size(path) // mmap.PAGESIZE) for path in paths) * mmap.PAGESIZE
     if not all(_may_ask(path) for path in paths):
         return math.nan
-    total = sum(-(-path.stat().st_size // mmap.PAGESIZE) for path in paths) * mmap.PAGESIZE
     return sum(resident_bytes(path) for path in paths) / total if total else 1.0
 
 
@@ -98,7 +100,7 @@ def warm(paths: Sequence[Path]) -> None:
     Raises:
         CheckpointError: a file cannot be read.
     """
-    spans = [(path, start) for path in paths for start in range(0, path.stat().st_size, _WINDOW_BYTES)]
+    spans = [(path, start) for path in paths for start in range(0, _size(path), _WINDOW_BYTES)]
     buffers = threading.local()
     with ThreadPoolExecutor(_READERS, thread_name_prefix="warm") as pool:
         for _ in pool.map(lambda span: _read_span(span[0], span[1], buffers), spans):
@@ -183,7 +185,7 @@ def pages_by_mincore(descriptor: int, path: Path) -> int:
 def _check_memory(paths: Sequence[Path]) -> None:
     from ladezeit.measure.limits import available_memory_bytes
 
-    needed, available = sum(path.stat().st_size for path in paths), available_memory_bytes()
+    needed, available = sum(_size(path) for path in paths), available_memory_bytes()
     if needed > available:
         raise NotRunnableError(
             f"cache=warm needs the whole checkpoint in memory: {needed / 2**30:.2f} GiB, and "
@@ -214,6 +216,13 @@ def _why(paths: Sequence[Path]) -> str:
     return ": another process has it mapped, or the file system keeps it. End what uses it, or use cache=as_is"
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as cause:
+        raise _unusable(path, cause) from cause
+
+
 def _may_ask(path: Path) -> bool:
     """Whether the kernel answers truly: to strangers, mincore calls every page resident."""
     return os.access(path, os.W_OK) or path.stat().st_uid == os.geteuid()
@@ -223,13 +232,17 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def _unusable(path: Path, cause: OSError) -> CheckpointError:
+    what = "is missing" if cause.errno == errno.ENOENT else f"cannot be opened: {cause.strerror}"
+    return CheckpointError(f"{path} {what}. Fetch or make the checkpoint again")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as cause:
-        what = "is missing" if cause.errno == errno.ENOENT else f"cannot be opened: {cause.strerror}"
-        raise CheckpointError(f"{path} {what}") from cause
+        raise _unusable(path, cause) from cause
     try:
         yield descriptor
     finally:

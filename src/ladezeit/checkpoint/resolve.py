@@ -87,7 +87,7 @@ def locate(model: ModelConfig, cache: Path) -> Path | None:
     """
     match model:
         case FolderModel():
-            folder = Path(model.path).expanduser()
+            folder = _own_folder(model)
             return folder if folder.is_dir() else None
         case SyntheticModel():
             return synthetic.locate(model, cache)
@@ -113,7 +113,7 @@ def prepare(model: ModelConfig, cache: Path, progress: Progress | None = None) -
     report = progress or (lambda what, done, total: None)
     match model:
         case FolderModel():
-            folder = Path(model.path).expanduser().absolute()
+            folder = _own_folder(model)
         case SyntheticModel():
             folder = synthetic.prepare(model, cache, report)
         case PackagedModel():
@@ -137,6 +137,10 @@ def inspect(folder: Path, model_name: str) -> Checkpoint:
         raise CheckpointError(f"model={model_name}: {error}") from error.__cause__
     except PermissionError as error:
         raise CheckpointError(f"model={model_name}: {error.filename} cannot be read: {error.strerror}") from error
+
+
+def _own_folder(model: FolderModel) -> Path:
+    return Path(model.path).expanduser().absolute()
 
 
 def _inspect(folder: Path) -> Checkpoint:

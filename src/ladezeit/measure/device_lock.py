@@ -1,4 +1,8 @@
-"""One sample at a time on a device: two loads on one GPU (or on one host's memory and disk) are both measured wrong."""
+"""One sample at a time on a device: two loads on one GPU (or on one host's memory and disk) are both measured wrong.
+
+A sweep holds the device against other sweeps while its samples, which a launcher may run in processes of their own,
+hold it against each other: two locks, so that the one does not wait for the other.
+"""
 
 import fcntl
 import json
@@ -12,10 +16,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Literal
 
 from ladezeit.measure.devices import ResolvedDevice
 
 _POLL_S = 0.2
+
+Against = Literal["samples", "sweeps"]
 
 
 @dataclass
@@ -37,12 +44,12 @@ class Holder:
     command: str
 
 
-def lock_path(device: ResolvedDevice, folder: Path | None = None) -> Path:
+def lock_path(device: ResolvedDevice, folder: Path | None = None, against: Against = "samples") -> Path:
     """Return the lock's file: one a GPU, by its UUID, and one a host for the CPU; in ``locks/`` of ladezeit's cache."""
     from ladezeit.checkpoint.resolve import default_cache
 
     name = f"gpu-{device.gpu.uuid}" if device.gpu else f"cpu-{socket.gethostname()}"
-    return (folder or default_cache() / "locks") / (name.replace("/", "_") + ".lock")
+    return (folder or default_cache() / "locks") / f"{name.replace('/', '_')}.{against}.lock"
 
 
 @contextmanager
@@ -50,6 +57,7 @@ def lock(
     device: ResolvedDevice,
     waiting: Callable[[Holder | None], None] = lambda holder: None,
     folder: Path | None = None,
+    against: Against = "samples",
 ) -> Iterator[None]:
     """Hold `device` for this process, waiting as long as another one has it.
 
@@ -60,8 +68,9 @@ def lock(
         device: what to hold.
         waiting: told who holds it, once for every holder that is waited for (None: it has not said yet who it is).
         folder: where the lock's file lies; ladezeit's cache if None.
+        against: whether other samples or other sweeps have to wait.
     """
-    path = lock_path(device, folder)
+    path = lock_path(device, folder, against)
     with _held_guard:
         if path not in _held:
             _held[path] = _Held(_acquire(path, waiting), 0)

@@ -1,11 +1,14 @@
 """All results below a folder, read so that one damaged file hides no other."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ladezeit.errors import LadezeitError
 from ladezeit.result import FILE_NAME, Result, read
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass
@@ -27,8 +30,14 @@ class Gathered:
 
 
 def sample_folders(folder: Path) -> Iterator[Path]:
-    """Yield every folder at or below `folder` that holds a ``result.json``, in path order."""
-    yield from sorted(path.parent for path in folder.rglob(FILE_NAME) if path.is_file())
+    """Yield every folder at or below `folder` that holds a sample's ``result.json``, in path order.
+
+    The copies that MLflow keeps below the same outputs folder (``artifacts/<run id>/artifacts``) are no samples.
+    """
+    for path in sorted(folder.rglob(FILE_NAME)):
+        copy = path.parent.name == "artifacts" and _RUN_ID.fullmatch(path.parent.parent.name)
+        if path.is_file() and not copy:
+            yield path.parent
 
 
 def gather(folder: Path) -> Gathered:

@@ -40,7 +40,7 @@ def ui_command(store: Store, port: int = LOCAL_PORT) -> str:
 def _page(store: Store, of: SweepRecord | str | None, view_saved: bool) -> str:
     experiment = f"#/experiments/{store.experiment_id}"
     if isinstance(of, str):
-        return f"{experiment}/runs/{of}"
+        return f"{experiment}/runs/{of}?workflowType=machine_learning"
     charts = "workflowType=machine_learning&compareRunsMode=CHART"
     if of is None:
         return f"{experiment}/runs?{charts}"

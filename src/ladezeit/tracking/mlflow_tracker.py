@@ -1,7 +1,7 @@
 """Results as MLflow runs: one run a sample, one parent run a sweep, each written in a handful of calls."""
 
 import getpass
-import warnings
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +19,8 @@ from ladezeit.tracking.credentials import redact
 from ladezeit.tracking.reach import check_answers, check_reachable
 from ladezeit.tracking.sample_files import MARKER, TIMELINE_FILE, collect
 from ladezeit.tracking.store import Store, reported
+
+_log = logging.getLogger(__name__)
 
 _LIBRARIES = ("ladezeit", "mlflow", "torch", "transformers", "accelerate", "safetensors")
 
@@ -86,7 +88,7 @@ class MlflowTracker:
             raise TrackingError(f"sweep {record.id} has no run in MLflow: nothing to close")
         with self._asking(f"closing the run of sweep {record.id}"):
             note = f"{summary_markdown}\n\nRepeat it: `{record.command}`"
-            self._client.set_tag(run_id, projection.NOTE_TAG, projection.cut(redact(note), projection.MOST_NOTE))
+            self._client.set_tag(run_id, projection.NOTE_TAG, projection.as_note(note))
             for path in artifacts:
                 self._client.log_artifact(run_id, str(path))
             self._client.set_terminated(run_id, status.value, end_time=ended_ms)
@@ -146,9 +148,7 @@ class MlflowTracker:
         try:
             views.save(self._client, self.store.experiment_id, record)
         except Exception as cause:
-            warnings.warn(
-                f"the saved view of sweep {record.id} was not written: {redact(str(cause))[:200]}", stacklevel=2
-            )
+            _log.warning("the saved view of sweep %s was not written: %s", record.id, redact(str(cause))[:200])
 
     @contextmanager
     def _asking(self, doing: str) -> Iterator[None]:

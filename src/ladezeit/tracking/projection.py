@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from ladezeit.config import NOT_MEASURED
 from ladezeit.result import Phase, Result, Status, SweepRecord
 from ladezeit.results.points import why
 from ladezeit.results.seconds import seconds
@@ -100,8 +101,10 @@ def tags_of(result: Result, sweep: SweepRecord | None) -> dict[str, str]:
         tags |= {"ladezeit.title": sweep.title, "ladezeit.host": sweep.host}
         if sweep.git_commit:
             tags["mlflow.source.git.commit"] = sweep.git_commit
-    for prefix in ("config", "environment", "effective", "proof"):
-        tags |= dict(_flat(getattr(result, prefix) or {}, prefix))
+    measured = {key: value for key, value in result.config.items() if key not in NOT_MEASURED}
+    known = {"config": measured, "environment": result.environment, "effective": result.effective}
+    for prefix, node in {**known, "proof": result.proof or {}}.items():
+        tags |= dict(_flat(node, prefix))
     return {_key(key): cut(redact(value)) for key, value in tags.items() if value}
 
 
@@ -111,7 +114,7 @@ def _flat(node: Mapping[str, Any], prefix: str, depth: int = 2) -> Iterator[tupl
         key = f"{prefix}.{name}"
         if isinstance(value, Mapping) and depth > 1:
             yield from _flat(value, key, depth - 1)
-        else:
+        elif value is not None:
             yield key, as_text(value)
 
 
@@ -152,7 +155,19 @@ def note_of(result: Result, run_id: str, with_timeline: bool) -> str:
         parts.append(_phase_lines(result.phases))
     if with_timeline:
         parts.append(f"![timeline](get-artifact?path=timeline.png&run_uuid={run_id})")
-    return cut(redact("\n\n".join(parts)), MOST_NOTE)
+    return as_note("\n\n".join(parts))
+
+
+def as_note(markdown: str) -> str:
+    """Return Markdown as MLflow's description of a run: without credentials, cut visibly, its tables set apart.
+
+    MLflow draws the cells of a table without any space between them.
+    """
+    lines = [
+        line.replace(" | ", "\u2003| ") if line.startswith("|") and "--" not in line else line
+        for line in redact(markdown).split("\n")
+    ]
+    return cut("\n".join(lines), MOST_NOTE)
 
 
 def _phase_lines(phases: Sequence[Phase]) -> str:

@@ -41,8 +41,11 @@ class Store:
     database: Path | None = None
 
 
-def mlflow_client(uri: str) -> Any:
-    """Return MLflow's client for `uri`; importing MLflow (1.5 s) happens here and nowhere else."""
+def client_class() -> Any:
+    """Return MLflow's client; importing MLflow (1.5 s) happens here and nowhere else.
+
+    Making an instance for a database creates and migrates it at once.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -50,7 +53,7 @@ def mlflow_client(uri: str) -> Any:
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logger = logging.getLogger(name)
         logger.setLevel(max(logger.level, logging.ERROR))
-    return MlflowClient(tracking_uri=uri)
+    return MlflowClient
 
 
 @contextmanager
@@ -76,10 +79,11 @@ def open_sqlite(outputs: Path, experiment: str, uri: str | None) -> Store:
     database.parent.mkdir(parents=True, exist_ok=True)
     artifacts = (database.parent / ARTIFACTS_FOLDER).as_uri()
     with reported(f"opening {database}"):
-        client = mlflow_client(f"sqlite:///{database}")
+        open_client = client_class()
         with _locked(database.parent / _LOCK_FILE):
             if not database.exists():
                 _create(database)
+            client = open_client(f"sqlite:///{database}")
             found = client.get_experiment_by_name(experiment)
             if found is None:
                 experiment_id = client.create_experiment(experiment, artifact_location=artifacts)
@@ -96,7 +100,7 @@ def open_remote(uri: str, experiment: str, outputs: Path) -> Store:
         TrackingError: nothing answers there within seconds, or it refuses.
     """
     with reported(f"opening {redact(uri)}"):
-        client = mlflow_client(uri)
+        client = client_class()(uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
             # A server knows where its artifacts belong; a bare database does not.
@@ -131,7 +135,7 @@ def _create(database: Path) -> None:
     """Let MLflow create and migrate a database under another name, so that a half-made one never has the real name."""
     draft = database.with_name(f".{database.name}.{os.getpid()}")
     try:
-        mlflow_client(f"sqlite:///{draft}").search_experiments(max_results=1)
+        client_class()(f"sqlite:///{draft}").search_experiments(max_results=1)
         draft.replace(database)
     finally:
         draft.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import base64
 import json
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -15,7 +15,7 @@ from ladezeit.result import SweepRecord
 from ladezeit.tracking import projection
 
 #: Colour-blind safe (Okabe and Ito): all samples of a point have one colour.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999", "#332288", "#882255")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#117733", "#999999", "#332288", "#882255")
 
 TOTAL = "load/total_s"
 _HEADLINES = (TOTAL, "inference/first_token_s", "cold_start/first_token_s", "validation/total_s")
@@ -47,19 +47,25 @@ def save(client: Any, experiment_id: str, record: SweepRecord) -> None:
     runs = client.search_runs([experiment_id], condition, max_results=_MOST_RUNS)
     metrics = sorted({key for run in runs for key in run.data.metrics})
     now = int(time.time() * 1000)
-    text = json.dumps(view_state(record, condition, metrics), separators=(",", ":"))
+    state = view_state(record, condition, metrics, _widest(runs, _point_keys(record)))
+    text = json.dumps(state, separators=(",", ":"))
     packed = "deflate;" + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
     view = {"name": record.title, "createdAt": now, "updatedAt": now, "state": packed}
     client.set_experiment_tag(experiment_id, tag_key(record.id), json.dumps(view))
     _colour(client, runs, _point_keys(record))
 
 
-def view_state(record: SweepRecord, condition: str, metrics: Sequence[str]) -> dict[str, Any]:
-    """Return the state of MLflow's run page: table and charts of one sweep's samples, shortest load first."""
+def view_state(
+    record: SweepRecord, condition: str, metrics: Sequence[str], characters: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return the state of MLflow's run page: table and charts of one sweep's samples, shortest load first.
+
+    `metrics` are the names that the samples have; `characters` the length of the longest value of a param.
+    """
     keys = _point_keys(record)
-    columns = [f"params.`{key}`" for key in (*keys, "sample")] + [f"tags.`{projection.STATUS_TAG}`"]
-    columns += [f"metrics.`{name}`" for name in _COLUMNS if name in metrics or not metrics]
-    widths = {"attributes.`Run Name`": 230, **{column: max(90, 9 * len(column) - 60) for column in columns}}
+    widths = {f"params.`{key}`": _width(max(len(key), characters.get(key, 0))) for key in keys}
+    widths |= {"params.`sample`": _width(6), f"tags.`{projection.STATUS_TAG}`": _width(len(projection.STATUS_TAG))}
+    widths |= {f"metrics.`{name}`": _width(len(name)) for name in _COLUMNS if name in metrics or not metrics}
     sections, charts = _charts(keys, metrics)
     return {
         "searchFilter": condition,
@@ -69,9 +75,9 @@ def view_state(record: SweepRecord, condition: str, metrics: Sequence[str]) -> d
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": columns,
-        "columnOrder": list(widths),
-        "columnWidths": widths,
+        "selectedColumns": list(widths),
+        "columnOrder": ["attributes.`Run Name`", *widths],
+        "columnWidths": {"attributes.`Run Name`": _width(projection.MOST_NAME) + 50, **widths},
         "runsHidden": [],
         "runsPinned": [],
         "runsHiddenMode": "SHOWALL",
@@ -90,37 +96,35 @@ def view_state(record: SweepRecord, condition: str, metrics: Sequence[str]) -> d
     }
 
 
+def _width(characters: int) -> int:
+    """Return how many pixels a column of so many characters takes in MLflow's table, within reason."""
+    return min(320, 30 + 8 * characters)
+
+
+def _widest(runs: Sequence[Any], keys: Sequence[str]) -> dict[str, int]:
+    return {key: max((len(run.data.params.get(key, "")) for run in runs), default=0) for key in keys}
+
+
 def _point_keys(record: SweepRecord) -> list[str]:
     return [key for key in record.varying if key != "sample"]
 
 
 def _charts(keys: Sequence[str], metrics: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     phases = [name for name in metrics if name.startswith("load/") and name.endswith("_s") and name not in _NO_PHASES]
-    load = [_bar(name) for name in _HEADLINES]
     relations = [_parallel(keys)] if keys else []
-    relations.append(_scatter("load/gb_per_s", TOTAL))
     relations.append(_scatter(TOTAL, "inference/first_token_s"))
+    relations += [_scatter(TOTAL, memory) for memory in _MEMORY if memory in metrics]
     contents = {
-        "Load and first answer": load,
-        "What varies, against the load": relations,
-        "Phases of the load": [_bar(name) for name in phases[:_MOST_PHASES]],
-        "Memory": [_bar(name) for name in _MEMORY],
+        "Load and first answer": (2, [_bar(name) for name in _HEADLINES]),
+        "What varies, against the load": (2, relations),
+        "Phases of the load": (3, [_bar(name) for name in phases[:_MOST_PHASES]]),
+        "Memory": (3, [_bar(name) for name in _MEMORY]),
     }
     sections, charts = [], []
-    for name, members in contents.items():
-        if not members:
-            continue
+    for name, (columns, members) in contents.items():
         section = str(uuid5(NAMESPACE_URL, f"ladezeit/{name}"))
-        sections.append(
-            {
-                "uuid": section,
-                "name": name,
-                "display": True,
-                "isReordered": True,
-                "deleted": False,
-                "isGenerated": False,
-            }
-        )
+        flags = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+        sections.append({"uuid": section, "name": name, **flags, "columns": columns, "cardHeight": 460})
         charts += [{**chart, "metricSectionId": section} for chart in members]
     return sections, charts
 

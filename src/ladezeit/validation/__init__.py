@@ -10,9 +10,10 @@ from ladezeit.config import ValidationConfig, ValidationLevel
 from ladezeit.loading.base import LoadedModel
 from ladezeit.measure.clock import Clock
 from ladezeit.validation import all_modules, origin_rule, placement, sampled
+from ladezeit.validation.generation import stored_generation_config
 from ladezeit.validation.proof import Expected, Finding, Look, Proof
 
-__all__ = ["SPAN", "Expected", "Finding", "Proof", "prove"]
+__all__ = ["SPAN", "Expected", "Finding", "Proof", "prove", "stored_generation_config"]
 
 SPAN = "validation"
 

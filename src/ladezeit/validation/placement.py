@@ -11,6 +11,7 @@ from typing import Any
 from ladezeit.config import ValidationConfig
 from ladezeit.loading.base import LoadedModel
 from ladezeit.validation.all_modules import META
+from ladezeit.validation.generation import not_taken_up
 from ladezeit.validation.kept_dtype import WrongDtype, kept_float32, without_class_choices
 from ladezeit.validation.places import Places, offloads
 from ladezeit.validation.proof import Expected, Finding, Look
@@ -52,7 +53,7 @@ def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> L
                     wrong_dtypes.append(WrongDtype(held.name, found, wanted))
     findings += _dtypes(without_class_choices(model, expected.dtype, wrong_dtypes))
     findings += untied(model, expected)
-    findings += _generation_config(model, expected)
+    findings += not_taken_up(model, expected.generation_config)
     findings += _keys(loaded)
     return Look(
         claim=_claim(tensors_seen, modules_seen, expected),
@@ -92,18 +93,6 @@ def _place_findings(held: _Held, places: Places, expected: Expected) -> list[Fin
 
 def _dtypes(wrong: list[WrongDtype]) -> list[Finding]:
     return [Finding("dtype", weight.name, f"is {weight.found}, asked for {weight.wanted}") for weight in wrong]
-
-
-def _generation_config(model: Any, expected: Expected) -> list[Finding]:
-    if not (hasattr(model, "can_generate") and model.can_generate()):
-        return []
-    settings = getattr(model, "generation_config", None)
-    if settings is None:
-        return [Finding("generation_config", "", "the model can generate and has no generation config")]
-    # transformers marks a generation config that it made up from config.json instead of reading the file.
-    if expected.generation_config and getattr(settings, "_from_model_config", False):
-        return [Finding("generation_config", "", "the checkpoint's generation_config.json was not taken up")]
-    return []
 
 
 def _keys(loaded: LoadedModel) -> list[Finding]:

@@ -13,8 +13,8 @@ class Expected:
 
     `device` is a torch device name with its index (``cpu``, ``cuda:0``), `dtype` a torch dtype's name (``bfloat16``),
     never ``auto``. `single_device`: one explicit device was asked for; `device_strategy`: the placement was left to a
-    strategy, so several devices are legitimate. `generation_config`: the checkpoint has a generation_config.json,
-    which the model must have taken up.
+    strategy, so several devices are legitimate. `generation_config`: what the checkpoint's generation_config.json
+    says (`stored_generation_config`), which the model must have taken up; None where it has none.
     """
 
     device: str
@@ -22,7 +22,7 @@ class Expected:
     single_device: bool
     offload_allowed: bool
     device_strategy: bool
-    generation_config: bool = False
+    generation_config: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -218,8 +218,10 @@ def sweep_results(samples: int = 5) -> Iterator[Result]:
                     status = Status.oom if sample == 1 else Status.ok
                     reason = "CUDA out of memory: 14.2 GiB wanted, 11.0 GiB free"
                     arguments: dict[str, Any] = {"cache": cache, "sample": sample, "job": job}
-                    yield not_ok(status, reason, loading, **arguments) if status is Status.oom else result(
-                        loading, **arguments
+                    yield (
+                        not_ok(status, reason, loading, **arguments)
+                        if status is Status.oom
+                        else result(loading, **arguments)
                     )
                 elif loading == "device_map_auto_max_memory" and cache == "cold":
                     reason = "max_memory of 20 GiB on device 0: this GPU has 16 GiB"

@@ -1,0 +1,200 @@
+"""Cold means cold and warm means warm, and where that cannot be had or known, it is said."""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from samples import python
+
+from ladezeit.checkpoint import page_cache
+from ladezeit.checkpoint.page_cache import (
+    drop,
+    filesystem,
+    pages_by_cachestat,
+    pages_by_mincore,
+    resident_bytes,
+    resident_share,
+    set_state,
+    verify,
+    warm,
+)
+from ladezeit.config import CacheState
+from ladezeit.errors import CheckpointError, NotRunnableError
+
+PAGE = os.sysconf("SC_PAGESIZE")
+SIZE = 20 * 2**20 + 1
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Path]:
+    if filesystem(tmp_path) in ("tmpfs", "ramfs"):
+        pytest.skip("temporary files lie in memory here: give pytest a --basetemp on a disk")
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        path.write_bytes(os.urandom(SIZE))
+    return paths
+
+
+def test_states_are_reached_and_verified(shards: list[Path]) -> None:
+    """A sample that asks for a state starts in it; freshly written, still dirty files too."""
+    for state, share in ((CacheState.cold, 0.0), (CacheState.warm, 1.0), (CacheState.cold, 0.0)):
+        report = set_state(shards, state)
+        assert (report.asked, report.resident_after_share) == (state, share)
+        assert verify(shards, state) == (share, True, None)
+    assert set_state(shards, CacheState.as_is).resident_before_share == 0.0
+
+
+def test_as_is_changes_nothing(shards: list[Path]) -> None:
+    """``cache=as_is`` records what it finds, whatever that is."""
+    drop(shards[:1])
+    report = set_state(shards, CacheState.as_is)
+    assert report.resident_before_share == report.resident_after_share == resident_share(shards) == 0.5
+    assert verify(shards, CacheState.as_is) == (0.5, True, None)
+
+
+def test_a_wrong_state_is_noticed(shards: list[Path]) -> None:
+    """What something read meanwhile is not cold, what was dropped meanwhile is not warm."""
+    warm(shards)
+    share, as_asked, reason = verify(shards, CacheState.cold)
+    assert (share, as_asked) == (1.0, False)
+    assert "cache=cold was asked, but 100.0 % of the checkpoint is in memory" in str(reason)
+    drop(shards[1:])
+    share, as_asked, reason = verify(shards, CacheState.warm)
+    assert (share, as_asked) == (0.5, False)
+    assert "only 50.0 %" in str(reason)
+
+
+def test_both_ways_of_asking_agree(shards: list[Path]) -> None:
+    """cachestat and mincore count the same pages, in a file of which a part was read."""
+    drop(shards)
+    descriptor = os.open(shards[0], os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        os.pread(descriptor, 100 * PAGE, 7 * PAGE)
+        os.pread(descriptor, 1, SIZE - 1)
+        by_mincore, by_cachestat = pages_by_mincore(descriptor, shards[0]), pages_by_cachestat(descriptor)
+        assert by_mincore * PAGE == resident_bytes(shards[0])
+        assert 101 <= by_mincore < SIZE // PAGE
+        if by_cachestat is None:
+            pytest.skip("this kernel has no cachestat (Linux 6.5)")
+        assert by_cachestat == by_mincore
+    finally:
+        os.close(descriptor)
+
+
+def test_files_larger_than_one_window_are_counted_whole(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of many gigabytes are mapped and read in parts; the parts add up."""
+    monkeypatch.setattr(page_cache, "_WINDOW_BYTES", 2**20)
+    drop(shards)
+    warm(shards)
+    descriptor = os.open(shards[0], os.O_RDONLY)
+    try:
+        assert pages_by_mincore(descriptor, shards[0]) == SIZE // PAGE + 1
+    finally:
+        os.close(descriptor)
+
+
+def test_too_little_memory_for_a_warm_cache_is_said_first(tmp_path: Path) -> None:
+    """A checkpoint larger than memory cannot be warm; the sample is not started."""
+    huge = tmp_path / "huge"
+    huge.touch()
+    os.truncate(huge, 2**42)  # a hole: takes no space
+    with pytest.raises(NotRunnableError, match=r"4096.00 GiB, and .* GiB are available"):
+        set_state([huge], CacheState.warm)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """A shard that vanished between two samples is an error of the checkpoint, not a crash."""
+    for action in (
+        resident_bytes,
+        lambda path: resident_share([path]),
+        lambda path: drop([path]),
+        lambda path: warm([path]),
+    ):
+        with pytest.raises(CheckpointError, match="gone is missing"):
+            action(tmp_path / "gone")
+
+
+def test_an_empty_file_is_in_every_state(tmp_path: Path) -> None:
+    """Nothing to read is neither an error nor a division by zero."""
+    (tmp_path / "empty").touch()
+    assert resident_share([tmp_path / "empty"]) == 1.0
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder for a file system that the test mounts on it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    folder = tmp_path / "mount point"
+    folder.mkdir()
+    yield folder
+    subprocess.run(["umount", folder], check=False, capture_output=True)
+
+
+def mounted(*command: object) -> None:
+    if subprocess.run(["mount", *map(str, command)], check=False, capture_output=True).returncode:
+        pytest.skip("this container may not mount")
+
+
+def test_on_tmpfs_nothing_is_cold_and_the_reason_says_so(mount: Path) -> None:
+    """A cache folder in memory cannot measure cold loads: the reason names the file system."""
+    mounted("-t", "tmpfs", "none", mount)
+    (mount / "a").write_bytes(b"x" * SIZE)
+    set_state([mount / "a"], CacheState.cold)
+    share, as_asked, reason = verify([mount / "a"], CacheState.cold)
+    assert (share, as_asked) == (1.0, False)
+    assert "tmpfs, which is memory and never cold" in str(reason)
+
+
+def test_on_overlay_warm_is_not_taken_for_cold(tmp_path: Path, mount: Path) -> None:
+    """Containers lie on overlayfs, where cachestat sees an empty cache whatever was read."""
+    for name in ("lower", "upper", "work"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lower" / "a").write_bytes(os.urandom(SIZE))
+    options = ",".join(f"{name}dir={tmp_path / name}" for name in ("lower", "upper", "work"))
+    mounted("-t", "overlay", "overlay", "-o", options, mount)
+    if filesystem(tmp_path) == "tmpfs":
+        pytest.skip("the lower file system is memory")
+    for state, share in ((CacheState.warm, 1.0), (CacheState.cold, 0.0), (CacheState.warm, 1.0)):
+        set_state([mount / "a"], state)
+        assert verify([mount / "a"], state) == (share, True, None)
+
+
+def test_what_the_system_does_not_tell_is_not_guessed() -> None:
+    """For files of others mincore calls every page resident: that is neither a proof of warm nor a number."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may become somebody else")
+    code = """
+import os, sys
+from pathlib import Path
+from ladezeit.checkpoint import page_cache
+from ladezeit.config import CacheState
+from ladezeit.measure import limits
+os.setgid(65534); os.setuid(65534)
+shards = [Path(sys.argv[1])]
+for state in CacheState:
+    page_cache.set_state(shards, state)
+    print(*page_cache.verify(shards, state))
+"""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        Path(name).chmod(0o755)
+        path = Path(name) / "a"
+        path.write_bytes(b"x" * SIZE)
+        path.chmod(0o644)
+        done = python(code, path)
+    cold, warm_, as_is = done.stdout.splitlines() or [done.stderr]
+    assert cold.startswith("nan False cache=cold was asked, but whether it is so is not told")
+    assert warm_.startswith("nan False cache=warm was asked")
+    assert as_is == "nan True None"
+
+
+def test_the_file_system_of_a_path_is_known() -> None:
+    """It stands in the environment facts, and decides how the page cache is asked."""
+    assert filesystem(Path("/proc/self/status")) == "proc"
+    assert filesystem(Path("/sys/kernel")) == "sysfs"
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    assert filesystem(Path("/")) in {kind for _, place, kind, *_ in mounts if place == "/"}

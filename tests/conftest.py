@@ -1,0 +1,102 @@
+"""What tests share: a cache folder for checkpoints that lasts one run, a tiny checkpoint, a session of samples."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ladezeit.config import (
+    CacheConfig,
+    CacheState,
+    InferenceConfig,
+    ProcessConfig,
+    ProcessKind,
+    RunConfig,
+    RuntimeConfig,
+    TrackingConfig,
+    TrackingKind,
+    TransformersLoading,
+    ValidationConfig,
+    ValidationLevel,
+)
+
+HERE = Path(__file__).parent
+
+# Engines of the tests are found by workers too, and nothing that a test makes lands in the user's own cache.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder that checkpoints are made in, new for each test run."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("LADEZEIT_CACHE")
+    os.environ["LADEZEIT_CACHE"] = str(folder)
+    yield folder
+    os.environ.pop("LADEZEIT_CACHE")
+    if before is not None:
+        os.environ["LADEZEIT_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def tiny(cache: Path) -> Any:
+    """The checkpoint of model=tiny."""
+    from ladezeit.checkpoint.resolve import prepare
+
+    return prepare(model_config("tiny"), cache)
+
+
+def model_config(name: str) -> Any:
+    """Return the model config that an option file composes to."""
+    from omegaconf import OmegaConf
+
+    from ladezeit.config import FolderModel, HubModel, PackagedModel, SyntheticModel
+
+    plain = OmegaConf.load(HERE.parent / "conf" / "model" / f"{name}.yaml")
+    kind = str(plain.pop("defaults")[0]).rpartition("/")[2].partition("@")[0]
+    schema = {"hub": HubModel, "folder": FolderModel, "packaged": PackagedModel, "synthetic": SyntheticModel}[kind]
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+
+
+def make_run_config(outputs: Path, **changes: Any) -> RunConfig:
+    """Return a run config of model=tiny on the CPU; `changes` replace whole groups or keys."""
+    fields: dict[str, Any] = {
+        "model": model_config("tiny"),
+        "loading": TransformersLoading(name="transformers", device_map="device"),
+        "validation": ValidationConfig(ValidationLevel.placement),
+        "cache": CacheConfig(CacheState.as_is),
+        "inference": InferenceConfig(new_tokens=3, token_ids=[1, 2, 3]),
+        "runtime": RuntimeConfig(),
+        "process": ProcessConfig(ProcessKind.prewarmed, time_limit_s=120),
+        "tracking": TrackingConfig(TrackingKind.none),
+        "device": "cpu",
+        "sample": 0,
+        "phases": True,
+        "order_seed": 0,
+        "discard_first": False,
+        "outputs": str(outputs),
+    }
+    return RunConfig(**(fields | changes))
+
+
+@pytest.fixture
+def ladezeit(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the installed console script as a user would, from a folder of its own."""
+    script = Path(sys.executable).with_name("ladezeit")
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(script), *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    return run

@@ -1,0 +1,156 @@
+"""What a load took: its peaks and not those of what was before it, and the bytes really read."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from ladezeit.measure.memory import GIB, ResourceMeter
+
+MIB = 2**20
+
+
+def in_a_new_process(program: str, *arguments: str) -> list[float]:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return [float(number) for number in done.stdout.split()]
+
+
+def test_the_peak_is_that_of_the_load_and_not_of_what_was_before() -> None:
+    """Imports and conversions before the load do not count as the load's memory."""
+    before, during = in_a_new_process(
+        """
+        from ladezeit.measure.memory import ResourceMeter
+        meter = ResourceMeter("cpu")
+        old = bytearray(400 * 2**20)
+        old[::4096] = b"x" * len(old[::4096])
+        del old
+        meter.mark_load_start()
+        print(meter.read()["memory/host_peak_rss_gib"])
+        new = bytearray(100 * 2**20)
+        new[::4096] = b"x" * len(new[::4096])
+        del new
+        meter.mark_load_end()
+        print(meter.read()["memory/host_peak_rss_gib"])
+        """
+    )
+    if before > 0.35:
+        pytest.skip("this kernel does not let the peak be reset; the record says so")
+    assert 80 * MIB < (during - before) * GIB < 200 * MIB
+
+
+def test_the_record_says_how_the_peak_was_got() -> None:
+    """A peak that could not be reset is told apart from one that was."""
+    meter = ResourceMeter("cpu")
+    meter.mark_load_start()
+    assert meter.sources["host_peak_rss"].startswith("VmHWM since the ")
+
+
+def test_mapped_files_and_own_memory_are_told_apart(tmp_path: Path) -> None:
+    """Weights that are only mapped show as file pages, copies as anonymous ones."""
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(64 * MIB))
+    anon, file, anon_after, file_after = in_a_new_process(
+        """
+        import mmap, sys
+        from ladezeit.measure.memory import ResourceMeter
+        def show():
+            metrics = ResourceMeter("cpu").read()
+            print(metrics["memory/host_anon_gib"], metrics["memory/host_file_gib"])
+        show()
+        file = open(sys.argv[1], "rb")
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        sum(mapped[position] for position in range(0, len(mapped), 4096))
+        show()
+        """,
+        str(path),
+    )
+    assert (file_after - file) * GIB > 60 * MIB
+    assert (anon_after - anon) * GIB < 20 * MIB
+
+
+def test_bytes_read_from_storage_are_those_of_the_load(tmp_path: Path) -> None:
+    """A cold load shows its bytes, a warm one shows none: the page cache cannot be mistaken for the disk."""
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(32 * MIB))
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+    cold, warm = ResourceMeter("cpu"), ResourceMeter("cpu")
+    for meter in (cold, warm):
+        meter.mark_load_start()
+        path.read_bytes()
+        meter.mark_load_end()
+    if "load/storage_read_bytes" not in cold.read():
+        pytest.skip("this kernel does not tell what a process reads")
+    if cold.read()["load/storage_read_bytes"] == 0:
+        pytest.skip("the temporary folder lies in memory")
+    assert cold.read()["load/storage_read_bytes"] >= 32 * MIB
+    assert warm.read()["load/storage_read_bytes"] < MIB
+
+
+def test_counters_stop_at_the_end_of_the_load() -> None:
+    """Validation and inference after the load are not booked on it."""
+    meter = ResourceMeter("cpu")
+    assert not any(name.startswith("load/") for name in meter.read())
+    meter.mark_load_start()
+    meter.mark_load_end()
+    first = meter.read()
+    block = bytearray(64 * MIB)
+    block[::4096] = b"x" * len(block[::4096])
+    again = meter.read()
+    for name in ("load/minor_page_faults", "load/major_page_faults"):
+        assert again[name] == first[name]
+    meter.mark_load_start()
+    other = bytearray(16 * MIB)
+    other[::4096] = b"x" * len(other[::4096])
+    assert meter.read()["load/minor_page_faults"] > 0
+
+
+def test_a_run_on_the_cpu_has_no_gpu_metrics() -> None:
+    """No zero stands where nothing was measured."""
+    meter = ResourceMeter("cpu")
+    meter.mark_load_start()
+    assert not any("gpu" in name for name in meter.read())
+
+
+def test_metering_imports_no_torch() -> None:
+    """The meter does not move the cost of importing torch into the load."""
+    in_a_new_process(
+        """
+        import sys
+        from ladezeit.measure.memory import ResourceMeter
+        meter = ResourceMeter("cuda:0")
+        meter.mark_load_start(); meter.mark_load_end(); meter.read()
+        assert "torch" not in sys.modules
+        """
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_gpu_peaks_are_those_of_the_load() -> None:
+    """What the allocator held before the load is not its peak; what it held in between is."""
+    before = torch.zeros(512 * MIB, dtype=torch.uint8, device="cuda:0")
+    del before
+    torch.cuda.empty_cache()
+    meter = ResourceMeter("cuda:0")
+    meter.mark_load_start()
+    during = torch.zeros(128 * MIB, dtype=torch.uint8, device="cuda:0")
+    del during
+    meter.mark_load_end()
+    metrics = meter.read()
+    assert 0.125 <= metrics["memory/gpu_allocated_peak_gib"] < 0.4
+    assert metrics["memory/gpu_reserved_peak_gib"] >= metrics["memory/gpu_allocated_peak_gib"]
+    assert metrics["memory/gpu_used_gib"] >= 0.125

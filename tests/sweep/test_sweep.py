@@ -1,0 +1,163 @@
+"""A sweep through the installed script: order, skips, failures, interruption, statuses in MLflow, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+BASE = ("-m", "model=tiny", "device=cpu", "process=prewarmed", "inference=none")
+
+
+def results(folder: Path) -> list[dict]:
+    """Return all compared results under `folder`, in the order they were measured in."""
+    places = [path for part in ("sweeps", "runs") for path in (folder / "outputs" / part).rglob("result.json")]
+    found = [json.loads(path.read_text()) for path in places]
+    return sorted((r for r in found if r["identity"]["job"] >= 0), key=lambda r: r["identity"]["job"])
+
+
+def runs(folder: Path) -> tuple[list, list]:
+    """Return the parent runs and the sample runs that MLflow holds."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db")
+    experiments = [e.experiment_id for e in client.search_experiments() if e.name == "ladezeit"]
+    found = client.search_runs(experiments, max_results=500)
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    return parents, [run for run in found if run not in parents]
+
+
+def test_points_are_measured_in_shuffled_blocks_of_samples(ladezeit: Run, tmp_path: Path) -> None:
+    """Drift hits every method alike: each block holds each point once, in an order that the seed decides."""
+    arguments = (*BASE, "loading=transformers,cuda_fp16", "cache=warm,as_is", "sample=range(3)", "tracking=none")
+    shown = ladezeit(*arguments)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    measured = results(tmp_path)
+    assert [r["identity"]["sample"] for r in measured] == [0] * 4 + [1] * 4 + [2] * 4
+    blocks = [[r["identity"]["point"] for r in measured[start : start + 4]] for start in (0, 4, 8)]
+    assert all(sorted(block) == sorted(blocks[0]) and len(set(block)) == 4 for block in blocks)
+    assert blocks[0] != blocks[1] or blocks[1] != blocks[2]
+    assert "load" in shown.stdout and "cuda_fp16" in shown.stdout and "3 ok" in shown.stdout
+
+
+def test_a_bad_point_costs_itself_alone_and_everything_is_in_mlflow(ladezeit: Run, tmp_path: Path) -> None:
+    """One point dies, one makes no sense, one is wrong: the rest is measured, each has its status, the exit code is 1."""
+    conf = tmp_path / "conf" / "loading"
+    conf.mkdir(parents=True)
+    schema = "defaults: [/schema/loading/transformers@_here_, _self_]\n"
+    (conf / "dies.yaml").write_text(f"{schema}name: dies\nengine: engines_for_tests:KilledFromOutside\n")
+    (conf / "unties.yaml").write_text(f"{schema}name: unties\nengine: engines_for_tests:ForgetsTheHead\n")
+    (conf / "senseless.yaml").write_text(f"{schema}name: senseless\nmax_memory: {{device: 1GiB}}\n")
+    methods = "loading=transformers,dies,unties,senseless"
+    shown = ladezeit("--config-dir", str(conf.parent), *BASE, methods, "sample=range(2)")
+    assert shown.returncode == 1, shown.stdout + shown.stderr
+    assert "Traceback" not in shown.stderr and "will be skipped" in shown.stdout
+    statuses = {(r["config"]["loading"]["name"], r["status"]) for r in results(tmp_path)}
+    assert statuses == {("transformers", "ok"), ("dies", "killed"), ("unties", "wrong"), ("senseless", "skipped")}
+    (parent,), samples = runs(tmp_path)
+    assert parent.info.status == "FINISHED" and len(samples) == 8
+    logged = {(run.data.params["loading"], run.data.tags["ladezeit.status"], run.info.status) for run in samples}
+    assert logged == {
+        ("transformers", "ok", "FINISHED"),
+        ("dies", "killed", "KILLED"),
+        ("unties", "wrong", "FAILED"),
+        ("senseless", "skipped", "KILLED"),
+    }
+    assert all(len(run.info.run_name) <= 20 for run in samples)
+    assert len({run.info.run_name for run in samples}) == 8
+
+
+def test_none_ok_is_exit_code_3(ladezeit: Run, tmp_path: Path) -> None:
+    shown = ladezeit(
+        *BASE, "loading=transformers", "+loading.engine=engines_for_tests:Raises", "sample=0,1", "tracking=none"
+    )
+    assert shown.returncode == 2, "an override of a key that is there takes no +"
+    shown = ladezeit(*BASE, "loading.engine=engines_for_tests:Raises", "sample=0,1", "tracking=none")
+    assert shown.returncode == 3, shown.stdout + shown.stderr
+    assert "the engine broke" in shown.stdout
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
+def test_an_interrupted_sweep_keeps_what_it_has_and_says_so(tmp_path: Path, number: int, code: int) -> None:
+    """Ctrl-C and a polite kill: finished samples stay, the running one is `killed`, the parent run is not left RUNNING."""
+    arguments = [*BASE, "loading.engine=engines_for_tests:Steady", "sample=range(20)", "discard_first=false"]
+    script = Path(sys.executable).with_name("ladezeit")
+    process = subprocess.Popen(
+        [str(script), *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while len(results(tmp_path)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    statuses = [r["status"] for r in results(tmp_path)]
+    assert statuses[:2] == ["ok", "ok"] and set(statuses[2:]) <= {"ok", "killed"} and len(statuses) < 20
+    (parent,), samples = runs(tmp_path)
+    assert parent.info.status == "KILLED"
+    assert all(run.info.status != "RUNNING" for run in samples)
+    assert "results:" in output and "Load times" in output
+    assert subprocess.run(["pgrep", "-f", str(tmp_path)], check=False, capture_output=True).stdout == b""
+
+
+def test_a_store_that_dies_in_mid_sweep_costs_no_measurement(tmp_path: Path) -> None:
+    """The files are the truth: the sweep goes on, says what is not in MLflow, and all results are there."""
+    arguments = [*BASE, "loading.engine=engines_for_tests:Steady", "sample=range(3)", "discard_first=false"]
+    script = Path(sys.executable).with_name("ladezeit")
+    process = subprocess.Popen(
+        [str(script), *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not results(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    store = tmp_path / "outputs" / "mlflow.db"
+    os.truncate(store, 0)
+    output, _ = process.communicate(timeout=120)
+    assert [r["status"] for r in results(tmp_path)] == ["ok"] * 3
+    assert "not in MLflow" in output and "Traceback" not in output
+    assert process.returncode == 0, output
+
+
+def test_a_sweep_folder_is_never_used_twice(ladezeit: Run, tmp_path: Path) -> None:
+    """A second sweep into the same folder would mix its results with the old ones."""
+    again = (*BASE, "sample=0,1", "tracking=none", f"hydra.sweep.dir={tmp_path}/mine")
+    assert ladezeit(*again).returncode == 0
+    before = sorted((tmp_path / "mine").rglob("result.json"))
+    shown = ladezeit(*again)
+    assert shown.returncode == 2 and "holds a sweep already" in shown.stderr
+    assert sorted((tmp_path / "mine").rglob("result.json")) == before
+
+
+def test_jobs_in_other_processes_join_the_same_sweep(ladezeit: Run, tmp_path: Path) -> None:
+    """With Hydra's joblib launcher each job runs elsewhere: same parent run, one sample at a time on the device."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    shown = ladezeit(*BASE, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "sample=range(2)")
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    (parent,), samples = runs(tmp_path)
+    assert [run.data.tags["mlflow.parentRunId"] for run in samples] == [parent.info.run_id] * 2
+    ends = sorted((r["started_at"], r["metrics"]["sample/wall_s"]) for r in results(tmp_path))
+    assert len(ends) == 2 and ends[0][0] != ends[1][0]
+
+
+def test_the_command_in_the_result_measures_the_same_point_again(ladezeit: Run, tmp_path: Path) -> None:
+    """Whoever doubts a figure copies one line."""
+    assert ladezeit(*BASE, "cache=warm", "sample=0,1", "tracking=none").returncode == 0
+    first = results(tmp_path)[0]["identity"]
+    import shlex
+
+    program, *arguments = shlex.split(first["command"])
+    assert program == "ladezeit"
+    shown = ladezeit(*arguments)
+    assert shown.returncode == 0, shown.stderr
+    again = [r for r in results(tmp_path) if r["identity"]["sweep"] is None]
+    assert [r["identity"]["point"] for r in again] == [first["point"]]

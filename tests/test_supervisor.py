@@ -1,0 +1,283 @@
+"""Whatever happens to a worker, the user gets one result that says so, and nothing goes on running."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import make_run_config
+from ladezeit.checkpoint.page_cache import set_state
+from ladezeit.config import (
+    CacheConfig,
+    CacheState,
+    DType,
+    LegacyManagerLoading,
+    ProcessConfig,
+    ProcessKind,
+    TransformersLoading,
+    ValidationConfig,
+    ValidationLevel,
+)
+from ladezeit.measure.clock import LOAD
+from ladezeit.result import Identity, Result, Status, read
+from ladezeit.supervisor import Supervisor
+from ladezeit.worker_spec import WorkerSpec
+
+
+@pytest.fixture(scope="module")
+def supervisor() -> Iterator[Supervisor]:
+    with Supervisor() as one:
+        yield one
+
+
+@pytest.fixture
+def measure(supervisor: Supervisor, tiny: Any, tmp_path: Path) -> Callable[..., Result]:
+    """Measure one sample of model=tiny into `tmp_path`."""
+
+    def run(engine: str = "transformers", progress: Any = lambda phase: None, **changes: Any) -> Result:
+        loading = TransformersLoading(name=engine, device_map="device")
+        loading.engine = engine if engine == "transformers" else f"engines_for_tests:{engine}"
+        config = make_run_config(tmp_path, **({"loading": loading} | changes))
+        identity = Identity("0" * 12, 0, 0, "test", [], "ladezeit")
+        spec = WorkerSpec(config, tiny, identity, "cpu", tmp_path, environment={"from": "the supervisor"})
+        set_state(tiny.shards, config.cache.state)
+        return supervisor.run(spec, progress)
+
+    return run
+
+
+def limited(seconds: float, kind: ProcessKind = ProcessKind.prewarmed) -> ProcessConfig:
+    return ProcessConfig(kind, time_limit_s=seconds)
+
+
+@pytest.mark.parametrize("kind", list(ProcessKind))
+def test_a_load_is_measured_proven_and_spoken_to(
+    measure: Callable[..., Result], tmp_path: Path, kind: ProcessKind
+) -> None:
+    """Each kind of process gives the same kind of result, with phases that add up to the total."""
+    result = measure(process=limited(120, kind))
+    assert result.status is Status.ok, result.reason
+    assert read(tmp_path) == result
+    metrics = result.metrics
+    rate = "load/gb_per_s"
+    inside = [v for name, v in metrics.items() if name.startswith("load/") and name.endswith("_s") and name != rate]
+    assert sum(inside) == pytest.approx(2 * metrics["load/total_s"], rel=1e-6)  # the total, and its parts
+    phases = {phase.path for phase in result.phases}
+    assert {"load", "load/skeleton", "load/read", "load/finalise", "load/touch", "validation"} <= phases
+    assert result.effective["seams_missing"] == []
+    assert result.proof and result.proof["passed"] and result.proof["tensors_seen"] > 40
+    assert len(result.effective["inference"]["token_ids"]) == 3
+    assert ("cold_start/first_token_s" in metrics) == (kind is ProcessKind.fresh)
+    assert result.environment["from"] == "the supervisor"
+
+
+def test_a_fresh_process_pays_for_its_imports_and_a_prewarmed_one_does_not(measure: Callable[..., Result]) -> None:
+    """The import is a phase of its own, outside of the load, and the server's import time is recorded."""
+    result = measure()
+    imported = [phase for phase in result.phases if phase.path == "import"]
+    assert imported and imported[0].duration_s < 1
+    assert result.environment["prewarm"]["import_s"] > 0.2
+    assert not any(phase.path.startswith("load/import") for phase in result.phases)
+
+
+def test_phases_off_reports_the_total_alone(measure: Callable[..., Result]) -> None:
+    result = measure(phases=False)
+    assert result.status is Status.ok
+    assert [phase.path for phase in result.phases if phase.path.startswith(LOAD)] == [LOAD]
+    assert result.metrics["load/unattributed_s"] == result.metrics["load/total_s"]
+
+
+def test_live_progress_names_phases_while_they_run(measure: Callable[..., Result]) -> None:
+    told: list[str] = []
+    measure(progress=told.append)
+    assert told.index("load/skeleton") < told.index("load/read") < told.index("validation")
+
+
+def test_a_hang_is_ended_with_everything_it_started(measure: Callable[..., Result], tmp_path: Path) -> None:
+    """Deaf to SIGTERM and with a child of its own: the time limit ends both, and the log says where it hung."""
+    result = measure("Hangs", process=limited(2))
+    assert result.status is Status.timeout
+    assert result.reason and "2 s" in result.reason
+    assert result.error and "in load" in result.error.trace, "the stacks show where it hung"
+    child = int((tmp_path / "child.pid").read_text())
+    deadline = time.monotonic() + 5
+    while _runs(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(child)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("kind", [ProcessKind.fresh, ProcessKind.prewarmed])
+def test_a_kill_from_outside_leaves_a_result_with_the_last_words(
+    measure: Callable[..., Result], kind: ProcessKind
+) -> None:
+    result = measure("KilledFromOutside", process=limited(120, kind))
+    assert result.status is Status.killed
+    assert result.reason and "SIGKILL" in result.reason
+    assert result.error and "last words before the end" in result.error.trace
+
+
+def test_a_crash_names_the_signal_and_keeps_the_stack(measure: Callable[..., Result]) -> None:
+    result = measure("Crashes")
+    assert result.status is Status.killed
+    assert result.reason and "SIGSEGV" in result.reason
+    assert result.error and "engines_for_tests.py" in result.error.trace
+
+
+def test_leaving_without_a_result_is_a_failure(measure: Callable[..., Result]) -> None:
+    result = measure("Leaves")
+    assert (result.status, "exit code 7" in str(result.reason)) == (Status.failed, True)
+
+
+@pytest.mark.parametrize(
+    "engine, status, kind", [("RunsOutOfMemory", "oom", "MemoryError"), ("Raises", "failed", "RuntimeError")]
+)
+def test_an_error_in_the_engine_keeps_what_was_measured_before_it(
+    measure: Callable[..., Result], engine: str, status: str, kind: str
+) -> None:
+    """The phases up to the error stay in the result, with the error's type and trace."""
+    result = measure(engine)
+    assert result.status is Status(status)
+    assert result.error and result.error.type == kind and "engines_for_tests.py" in result.error.trace
+    assert "load/read" in {phase.path for phase in result.phases}
+    assert result.metrics["load/total_s"] > 0
+
+
+def test_a_model_that_is_not_what_was_asked_for_is_wrong_and_does_not_speak(measure: Callable[..., Result]) -> None:
+    result = measure("ForgetsTheHead")
+    assert result.status is Status.wrong
+    assert result.proof and not result.proof["passed"]
+    assert "tie" in str(result.reason) and "lm_head" in str(result.reason)
+    assert "inference" not in result.effective
+
+
+def test_a_cold_sample_that_was_not_cold_is_invalid(measure: Callable[..., Result]) -> None:
+    """What was set before the process started was undone since: no figure comes of it."""
+    result = measure("WarmsTheCache", cache=CacheConfig(CacheState.cold))
+    assert result.status is Status.invalid
+    assert "load/total_s" not in result.metrics
+    assert result.metrics["cache/resident_before_share"] > 0.5
+
+
+@pytest.mark.parametrize("state", [CacheState.cold, CacheState.warm])
+def test_the_cache_state_is_what_was_asked_for_when_the_load_starts(
+    measure: Callable[..., Result], state: CacheState
+) -> None:
+    result = measure(cache=CacheConfig(state))
+    assert result.status is Status.ok, result.reason
+    share = result.metrics["cache/resident_before_share"]
+    assert share < 0.01 if state is CacheState.cold else share > 0.99
+    assert result.metrics["cache/resident_after_share"] > 0.9
+
+
+def test_offload_nobody_asked_for_is_refused(measure: Callable[..., Result], tmp_path: Path) -> None:
+    """The origin's rule: a model that does not fit is an error, never a slow model."""
+    loading = TransformersLoading(
+        name="auto", device_map="auto", max_memory={"cpu": "1MiB"}, offload_folder=str(tmp_path / "offload")
+    )
+    result = measure(loading=loading)
+    assert result.status is Status.wrong
+    assert result.reason and "offloaded" in result.reason and "disable_cpu_offload" in result.reason
+
+
+def test_offload_that_was_asked_for_is_no_error(measure: Callable[..., Result], tmp_path: Path) -> None:
+    loading = TransformersLoading(
+        name="auto",
+        device_map="auto",
+        max_memory={"cpu": "1MiB"},
+        offload_folder=str(tmp_path / "offload"),
+        disable_cpu_offload=False,
+    )
+    result = measure(loading=loading)
+    assert result.status is Status.ok, result.reason
+    assert "disk" in result.effective["device_map"].values()
+
+
+def test_the_legacy_manager_shows_its_overhead_as_phases(measure: Callable[..., Result]) -> None:
+    """Settings read twice and every module walked: each a phase of its own, so that the cause has a name."""
+    loading = LegacyManagerLoading(
+        name="legacy_manager", dtype=DType.float16, device_map="device", max_memory={"device": "90%"}
+    )
+    result = measure(loading=loading)
+    assert result.status is Status.ok, result.reason
+    assert len([phase for phase in result.phases if phase.path == "load/settings"]) == 2
+    assert result.metrics["load/module_walk_s"] > 0
+    assert set(result.effective["arguments"]["max_memory"]) == {"cpu"}
+
+
+def test_nothing_is_validated_where_nothing_was_asked(measure: Callable[..., Result]) -> None:
+    result = measure(validation=ValidationConfig(ValidationLevel.none))
+    assert result.status is Status.ok
+    assert result.proof and not result.proof["passed"] and not result.proof["ran"]
+
+
+def test_ctrl_c_ends_the_worker_and_leaves_a_result(measure: Callable[..., Result], tmp_path: Path) -> None:
+    started = threading.Event()
+
+    def interrupt() -> None:
+        started.wait(60)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        measure("Steady", progress=lambda phase: started.set() if phase == "load/read" else None)
+    result = read(tmp_path)
+    assert (result.status, result.reason) == (Status.killed, "interrupted")
+
+
+def test_the_server_goes_on_after_a_worker_that_died(measure: Callable[..., Result]) -> None:
+    """One crash in a sweep costs one sample, not the imports of all that follow."""
+    assert measure("KilledFromOutside").status is Status.killed
+    assert measure().status is Status.ok
+
+
+def test_no_load_outlives_its_supervisor(tmp_path: Path) -> None:
+    """`kill -9` on ladezeit must not leave a process that holds the GPU."""
+    program = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_supervisor import hang_for_ever
+hang_for_ever(Path({str(tmp_path)!r}))
+"""
+    process = subprocess.Popen([sys.executable, "-c", program])
+    pid_file = tmp_path / "child.pid"
+    deadline = time.monotonic() + 60
+    while not pid_file.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = _children(process.pid)
+    assert workers, "the worker is there"
+    process.kill()
+    process.wait()
+    while any(map(_runs, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(_runs, workers))
+    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def hang_for_ever(folder: Path) -> None:
+    """Start a supervisor whose fresh worker hangs; called in a process of its own."""
+    from ladezeit.checkpoint.resolve import default_cache, prepare
+
+    loading = TransformersLoading(name="Hangs", engine="engines_for_tests:Hangs", device_map="device")
+    config = make_run_config(folder, loading=loading, process=limited(300, ProcessKind.fresh))
+    checkpoint = prepare(config.model, default_cache())
+    identity = Identity("0" * 12, 0, 0, "test", [], "ladezeit")
+    with Supervisor() as supervisor:
+        supervisor.run(WorkerSpec(config, checkpoint, identity, "cpu", folder))

@@ -1,0 +1,173 @@
+"""Real parts to test against: a sqlite store, an MLflow server, a PostgreSQL server, a browser."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "results"))  # example_results
+
+from ladezeit.config import TrackingConfig, TrackingKind
+from ladezeit.tracking import open_tracker
+
+PASSWORD = "geh3im-wort"
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+def require(found: Any, missing: str) -> None:
+    """Skip where a part is not installed; fail where everything is meant to be there."""
+    if found:
+        return
+    if os.environ.get("LADEZEIT_REQUIRE_ALL") == "1":
+        pytest.fail(f"{missing} (LADEZEIT_REQUIRE_ALL=1)")
+    pytest.skip(missing)
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(command: list[str] | str, ready: Callable[[], bool], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server until the block ends, once it is ready; it and all it started are ended by their process group."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            shell=isinstance(command, str),
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **QUIET},
+            cwd=log.parent,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not ready():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield process
+    finally:
+        end_group(process)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process that `running` started, with its children."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(10)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def answers(address: str) -> bool:
+    """Whether an HTTP server says that it is well."""
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=2) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+@contextmanager
+def mlflow_server(folder: Path, backend: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Serve the store `backend` with artifacts in `folder`; yields the address and the process."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--workers", "1", "--artifacts-destination", (folder / "served").as_uri()]
+    with running(command, lambda: answers(address), folder / "server.log") as process:
+        yield address, process
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs folder that tests with a sqlite store share: its first opening takes seconds."""
+    return tmp_path_factory.mktemp("outputs with blank")
+
+
+@pytest.fixture
+def tracker(outputs: Path, request: pytest.FixtureRequest) -> Any:
+    """A tracker on the shared sqlite store, with an experiment of the test's own."""
+    return open_tracker(TrackingConfig(kind=TrackingKind.sqlite, experiment=request.node.nodeid[-200:]), outputs)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an MLflow server on sqlite."""
+    folder = tmp_path_factory.mktemp("server")
+    with mlflow_server(folder, f"sqlite:///{folder}/server.db") as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URI of an empty database on a PostgreSQL server of the tests' own, with a password in it."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    program = Path(shutil.which("postgres") or (found[-1] if found else ""))
+    require(program.name, "PostgreSQL is not installed (postgres is neither on the path nor in /usr/lib/postgresql)")
+    pytest.importorskip("psycopg")
+    folder = Path(tempfile.mkdtemp(prefix="ladezeit-postgres-"))
+    try:
+        with _postgres_server(program.parent, folder) as uri:
+            yield uri
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _postgres_server(programs: Path, folder: Path) -> Iterator[str]:
+    import psycopg
+
+    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    (folder / "password").write_text(PASSWORD)
+    if as_user:  # the server refuses to run as root
+        for path in (folder, folder / "password"):
+            shutil.chown(path, "postgres")
+    data = folder / "data"
+    options = ["--username=ladezeit", f"--pwfile={folder / 'password'}", "--auth=scram-sha-256", "--no-sync"]
+    initialise = [*as_user, str(programs / "initdb"), "-D", str(data), "--encoding=UTF8", "--locale=C", *options]
+    subprocess.run(initialise, check=True, capture_output=True, cwd="/")
+    port = free_port()
+    uri = f"postgresql://ladezeit:{PASSWORD}@127.0.0.1:{port}/postgres"
+
+    def ready() -> bool:
+        try:
+            psycopg.connect(uri, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    command = [*as_user, str(programs / "postgres"), "-D", str(data), "-k", str(folder), "-p", str(port)]
+    command += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+    with running(command, ready, folder / "server.log"):
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's chromium, driven by playwright."""
+    program = shutil.which("chromium")
+    require(program, "chromium is not installed")
+    playwright = pytest.importorskip("playwright.sync_api")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update"]
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=program, args=flags)
+        yield launched
+        launched.close()
