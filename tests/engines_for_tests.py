@@ -1,4 +1,4 @@
-"""Engines that misbehave, each in one real way: what the supervisor must survive. Used as ``engines_for_tests:Name``."""
+"""Engines that misbehave, each in one real way, for the supervisor to survive: ``engines_for_tests:Name``."""
 
 import ctypes
 import os

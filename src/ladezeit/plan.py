@@ -121,8 +121,8 @@ def check_runnable(config: RunConfig, device: ResolvedDevice, checkpoint: Sizes)
     if needed > available:
         raise TooLittleMemoryError(
             f"{config.model.name} by {loading.name} with cache={config.cache.state.value} needs "
-            f"{needed / 2**30:.1f} GiB of host memory, {available / 2**30:.1f} GiB are available: take a smaller model, "
-            f"cache=cold, or loading.dtype=auto, which keeps the checkpoint's own"
+            f"{needed / 2**30:.1f} GiB of host memory, {available / 2**30:.1f} GiB are available: take a smaller "
+            f"model, cache=cold, or loading.dtype=auto, which keeps the checkpoint's own"
         )
     weights = weights_bytes(loading, checkpoint.weight_bytes, checkpoint.dtype)
     if device.gpu is not None and not is_strategy(loading) and weights > device.gpu.total_bytes:

@@ -50,7 +50,7 @@ def test_points_are_measured_in_shuffled_blocks_of_samples(ladezeit: Run, tmp_pa
 
 
 def test_a_bad_point_costs_itself_alone_and_everything_is_in_mlflow(ladezeit: Run, tmp_path: Path) -> None:
-    """One point dies, one makes no sense, one is wrong: the rest is measured, each has its status, the exit code is 1."""
+    """One point dies, one makes no sense, one is wrong: the rest is measured, each has its status, exit code 1."""
     conf = tmp_path / "conf" / "loading"
     conf.mkdir(parents=True)
     schema = "defaults: [/schema/loading/transformers@_here_, _self_]\n"
@@ -88,7 +88,7 @@ def test_none_ok_is_exit_code_3(ladezeit: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
 def test_an_interrupted_sweep_keeps_what_it_has_and_says_so(tmp_path: Path, number: int, code: int) -> None:
-    """Ctrl-C and a polite kill: finished samples stay, the running one is `killed`, the parent run is not left RUNNING."""
+    """Ctrl-C and a polite kill: finished samples stay, the running one is `killed`, no run is left RUNNING."""
     arguments = [*BASE, "loading.engine=engines_for_tests:Steady", "sample=range(20)", "discard_first=false"]
     script = Path(sys.executable).with_name("ladezeit")
     process = subprocess.Popen(

@@ -70,10 +70,7 @@ def test_metrics_are_rounded_to_what_was_measured(tracker: Any, tmp_path: Path) 
 @pytest.mark.parametrize("status", list(Status))
 def test_a_run_says_whether_there_is_a_measurement(tracker: Any, tmp_path: Path, status: Status) -> None:
     """A failed sample never looks finished in MLflow, and its description says why."""
-    if status is Status.ok:
-        measured = result()
-    else:
-        measured = not_ok(status, "11.0 GiB free, 14.2 GiB wanted")
+    measured = result() if status is Status.ok else not_ok(status, "11.0 GiB free, 14.2 GiB wanted")
     run = logged(tracker, measured, tmp_path)
     expected = {Status.ok: "FINISHED", Status.killed: "KILLED", Status.skipped: "KILLED"}.get(status, "FAILED")
     assert run.info.status == expected

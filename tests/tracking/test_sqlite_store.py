@@ -79,6 +79,7 @@ def test_a_process_killed_while_it_creates_the_store_leaves_nothing_broken(tmp_p
     assert not (tmp_path / "mlflow.db").exists()
     measured = result(sweep=None)
     open_tracker(SQLITE, tmp_path).log_sample(measured, write_sample(tmp_path / "0", measured), None, [])
+    assert not list(tmp_path.glob(".mlflow.db.*")), "nor anything to clean up"
 
 
 def test_nothing_is_written_outside_the_outputs_folder(
@@ -126,7 +127,7 @@ def test_a_store_of_another_mlflow_version_says_what_to_do(tmp_path: Path, outpu
     open_tracker(SQLITE, outputs)
     (tmp_path / "mlflow.db").write_bytes((outputs / "mlflow.db").read_bytes())
     damaged(tmp_path, "UPDATE alembic_version SET version_num = 'f00000000000'")
-    with pytest.raises(TrackingError, match="schema of another MLflow version.*another outputs folder"):
+    with pytest.raises(TrackingError, match=r"schema of another MLflow version.*another outputs folder"):
         open_tracker(SQLITE, tmp_path)
 
 

@@ -133,6 +133,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _create(database: Path) -> None:
     """Let MLflow create and migrate a database under another name, so that a half-made one never has the real name."""
+    for left in database.parent.glob(f".{database.name}.*"):  # of a process that died here; this one holds the lock
+        left.unlink()
     draft = database.with_name(f".{database.name}.{os.getpid()}")
     try:
         client_class()(f"sqlite:///{draft}").search_experiments(max_results=1)

@@ -115,7 +115,7 @@ def _charts(keys: Sequence[str], metrics: Sequence[str]) -> tuple[list[dict[str,
     relations.append(_scatter(TOTAL, "inference/first_token_s"))
     relations += [_scatter(TOTAL, memory) for memory in _MEMORY if memory in metrics]
     contents = {
-        "Load and first answer": (2, [_bar(name) for name in _HEADLINES]),
+        "Load and first answer": (3, [_bar(name) for name in _HEADLINES]),
         "What varies, against the load": (2, relations),
         "Phases of the load": (3, [_bar(name) for name in phases[:_MOST_PHASES]]),
         "Memory": (3, [_bar(name) for name in _MEMORY]),
@@ -124,7 +124,7 @@ def _charts(keys: Sequence[str], metrics: Sequence[str]) -> tuple[list[dict[str,
     for name, (columns, members) in contents.items():
         section = str(uuid5(NAMESPACE_URL, f"ladezeit/{name}"))
         flags = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
-        sections.append({"uuid": section, "name": name, **flags, "columns": columns, "cardHeight": 460})
+        sections.append({"uuid": section, "name": name, **flags, "columns": columns, "cardHeight": 400})
         charts += [{**chart, "metricSectionId": section} for chart in members]
     return sections, charts
 

@@ -1,0 +1,168 @@
+"""Every option file composes, says what it is for, and means something: a user may pick any of them."""
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ladezeit import config
+from ladezeit.config import RunConfig, build, check_combination, from_plain, to_plain
+from ladezeit.errors import CombinationError, ConfigError
+from ladezeit.help_text import GROUPS
+from ladezeit.plan import Job, in_blocks, point_id, varying_keys
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+OPTIONS = sorted(CONF.glob("*/*.yaml"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hydra_at_conf() -> Iterator[None]:
+    from hydra.core.plugins import Plugins
+
+    config.register()
+    Plugins.instance()
+    from hydra_plugins.ladezeit_sweeper.sweeper import LadezeitSweeper
+
+    Plugins.instance().register(LadezeitSweeper)
+    with initialize_config_module("ladezeit.conf", version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> RunConfig:
+    whole = compose("config", overrides=["outputs=/tmp/outputs", *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(whole)
+    return build(compose("config", overrides=["outputs=/tmp/outputs", *overrides]))
+
+
+def fill(option: Path) -> list[str]:
+    return ["model.path=/data/model"] if option.stem == "folder" else []
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_an_option_composes_and_its_values_go_together(option: Path) -> None:
+    built = composed(f"{option.parent.name}={option.stem}", *fill(option))
+    check_combination(built)
+    group = getattr(built, option.parent.name, None)
+    if group is not None and hasattr(group, "name"):
+        assert group.name == option.stem, "the name in results is the name that was typed"
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_an_option_opens_with_its_purpose_and_its_command(option: Path) -> None:
+    lines = [line for line in option.read_text().splitlines() if not line.startswith("# @package")]
+    assert lines[0].startswith("# ") and len(lines[0]) > 20, "purpose"
+    assert lines[1].startswith("# ") and "ladezeit " in lines[1], "command"
+    assert f"{option.parent.name}={option.stem}" in lines[1]
+    assert option.parent.name in GROUPS
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_a_config_survives_the_way_to_the_worker(option: Path) -> None:
+    """What the worker measures is what was composed, types included."""
+    built = composed(f"{option.parent.name}={option.stem}", *fill(option))
+    assert from_plain(to_plain(built)) == built
+
+
+def test_the_point_is_what_is_measured_not_how_often_or_where_to() -> None:
+    """Samples of one point are compared with each other; anything that changes the measurement is another point."""
+    one = point_id(composed())
+    assert one == point_id(composed("sample=7", "tracking=none", "title=x", "order_seed=3"))
+    for other in ("loading=cuda_fp16", "cache=cold", "loading.dtype=float32", "phases=off", "inference=none"):
+        assert one != point_id(composed(other)), other
+
+
+@given(points=st.integers(1, 6), samples=st.integers(1, 5), seed=st.integers(0, 99))
+def test_every_block_holds_every_point_once(points: int, samples: int, seed: int) -> None:
+    import copy
+
+    base = RunConfig()
+    jobs = []
+    for point in range(points):
+        for sample in range(samples):
+            own = copy.copy(base)
+            own.sample = sample
+            jobs.append(Job([f"p={point}", f"sample={sample}"], own))
+    ordered = in_blocks(jobs, seed)
+    assert ordered == in_blocks(list(reversed(jobs)), seed) or points == 1 or len(ordered) == len(jobs)
+    assert [job.config.sample for job in ordered] == sorted(job.config.sample for job in jobs)
+    for sample in range(samples):
+        block = ordered[sample * points : (sample + 1) * points]
+        assert {job.overrides[0] for job in block} == {f"p={point}" for point in range(points)}
+
+
+def test_what_differs_is_found_from_the_overrides() -> None:
+    built = composed()
+    jobs = [
+        Job([f"loading={m}", f"cache={c}", "device=cpu", f"sample={n}"], built)
+        for m in "ab"
+        for c in "cw"
+        for n in "01"
+    ]
+    assert varying_keys(jobs) == ["cache", "loading", "sample"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["+loading.max_memory.device=1GiB"],
+        ["loading.move_to_device=true"],
+        ["loading=device_map_auto", "loading.offload_folder=/tmp/x"],
+        ["device=cuda", "loading=cuda_fp16", "loading.device_map=cpu"],
+        ["device=cuda", "loading=device_map_auto", "+loading.max_memory.cpu=10GiB"],
+        ["loading.device_map={lm_head:disk}"],
+    ],
+)
+def test_the_origins_rules_are_errors_by_name(overrides: list[str]) -> None:
+    """`max_memory` without a strategy, and offload while it is disabled, were silent in the origin case."""
+    with pytest.raises(CombinationError, match=r"loading\."):
+        check_combination(composed(*overrides))
+
+
+def test_the_legacy_manager_enforces_none_of_them() -> None:
+    check_combination(composed("loading=legacy_manager", "device=cuda"))
+
+
+@pytest.mark.parametrize("override", ["+speed=1", "+loading.quick=1", "+model.architecture_=1"])
+def test_an_added_key_that_nothing_reads_is_refused(override: str) -> None:
+    """`+key=value` passes Hydra; measured with it, a user would believe that it did something."""
+    with pytest.raises(ConfigError, match="is no key"):
+        composed(override)
+
+
+@pytest.mark.slow
+def test_a_wheel_works_from_another_folder(tmp_path: Path) -> None:
+    """`pip install` of a built wheel has the option files and the sweeper in it, and runs from anywhere."""
+    build_wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(build_wheel, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    names = {path.relative_to(site / "ladezeit" / "conf") for path in (site / "ladezeit" / "conf").rglob("*.yaml")}
+    assert names == {path.relative_to(CONF) for path in CONF.rglob("*.yaml")}
+    program = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); sys.argv = ['ladezeit', *sys.argv[1:]]\n"
+        "import ladezeit.app; assert ladezeit.app.__file__.startswith(sys.path[0]); ladezeit.app.main()"
+    )
+    arguments = [
+        "-m",
+        "tracking=none",
+        "device=cpu",
+        "inference=none",
+        "sample=0,1",
+        "process=inline",
+        "discard_first=false",
+    ]
+    shown = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert len(list((tmp_path / "outputs" / "sweeps").glob("*/[01]/result.json"))) == 2
