@@ -293,9 +293,19 @@ def _check_keys(node: DictConfig, path: str) -> None:
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
     """Return `config` as plain dicts, lists, strings and numbers (enums by name), ready for JSON."""
-    plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    plain = _plain(config)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.name if isinstance(value, Enum) else value
 
 
 def from_plain(plain: dict[str, Any]) -> RunConfig:

@@ -68,6 +68,7 @@ def test_entries_point_at_the_tensors_bytes(tmp_path: Path) -> None:
         (raw_file({"a": {**ONE, "shape": [True, 2]}}), "no valid shape"),
         (raw_file({"a": {**ONE, "shape": [2.0]}}), "no valid shape"),
         (raw_file({"a": {**ONE, "shape": [2**40, 2**40]}}), "dtype, shape and offsets disagree"),
+        (raw_file({"a": ONE, "b": {**ONE, "shape": [2**63, 2**63, 0], "data_offsets": [8, 8]}}), "disagree"),
         (raw_file({"a": {**ONE, "data_offsets": [8, 0]}}), "no valid data_offsets"),
         (raw_file({"a": {**ONE, "data_offsets": [0, 8, 8]}}), "no valid data_offsets"),
         (raw_file({"a": {**ONE, "data_offsets": [0, 2**64]}}), "no valid data_offsets"),

@@ -74,6 +74,17 @@ def page(browser: Any) -> Iterator[Any]:
     own.close()
 
 
+def scroll_to(page: Any, text: str) -> None:
+    """Turn the wheel over the charts, which are drawn as they come into sight, until `text` is there."""
+    page.mouse.move(1000, 900)
+    for _ in range(30):
+        if page.get_by_text(text).count():
+            break
+        page.mouse.wheel(0, 200)
+        page.wait_for_timeout(200)
+    page.get_by_text(text).first.scroll_into_view_if_needed()
+
+
 def test_the_printed_address_opens_the_comparison_as_charts(pages: Pages, page: Any) -> None:
     """One click from the terminal: bars of the load, what varies in parallel coordinates, every sample by name."""
     page.goto(pages.comparison)
@@ -85,8 +96,7 @@ def test_the_printed_address_opens_the_comparison_as_charts(pages: Pages, page: 
     page.screenshot(path=pages.shots / "charts.png")
     page.get_by_text("What varies, against the load").scroll_into_view_if_needed()
     page.get_by_text("Parallel Coordinates").first.wait_for()
-    page.get_by_text("Phases of the load").scroll_into_view_if_needed()
-    page.get_by_text("load/module_walk_s").first.wait_for()
+    scroll_to(page, "load/module_walk_s")
     page.wait_for_timeout(1000)
     page.screenshot(path=pages.shots / "phases.png")
     assert page.get_by_text(re.compile("something went wrong", re.IGNORECASE)).count() == 0

@@ -29,6 +29,7 @@ _WINDOW_BYTES = 2**30
 _READ_BYTES = 8 * 2**20
 _READERS = 4
 _DROPS = 5
+_READS = 3
 #: File systems that pass files through from another one: cachestat sees their own, always empty, cache.
 _STACKED = ("overlay", "aufs")
 #: File systems whose files have no place but memory.
@@ -120,7 +121,7 @@ def set_state(paths: Sequence[Path], state: CacheState) -> CacheReport:
         drop(paths)
     if state is CacheState.warm and before != 1:
         _check_memory(paths)
-        for _ in range(2):  # memory pressure may take pages back while the last are being read
+        for _ in range(_READS):  # the system may take some pages back while the others are being read
             warm(paths)
             if resident_share(paths) > WARM_ABOVE:
                 break

@@ -164,7 +164,7 @@ def as_note(markdown: str) -> str:
     MLflow draws the cells of a table without any space between them.
     """
     lines = [
-        line.replace(" | ", "\u2003| ") if line.startswith("|") and "--" not in line else line
+        line.replace(" | ", "&emsp;| ") if line.startswith("|") and "--" not in line else line
         for line in redact(markdown).split("\n")
     ]
     return cut("\n".join(lines), MOST_NOTE)

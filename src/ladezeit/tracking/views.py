@@ -45,7 +45,10 @@ def save(client: Any, experiment_id: str, record: SweepRecord) -> None:
     of_sweep = f"tags.`{projection.SWEEP_TAG}` = '{projection.sweep_tag(record.id)}'"
     condition = f"{of_sweep} and tags.`{projection.ROLE_TAG}` = 'sample'"
     runs = client.search_runs([experiment_id], condition, max_results=_MOST_RUNS)
-    metrics = sorted({key for run in runs for key in run.data.metrics})
+    largest: dict[str, float] = {}
+    for name, value in (pair for run in runs for pair in run.data.metrics.items()):
+        largest[name] = max(value, largest.get(name, value))
+    metrics = sorted(largest, key=lambda name: -largest[name])
     now = int(time.time() * 1000)
     state = view_state(record, condition, metrics, _widest(runs, _point_keys(record)))
     text = json.dumps(state, separators=(",", ":"))
@@ -60,7 +63,8 @@ def view_state(
 ) -> dict[str, Any]:
     """Return the state of MLflow's run page: table and charts of one sweep's samples, shortest load first.
 
-    `metrics` are the names that the samples have; `characters` the length of the longest value of a param.
+    `metrics` are the names that the samples have, those with the largest values first; `characters`
+    says how long the longest value of a param is.
     """
     keys = _point_keys(record)
     widths = {f"params.`{key}`": _width(max(len(key), characters.get(key, 0))) for key in keys}
@@ -113,18 +117,18 @@ def _charts(keys: Sequence[str], metrics: Sequence[str]) -> tuple[list[dict[str,
     phases = [name for name in metrics if name.startswith("load/") and name.endswith("_s") and name not in _NO_PHASES]
     relations = [_parallel(keys)] if keys else []
     relations.append(_scatter(TOTAL, "inference/first_token_s"))
-    relations += [_scatter(TOTAL, memory) for memory in _MEMORY if memory in metrics]
+    relations += [_scatter(TOTAL, memory) for memory in _MEMORY if memory in metrics][:1]
     contents = {
-        "Load and first answer": (3, [_bar(name) for name in _HEADLINES]),
-        "What varies, against the load": (2, relations),
-        "Phases of the load": (3, [_bar(name) for name in phases[:_MOST_PHASES]]),
-        "Memory": (3, [_bar(name) for name in _MEMORY]),
+        "Load and first answer": [_bar(name) for name in _HEADLINES],
+        "What varies, against the load": relations,
+        "Phases of the load": [_bar(name) for name in phases[:_MOST_PHASES]],
+        "Memory": [_bar(name) for name in _MEMORY],
     }
     sections, charts = [], []
-    for name, (columns, members) in contents.items():
+    for name, members in contents.items():
         section = str(uuid5(NAMESPACE_URL, f"ladezeit/{name}"))
         flags = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
-        sections.append({"uuid": section, "name": name, **flags, "columns": columns, "cardHeight": 400})
+        sections.append({"uuid": section, "name": name, **flags, "columns": 3, "cardHeight": 400})
         charts += [{**chart, "metricSectionId": section} for chart in members]
     return sections, charts
 
