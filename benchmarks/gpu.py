@@ -89,7 +89,7 @@ class Runner:
 
     def sweep(self, name: str, outputs: Path, *overrides: str) -> Step:
         """Run a sweep and keep its table and all its results, also of one that the budget ended."""
-        command = ["-m", "ladezeit", *overrides, f"hydra.sweep.dir={outputs / name}", f"outputs={outputs}"]
+        command = ["-m", "ladezeit", "--multirun", *overrides, f"hydra.sweep.dir={outputs / name}", f"outputs={outputs}"]
         step = self.run(Step(name, command))
         keep(outputs / name, self.output / name)
         return step
@@ -160,8 +160,8 @@ def main() -> None:
 
 def sweeps(repeat: str) -> dict[str, list[str]]:
     """Return the sweeps by name, the most important first: the budget may end before the last one."""
-    fresh = ["-m", "process=fresh", "loading=cuda_fp16,legacy_manager", "cache=warm", "sample=0,1", "runtime=origin"]
-    cold = ["-m", "process=prewarmed", "loading=transformers", "cache=cold", repeat]
+    fresh = ["process=fresh", "loading=cuda_fp16,legacy_manager", "cache=warm", "sample=0,1", "runtime=origin"]
+    cold = ["process=prewarmed", "loading=transformers", "cache=cold", repeat]
     return {
         "origin_case": ["experiment=origin_case", repeat],
         "cold": cold,
