@@ -89,7 +89,14 @@ class Runner:
 
     def sweep(self, name: str, outputs: Path, *overrides: str) -> Step:
         """Run a sweep and keep its table and all its results, also of one that the budget ended."""
-        command = ["-m", "ladezeit", "--multirun", *overrides, f"hydra.sweep.dir={outputs / name}", f"outputs={outputs}"]
+        command = [
+            "-m",
+            "ladezeit",
+            "--multirun",
+            *overrides,
+            f"hydra.sweep.dir={outputs / name}",
+            f"outputs={outputs}",
+        ]
         step = self.run(Step(name, command))
         keep(outputs / name, self.output / name)
         return step

@@ -1,5 +1,6 @@
 """Every option file composes, says what it is for, and means something: a user may pick any of them."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -140,7 +141,12 @@ def test_an_added_key_that_nothing_reads_is_refused(override: str) -> None:
 @pytest.mark.slow
 def test_a_wheel_works_from_another_folder(tmp_path: Path) -> None:
     """`pip install` of a built wheel has the option files and the sweeper in it, and runs from anywhere."""
-    build_wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(ROOT)]
+    source = tmp_path / "source"  # a copy: building leaves folders behind that a later build would pick up
+    for part in ("src", "conf"):
+        shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for part in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / part, source)
+    build_wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(source)]
     subprocess.run(build_wheel, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"

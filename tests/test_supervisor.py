@@ -273,11 +273,12 @@ def _children(pid: int) -> list[int]:
 
 def hang_for_ever(folder: Path) -> None:
     """Start a supervisor whose fresh worker hangs; called in a process of its own."""
-    from ladezeit.checkpoint.resolve import default_cache, prepare
+    from ladezeit.cache_folder import cache_folder
+    from ladezeit.checkpoint.resolve import prepare
 
     loading = TransformersLoading(name="Hangs", engine="engines_for_tests:Hangs", device_map="device")
     config = make_run_config(folder, loading=loading, process=limited(300, ProcessKind.fresh))
-    checkpoint = prepare(config.model, default_cache())
+    checkpoint = prepare(config.model, cache_folder())
     identity = Identity("0" * 12, 0, 0, "test", [], "ladezeit")
     with Supervisor() as supervisor:
         supervisor.run(WorkerSpec(config, checkpoint, identity, "cpu", folder))

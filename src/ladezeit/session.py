@@ -5,7 +5,8 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from ladezeit.checkpoint.resolve import Checkpoint, default_cache, prepare
+from ladezeit.cache_folder import cache_folder
+from ladezeit.checkpoint.resolve import Checkpoint, prepare
 from ladezeit.checkpoint.synthetic import synthetic_sizes
 from ladezeit.config import ModelConfig, RunConfig, SyntheticModel, TrackingConfig
 from ladezeit.display import Display
@@ -51,7 +52,7 @@ class Session:
                     share = f" {done / total:.0%} of {total / 1e9:.1f} GB" if total else ""
                     status.update(f"{model.name}: {what}{share}")
 
-                self._checkpoints[key] = prepare(model, default_cache(), told)
+                self._checkpoints[key] = prepare(model, cache_folder(), told)
         return self._checkpoints[key]
 
     def sizes(self, model: ModelConfig) -> Sizes:

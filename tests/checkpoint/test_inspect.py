@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from samples import python, sharded, single, write_json, write_shard
 
-from ladezeit.checkpoint.resolve import Checkpoint, default_cache, inspect, locate, prepare
+from ladezeit.cache_folder import cache_folder
+from ladezeit.checkpoint.resolve import Checkpoint, inspect, locate, prepare
 from ladezeit.config import FolderModel
 from ladezeit.errors import CheckpointError
 
@@ -227,13 +228,13 @@ def test_the_dtype_is_the_one_that_transformers_picks(tmp_path: Path, config: di
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """LADEZEIT_CACHE, then XDG_CACHE_HOME, then the home folder."""
     monkeypatch.setenv("LADEZEIT_CACHE", str(tmp_path))
-    assert default_cache() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.delenv("LADEZEIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert default_cache() == Path("/x/ladezeit")
+    assert cache_folder() == Path("/x/ladezeit")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert default_cache() == Path("/home/somebody/.cache/ladezeit")
+    assert cache_folder() == Path("/home/somebody/.cache/ladezeit")
 
 
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.errors import TrackingError
 from ladezeit.result import SweepRecord
 from ladezeit.results.table import as_markdown
-from ladezeit.tracking import SweepStatus, import_unlogged, open_tracker, unlogged
+from ladezeit.tracking import SweepStatus, Untracked, import_unlogged, open_tracker, unlogged
 from ladezeit.tracking.credentials import redact
 
 
@@ -167,6 +167,13 @@ def test_a_single_run_is_imported_too(tracker: Any, tmp_path: Path) -> None:
     (run,) = tracker.store.client.search_runs([tracker.store.experiment_id])
     assert run.data.params == {"loading": "device_map_auto", "cache": "warm", "sample": "0"}
     assert "mlflow.parentRunId" not in run.data.tags
+
+
+def test_importing_into_nothing_is_refused(tmp_path: Path) -> None:
+    """`tracking=none` would say that it imported samples, and nobody would ever find them."""
+    write_sample(tmp_path / "0", result(sweep=None))
+    with pytest.raises(TrackingError, match="tracking=sqlite"):
+        import_unlogged(tmp_path, Untracked())
 
 
 def test_samples_wait_for_a_sweep_that_could_not_be_opened(tracker: Any, tmp_path: Path) -> None:

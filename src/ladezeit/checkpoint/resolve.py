@@ -16,7 +16,7 @@ from ladezeit.checkpoint.strict_json import read_object, shortened
 from ladezeit.config import FolderModel, HubModel, ModelConfig, PackagedModel, SyntheticModel
 from ladezeit.errors import CheckpointError
 
-__all__ = ["Checkpoint", "Progress", "TensorEntry", "default_cache", "inspect", "locate", "prepare"]
+__all__ = ["Checkpoint", "Progress", "TensorEntry", "inspect", "locate", "prepare"]
 
 #: What torch calls safetensors' dtypes that a whole model can have; `from_pretrained` picks the first such tensor's.
 _FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
@@ -71,14 +71,6 @@ class Checkpoint:
         return cls(**{**plain, **files, "tensors": tuple(tensors)})
 
 
-def default_cache() -> Path:
-    """Return where made checkpoints are kept: $LADEZEIT_CACHE, else ``ladezeit`` in the user's cache folder."""
-    if own := os.environ.get("LADEZEIT_CACHE"):
-        return Path(own).expanduser().absolute()
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "ladezeit"
-
-
 def locate(model: ModelConfig, cache: Path) -> Path | None:
     """Return the folder of `model` where it is whole on this machine already, else None; changes nothing.
 
@@ -103,7 +95,7 @@ def prepare(model: ModelConfig, cache: Path, progress: Progress | None = None) -
 
     Args:
         model: one of the kinds of group ``model``.
-        cache: where made and converted checkpoints are kept (see `default_cache`).
+        cache: where made and converted checkpoints are kept (see `cache_folder`).
         progress: see `Progress`; may be called from another thread, and must return at once.
 
     Raises:

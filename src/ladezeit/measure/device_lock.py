@@ -18,6 +18,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal
 
+from ladezeit.cache_folder import cache_folder
 from ladezeit.measure.devices import ResolvedDevice
 
 _POLL_S = 0.2
@@ -46,10 +47,8 @@ class Holder:
 
 def lock_path(device: ResolvedDevice, folder: Path | None = None, against: Against = "samples") -> Path:
     """Return the lock's file: one a GPU, by its UUID, and one a host for the CPU; in ``locks/`` of ladezeit's cache."""
-    from ladezeit.checkpoint.resolve import default_cache
-
     name = f"gpu-{device.gpu.uuid}" if device.gpu else f"cpu-{socket.gethostname()}"
-    return (folder or default_cache() / "locks") / f"{name.replace('/', '_')}.{against}.lock"
+    return (folder or cache_folder() / "locks") / f"{name.replace('/', '_')}.{against}.lock"
 
 
 @contextmanager

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from ladezeit.errors import TrackingError
 from ladezeit.result import SWEEP_FILE_NAME, Result, SweepRecord
 from ladezeit.results.gather import gather
 from ladezeit.results.table import as_markdown
-from ladezeit.tracking.base import SweepStatus, Tracker
+from ladezeit.tracking.base import SweepStatus, Tracker, Untracked
 from ladezeit.tracking.projection import ended_ms
 from ladezeit.tracking.sample_files import MARKER
 
@@ -20,14 +21,16 @@ def import_unlogged(folder: Path, tracker: Tracker, *, everything: bool = False)
 
     Args:
         folder: what ``sweep.json`` or ``result.json`` lies in.
-        tracker: an open tracker; not `Untracked`.
+        tracker: an open tracker.
         everything: take also what was logged once: into a new store everything has to go again. A sample that the
             store knows is not doubled.
 
     Raises:
-        TrackingError: the store failed; what was imported until then stays, and the call can be repeated.
+        TrackingError: there is no store, or it failed; what was imported until then stays, and the call can be repeated.
         LadezeitError: `folder` is not a folder, or its ``sweep.json`` cannot be read.
     """
+    if isinstance(tracker, Untracked):
+        raise TrackingError("tracking=none keeps nothing: import with tracking=sqlite or tracking=server")
     gathered = gather(folder)
     sweep = SweepRecord.read(folder) if (folder / SWEEP_FILE_NAME).exists() else None
     own = {at: result for at, result in gathered.by_folder.items() if result.identity.sweep == _id(sweep)}
