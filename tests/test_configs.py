@@ -138,6 +138,13 @@ def test_an_added_key_that_nothing_reads_is_refused(override: str) -> None:
         composed(override)
 
 
+def test_a_password_in_a_config_is_refused_and_not_repeated() -> None:
+    """Configs end up in results, logs and MLflow; the error itself must not show the secret either."""
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI") as refused:
+        composed("tracking=server", "tracking.uri='http://me:geheim@host:5000'")
+    assert "geheim" not in str(refused.value)
+
+
 @pytest.mark.slow
 def test_a_wheel_works_from_another_folder(tmp_path: Path) -> None:
     """`pip install` of a built wheel has the option files and the sweeper in it, and runs from anywhere."""
@@ -154,8 +161,12 @@ def test_a_wheel_works_from_another_folder(tmp_path: Path) -> None:
         archive.extractall(site)
     names = {path.relative_to(site / "ladezeit" / "conf") for path in (site / "ladezeit" / "conf").rglob("*.yaml")}
     assert names == {path.relative_to(CONF) for path in CONF.rglob("*.yaml")}
+    modules = {path.relative_to(ROOT / "src") for path in (ROOT / "src").rglob("*.py")}
+    assert {path.relative_to(site) for path in site.rglob("*.py")} == modules | {Path("ladezeit/conf/__init__.py")}
     program = (
-        f"import sys; sys.path.insert(0, {str(site)!r}); sys.argv = ['ladezeit', *sys.argv[1:]]\n"
+        # without the editable install's finder, which would lend what the wheel lacks
+        "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in getattr(f, '__name__', '')]\n"
+        f"sys.path.insert(0, {str(site)!r}); sys.argv = ['ladezeit', *sys.argv[1:]]\n"
         "import ladezeit.app; assert ladezeit.app.__file__.startswith(sys.path[0]); ladezeit.app.main()"
     )
     arguments = [

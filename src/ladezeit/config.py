@@ -8,6 +8,7 @@ members are lower case because their names are what users type.
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any, Optional
+from urllib.parse import urlsplit
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -269,6 +270,7 @@ def build(composed: DictConfig) -> RunConfig:
         )
     _check_device(config.device)
     _check_numbers(config)
+    _check_no_secret(config.tracking)
     return config
 
 
@@ -349,6 +351,14 @@ def _check_device(device: str) -> None:
         f"device={device} is not a device: use auto, cpu, cuda or cuda:N."
         + did_you_mean(device, ("auto", "cpu", "cuda", "cuda:0"))
     )
+
+
+def _check_no_secret(tracking: TrackingConfig) -> None:
+    if urlsplit(tracking.uri or "").password:
+        raise ConfigError(
+            "tracking.uri holds a password, and configs are written into results and logs: leave tracking.uri out and "
+            "set MLFLOW_TRACKING_URI in the environment instead"
+        )
 
 
 def _check_numbers(config: RunConfig) -> None:

@@ -67,6 +67,17 @@ def test_what_chance_explains_is_not_called_a_difference() -> None:
     assert "exact Mann-Whitney p = 0.84" in found.sentence
 
 
+def test_work_that_only_one_side_does_is_named_even_where_it_is_lost_in_the_noise() -> None:
+    """The manager's walk costs what it costs, also where the whole load varies by more than that."""
+    before = timed("legacy_manager", [1.0, 1.2, 1.4, 1.6, 1.8])
+    after = timed("cuda_fp16", [1.1, 1.3, 1.5, 1.7, 1.75])
+    for measured in before:
+        measured.phases.append(Phase("load/module_walk", 0.5, 0.005, 0.005))
+    found = compare(before, after)
+    assert "not distinguishable" in found.sentence
+    assert "Only legacy_manager has" in found.sentence and "load/module_walk (0.005 s)" in found.sentence
+
+
 def test_the_probability_is_the_exact_one() -> None:
     """With four and four wholly apart there are 2 of 70 orders as extreme: 0.0286; ties are counted as they are."""
     apart = compare(timed("a", [1, 2, 3, 4]), timed("b", [5, 6, 7, 8]))

@@ -73,7 +73,7 @@ class Difference:
         if self.p_value is not None and not self.distinguishable:
             return (
                 f"{self.slower} and {self.faster} are not distinguishable ({self.cache}, {counts}): {medians}, "
-                f"exact Mann-Whitney p = {self.p_value:.2f}."
+                f"exact Mann-Whitney p = {self.p_value:.2f}.{self._own_phases()}"
             )
         longer = f"{seconds(self.total_s)} s longer than {self.faster}"
         cause = _cause(self.total_s, self.phases)
@@ -84,6 +84,15 @@ class Difference:
             )
         chance = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
         return f"{self.slower} takes {longer} ({self.cache}, {counts}, {chance}){cause}."
+
+    def _own_phases(self) -> str:
+        """Return a sentence about the phases that one side has alone: a cost that is sure, even if it is too small."""
+        own: dict[str, list[str]] = {}
+        for phase in self.phases:
+            if phase.path != REST and bool(phase.slower_s) != bool(phase.faster_s):
+                name, spent_s = (self.slower, phase.slower_s) if phase.slower_s else (self.faster, phase.faster_s)
+                own.setdefault(name, []).append(f"{phase.path} ({seconds(spent_s)} s)")
+        return "".join(f" Only {name} has {' and '.join(paths)}." for name, paths in own.items())
 
 
 def compare(one: Sequence[Result], other: Sequence[Result], key: str = "loading") -> Difference:

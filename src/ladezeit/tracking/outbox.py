@@ -26,7 +26,7 @@ def import_unlogged(folder: Path, tracker: Tracker, *, everything: bool = False)
             store knows is not doubled.
 
     Raises:
-        TrackingError: there is no store, or it failed; what was imported until then stays, and the call can be repeated.
+        TrackingError: there is no store, or it failed; what was imported until then stays. Call again later.
         LadezeitError: `folder` is not a folder, or its ``sweep.json`` cannot be read.
     """
     if isinstance(tracker, Untracked):
