@@ -244,6 +244,17 @@ def test_the_server_goes_on_after_a_worker_that_died(measure: Callable[..., Resu
     assert measure().status is Status.ok
 
 
+def test_a_server_that_dies_costs_one_sample(supervisor: Supervisor, measure: Callable[..., Result]) -> None:
+    """The kernel may end the server of a long sweep: that sample is `failed`, the next has a new server."""
+    assert measure().status is Status.ok
+    (server,) = supervisor._servers.values()
+    server._process.kill()
+    server._process.wait()
+    failed = measure()
+    assert failed.status is Status.failed and "server for prewarmed samples" in str(failed.reason)
+    assert measure().status is Status.ok
+
+
 def test_no_load_outlives_its_supervisor(tmp_path: Path) -> None:
     """`kill -9` on ladezeit must not leave a process that holds the GPU."""
     program = f"""

@@ -5,8 +5,10 @@ Exit codes: 0 every sample ok, 1 some not ok, 2 usage (nothing was started), 3 n
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -55,6 +57,7 @@ def _main(arguments: list[str]) -> int:
         return OK
     config.register()
     _register_sweeper()
+    signal.signal(signal.SIGTERM, _interrupt)
     wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra prints errors its own way and exits with 1; told to raise them, it leaves both to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -76,6 +79,11 @@ def _main(arguments: list[str]) -> int:
     finally:
         if "ladezeit.session" in sys.modules:
             sys.modules["ladezeit.session"].close()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Let SIGTERM end everything as Ctrl-C does: the worker dies, what was measured is kept, runs are closed."""
+    raise KeyboardInterrupt
 
 
 def _register_sweeper() -> None:

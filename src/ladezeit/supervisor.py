@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ladezeit.config import ProcessKind, to_plain
+from ladezeit.errors import WorkerError
 from ladezeit.prewarm import PrewarmServer
 from ladezeit.result import FILE_NAME, ErrorReport, Result, Status, read, save
 from ladezeit.worker import STACKS_SIGNAL
@@ -124,17 +125,27 @@ class Supervisor:
         The worker writes ``result.json`` itself; where it could not, the supervisor writes what it knows. Ctrl-C ends
         the worker, leaves a result that says so, and goes on as `KeyboardInterrupt`.
         """
+        spec.started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        if spec.config.process.kind is ProcessKind.inline:
+            return _inline(spec, progress)
+        try:
+            return self._apart(spec, progress)
+        except WorkerError as error:
+            self.close()  # the next sample starts with a new server
+            result = _result(spec, Status.failed, str(error), 0.0)
+            save(result, spec.folder)
+            return result
+
+    def _apart(self, spec: WorkerSpec, progress: Progress) -> Result:
+        """Measure in a process of its own; raises `WorkerError` where the prewarmed server fails."""
         from ladezeit.runtime import import_environment
 
         environment = import_environment(spec.config.runtime)
-        kind = spec.config.process.kind
-        server = self._server(spec, environment) if kind is ProcessKind.prewarmed else None
+        prewarmed = spec.config.process.kind is ProcessKind.prewarmed
+        server = self._server(spec, environment) if prewarmed else None
         if server is not None:
             spec.environment["prewarm"] = {"import_s": round(server.import_s, 3)}
-        spec.started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         path = spec.save()
-        if kind is ProcessKind.inline:
-            return _inline(spec, progress)
         with _worker_files(spec.folder) as (events, events_write, log):
             origin_ns = time.monotonic_ns()
             worker: Worker = (
@@ -222,8 +233,12 @@ def _end(worker: Worker) -> None:
 
 
 def _without_result(spec: WorkerSpec, ended: Ended, origin_ns: int) -> Result:
+    """Return what is known of a worker that left no result."""
     status, reason = _explain(ended, spec.config.process.time_limit_s)
-    words = last_words(spec.folder)
+    return _result(spec, status, reason, (time.monotonic_ns() - origin_ns) / 1e9)
+
+
+def _result(spec: WorkerSpec, status: Status, reason: str, wall_s: float) -> Result:
     return Result(
         status=status,
         identity=spec.identity,
@@ -231,8 +246,8 @@ def _without_result(spec: WorkerSpec, ended: Ended, origin_ns: int) -> Result:
         started_at=spec.started_at,
         reason=reason,
         environment=spec.environment,
-        metrics={"sample/wall_s": (time.monotonic_ns() - origin_ns) / 1e9},
-        error=ErrorReport("WorkerEnded", reason, words),
+        metrics={"sample/wall_s": wall_s},
+        error=ErrorReport("WorkerError", reason, last_words(spec.folder)),
     )
 
 

@@ -2,15 +2,12 @@
 
 import os
 import shlex
-import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
@@ -34,7 +31,7 @@ from ladezeit.results.labels import labels
 from ladezeit.results.table import as_markdown, as_rich
 from ladezeit.results.varying import varying_values
 from ladezeit.session import Session, current
-from ladezeit.tracking import SweepStatus, Tracker
+from ladezeit.tracking import MARKER, SweepStatus, Tracker
 
 Compose = Callable[[list[str]], DictConfig]
 Launch = Callable[[list[list[str]]], Sequence[JobReturn]]
@@ -63,7 +60,7 @@ def conduct(overrides: list[list[str]], compose: Compose, launch: Launch, folder
     session.planned = len(jobs)
     for device in dict.fromkeys(session.device(job.config.device) for job in jobs if job.refusal is None):
         session.enter(session.hold(device, "sweeps"))
-    with _terminated_as_interrupt(), _tracked(session, jobs[0].config, record, folder):
+    with _tracked(session, jobs[0].config, record, folder):
         if jobs[0].config.discard_first:
             _warm_up(session, jobs, folder)
         session.display.begin(len(jobs))
@@ -182,6 +179,9 @@ def _summarise(session: Session, tracker: Tracker, record: SweepRecord, status: 
         summary = as_markdown(results, record.varying) + "".join(f"\n{sentence}\n" for sentence in said)
         (folder / SUMMARY_FILE).write_text(summary, encoding="utf-8")
     try:
+        for at, result in gathered.by_folder.items():
+            if result.identity.sweep == record.id and not (at / MARKER).exists():  # interrupted, or the store was away
+                tracker.log_sample(result, at, record, record.varying)
         tracker.end_sweep(record, status, summary, [folder / SUMMARY_FILE] if summary else [])
         session.display.note(tracker.address(record), "default")
     except TrackingError as error:
@@ -205,17 +205,3 @@ def _warm_up(session: Session, jobs: Sequence[Job], folder: Path) -> None:
     identity = Identity(point_id(job.config), 0, -1, "warm-up", job.overrides, one_job.command(job.overrides, True))
     session.display.sample("warm-up")
     session.display.done(one_job.measure(session, job.config, identity, own), counted=False)
-
-
-@contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the sweep as Ctrl-C does, so that the worker dies and the parent run is closed."""
-
-    def interrupt(number: int, frame: FrameType | None) -> Any:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
