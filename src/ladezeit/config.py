@@ -117,6 +117,8 @@ class LoadingConfig:
 
     name: str = MISSING
     engine: str = MISSING
+    dtype: DType = DType.auto
+    disable_cpu_offload: bool = True
 
 
 @dataclass
@@ -129,10 +131,8 @@ class TransformersLoading(LoadingConfig):
     """
 
     engine: str = "transformers"
-    dtype: DType = DType.auto
     device_map: Any = None
     max_memory: dict[str, str] = field(default_factory=dict)
-    disable_cpu_offload: bool = True
     offload_folder: Optional[str] = None
     move_to_device: bool = False
 
@@ -143,6 +143,20 @@ class LegacyManagerLoading(TransformersLoading):
 
     engine: str = "legacy_manager"
     settings_reads: int = 2
+
+
+@dataclass
+class TensorLoading(LoadingConfig):
+    """Arguments of an engine that yields tensors on the run's one device; `threads` None leaves its own choice."""
+
+    threads: Optional[int] = None
+
+
+#: The schema of each engine's arguments, by the name in `engine`. A user's own engine takes those of `transformers`.
+LOADINGS: dict[str, type[LoadingConfig]] = {
+    "transformers": TransformersLoading,
+    "legacy_manager": LegacyManagerLoading,
+}
 
 
 @dataclass
@@ -242,7 +256,7 @@ def register() -> None:
             "packaged": PackagedModel,
             "synthetic": SyntheticModel,
         },
-        "loading": {"transformers": TransformersLoading, "legacy_manager": LegacyManagerLoading},
+        "loading": dict(LOADINGS),
         "validation": {"base": ValidationConfig},
         "cache": {"base": CacheConfig},
         "inference": {"base": InferenceConfig},

@@ -11,6 +11,7 @@ from ladezeit.config import (
     NOT_MEASURED,
     CacheState,
     DType,
+    LoadingConfig,
     RunConfig,
     TransformersLoading,
     to_plain,
@@ -28,7 +29,7 @@ _WORKER_BYTES = 1.5 * 2**30
 
 
 class Sizes(Protocol):
-    """How large a checkpoint is: bytes of its tensors, bytes of its shards, torch's name of its dtype."""
+    """How large a checkpoint is: bytes of its tensors, bytes of its shards, torch's name of its dtype, its format."""
 
     @property
     def weight_bytes(self) -> int: ...  # noqa: D102
@@ -38,6 +39,9 @@ class Sizes(Protocol):
 
     @property
     def dtype(self) -> str: ...  # noqa: D102
+
+    @property
+    def file_format(self) -> str: ...  # noqa: D102
 
 
 class TooLittleMemoryError(NotRunnableError):
@@ -87,7 +91,7 @@ def varying_keys(jobs: Sequence[Job]) -> list[str]:
     return sorted(keys, key=lambda key: first.get(key, 5))
 
 
-def weights_bytes(loading: TransformersLoading, checkpoint_bytes: int, checkpoint_dtype: str) -> int:
+def weights_bytes(loading: LoadingConfig, checkpoint_bytes: int, checkpoint_dtype: str) -> int:
     """Return the bytes of the weights in memory: those on disk, scaled by the dtype that was asked for."""
     if loading.dtype is DType.auto:
         return checkpoint_bytes
@@ -97,10 +101,9 @@ def weights_bytes(loading: TransformersLoading, checkpoint_bytes: int, checkpoin
 def host_bytes_needed(config: RunConfig, on_gpu: bool, checkpoint: Sizes) -> int:
     """Return the host memory that a sample needs at its peak, without what the kernel can take back."""
     loading = config.loading
-    assert isinstance(loading, TransformersLoading)
     converts = loading.dtype is not DType.auto and loading.dtype.value != checkpoint.dtype
     own = weights_bytes(loading, checkpoint.weight_bytes, checkpoint.dtype) if converts else 0
-    if on_gpu and not loading.move_to_device:
+    if on_gpu and not (isinstance(loading, TransformersLoading) and loading.move_to_device):
         own = 0
     cached = checkpoint.file_bytes if config.cache.state is CacheState.warm else 0
     return int(own + cached + _WORKER_BYTES)
@@ -114,8 +117,7 @@ def check_runnable(config: RunConfig, device: ResolvedDevice, checkpoint: Sizes)
         TooLittleMemoryError: naming what is needed and what there is.
     """
     loading = config.loading
-    assert isinstance(loading, TransformersLoading)
-    registry.check(loading.engine)
+    registry.check(loading.engine, device.name, checkpoint.file_format)
     needed = host_bytes_needed(config, device.gpu is not None, checkpoint)
     available = available_memory_bytes()
     if needed > available:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ladezeit.config import ProcessKind, TransformersLoading, to_plain
+from ladezeit.config import ProcessKind, to_plain
 from ladezeit.errors import LadezeitError, LoadError
 from ladezeit.measure.clock import LOAD, Clock
 from ladezeit.result import ErrorReport, Result, Status, save
@@ -196,7 +196,6 @@ def expected(spec: WorkerSpec) -> "Expected":
     from ladezeit.validation import Expected, stored_generation_config
 
     loading = spec.config.loading
-    assert isinstance(loading, TransformersLoading)
     asked = loading.dtype.value
     return Expected(
         device=spec.device,

@@ -106,7 +106,7 @@ def test_each_device_has_a_lock_of_its_own(tmp_path: Path) -> None:
     with lock(CPU, folder=tmp_path), lock(GPU, folder=tmp_path):
         names = {path.name for path in tmp_path.iterdir()}
     assert len(names) == 2
-    assert "gpu-MIG-GPU-12_1_0.lock" in names
+    assert "gpu-MIG-GPU-12_1_0.samples.lock" in names
 
 
 def test_locks_lie_in_ladezeits_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

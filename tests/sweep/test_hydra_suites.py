@@ -1,6 +1,7 @@
 """Hydra's own suites: with an application that is not ladezeit, the sweeper is Hydra's basic one."""
 
 import pytest
+from hydra import version
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, LauncherTestSuite
@@ -10,7 +11,11 @@ OURS = "hydra/sweeper=ladezeit"
 
 @pytest.fixture(autouse=True)
 def known_to_hydra() -> None:
-    """An editable install hides namespace packages from Hydra's scan, so the app registers the sweeper; so do we."""
+    """An editable install hides namespace packages from Hydra's scan, so the app registers the sweeper; so do we.
+
+    The suites are written for Hydra's oldest behaviour (jobs change the working directory), which is process-wide.
+    """
+    version.setbase("1.1")
     plugins = Plugins.instance()
     from hydra_plugins.ladezeit_sweeper.sweeper import LadezeitSweeper
 

@@ -45,6 +45,7 @@ class SyntheticSizes:
     weight_bytes: int
     file_bytes: int
     dtype: str = "bfloat16"
+    file_format: str = "safetensors"
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """The protocol between a loading method and everything around it."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ladezeit.checkpoint.resolve import Checkpoint
     from ladezeit.config import LoadingConfig
     from ladezeit.measure.clock import Clock
@@ -54,5 +57,34 @@ class Engine(Protocol):
 
         Raises:
             LoadError: the result would not be what was asked for.
+        """
+        ...
+
+
+@dataclass
+class LoadedTensors:
+    """All tensors of a checkpoint, by their names in it, on the run's device and in the checkpoint's dtype.
+
+    `borrowed` says that their memory is the engine's and not valid once it is closed: who keeps them copies them.
+    `effective` says what the engine really did: threads, direct or buffered I/O, fallbacks, bytes read, pinned bytes.
+    """
+
+    tensors: "dict[str, Tensor]"
+    borrowed: bool = False
+    effective: dict[str, Any] = field(default_factory=dict)
+
+
+class TensorEngine(Protocol):
+    """Code that brings a checkpoint's tensors onto one device and leaves it to others to make a model of them."""
+
+    def prepare(self, request: LoadRequest) -> None:
+        """Make ready what must not be on the clock; called once before `open`."""
+        ...
+
+    def open(self, request: LoadRequest, clock: "Clock") -> AbstractContextManager[LoadedTensors]:
+        """Read all tensors inside spans ``load/<phase>``; leaving the context gives the engine's buffers back.
+
+        Raises:
+            LoadError: not every tensor of the checkpoint could be brought to the device as it is in the file.
         """
         ...

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ladezeit.config import STRATEGIES, TransformersLoading
+from ladezeit.config import STRATEGIES, LoadingConfig, TransformersLoading
 from ladezeit.errors import ConfigError
 
 _UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -27,17 +27,19 @@ def max_memory(loading: TransformersLoading, device: str) -> dict[int | str, int
     return budget
 
 
-def single_device(loading: TransformersLoading) -> bool:
+def single_device(loading: LoadingConfig) -> bool:
     """Return whether the placement is one explicit device, so that nothing is left to a strategy."""
+    if not isinstance(loading, TransformersLoading):
+        return True
     asked = loading.device_map
     if isinstance(asked, dict):
         return len(set(asked.values())) == 1
     return asked is None or not is_strategy(loading)
 
 
-def is_strategy(loading: TransformersLoading) -> bool:
+def is_strategy(loading: LoadingConfig) -> bool:
     """Return whether the placement is left to accelerate."""
-    return loading.device_map in STRATEGIES
+    return isinstance(loading, TransformersLoading) and loading.device_map in STRATEGIES
 
 
 def _place(device: str) -> int | str:

@@ -1,44 +1,101 @@
-"""Which engines there are, by the name that option files give in `engine`; none is imported before it is asked for.
+"""Which engines there are and what each needs, by the name that option files give in `engine`.
 
-A name with a colon is a user's own: ``package.module:Class``, importable where the worker runs.
+Nothing here imports an engine before it is asked for. A name with a colon is a user's own: ``package.module:Class``,
+importable where the worker runs.
 """
 
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
-from ladezeit.errors import ConfigError, did_you_mean
+from ladezeit.errors import ConfigError, NotRunnableError, did_you_mean
 from ladezeit.loading.base import Engine
 
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """An engine as it is known without importing it.
+
+    `target` is ``module:Class``; `packages` are the modules it imports besides torch, transformers and safetensors;
+    `devices` and `formats` what it can serve; `yields_tensors` whether it is a `TensorEngine`, whose tensors are made
+    a model by `ladezeit.loading.assemble`.
+    """
+
+    target: str
+    packages: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    formats: tuple[str, ...] = ("safetensors",)
+    yields_tensors: bool = False
+
+
 ENGINES = {
-    "transformers": "ladezeit.loading.transformers_engine:TransformersEngine",
-    "legacy_manager": "ladezeit.loading.legacy_manager:LegacyManagerEngine",
+    "transformers": EngineEntry(
+        "ladezeit.loading.transformers_engine:TransformersEngine", formats=("safetensors", "pickle")
+    ),
+    "legacy_manager": EngineEntry(
+        "ladezeit.loading.legacy_manager:LegacyManagerEngine", formats=("safetensors", "pickle")
+    ),
 }
 
 
-def check(name: str) -> None:
-    """Check that `name` is an engine, without importing one; raises `ConfigError` where it is not."""
-    if name in ENGINES:
+def check(name: str, device: str, file_format: str) -> None:
+    """Check that `name` is an engine that can run here, without importing it.
+
+    Args:
+        name: as in `loading.engine`.
+        device: torch's name of the run's device.
+        file_format: of the checkpoint, as `Checkpoint.file_format` has it.
+
+    Raises:
+        ConfigError: there is no such engine.
+        NotRunnableError: it needs another device or format, or a package that is not installed; with the cure.
+    """
+    if ":" in name:
+        _check_module(name)
         return
-    module, colon, _ = name.partition(":")
-    if not colon:
+    if name not in ENGINES:
         raise ConfigError(
             f"loading.engine={name} is not an engine: there are {', '.join(ENGINES)}, and your own as module:Class."
             + did_you_mean(name, ENGINES)
         )
+    entry = ENGINES[name]
+    kind = device.partition(":")[0]
+    if kind not in entry.devices:
+        raise NotRunnableError(
+            f"loading.engine={name} needs {' or '.join(entry.devices).upper()}: the run is on {kind}"
+        )
+    if file_format not in entry.formats:
+        raise NotRunnableError(
+            f"loading.engine={name} reads {' and '.join(entry.formats)}: the checkpoint is {file_format}"
+        )
+    missing = [package for package in entry.packages if find_spec(package) is None]
+    if missing:
+        raise NotRunnableError(
+            f"loading.engine={name} needs {', '.join(missing)}, not installed: pip install 'ladezeit[engines]'"
+        )
+
+
+def engine(name: str) -> Engine:
+    """Return a new engine; raises `ConfigError` where it cannot be imported."""
+    entry = ENGINES.get(name, EngineEntry(name))
+    module, _, attribute = entry.target.partition(":")
+    try:
+        made: Any = getattr(import_module(module), attribute)()
+    except (ImportError, AttributeError) as cause:
+        raise ConfigError(f"loading.engine={name} cannot be imported: {cause}") from cause
+    if entry.yields_tensors or hasattr(made, "open"):
+        from ladezeit.loading.assemble import Assembling
+
+        made = Assembling(made)
+    return made  # type: ignore[no-any-return]
+
+
+def _check_module(name: str) -> None:
+    module = name.partition(":")[0]
     try:
         found = find_spec(module)
     except (ImportError, ValueError):
         found = None
     if found is None:
         raise ConfigError(f"loading.engine={name}: there is no module '{module}' to import. Is it on PYTHONPATH?")
-
-
-def engine(name: str) -> Engine:
-    """Return a new engine; raises `ConfigError` for a name that is not one."""
-    check(name)
-    module, _, attribute = ENGINES.get(name, name).partition(":")
-    try:
-        made: Engine = getattr(import_module(module), attribute)()
-    except (ImportError, AttributeError) as cause:
-        raise ConfigError(f"loading.engine={name} cannot be imported: {cause}") from cause
-    return made

@@ -7,9 +7,10 @@ and reported, so that a missing phase is never mistaken for one that took no tim
 
 import functools
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from ladezeit.measure.clock import Clock
@@ -49,8 +50,10 @@ SKELETON = "load/skeleton"
 
 
 @contextmanager
-def observed(clock: Clock, model_class: type) -> Iterator[list[str]]:
+def observed(clock: Clock, model_class: type, renamed: Mapping[str, str] = MappingProxyType({})) -> Iterator[list[str]]:
     """Wrap all seams, and `model_class`'s constructor, for the time of the block.
+
+    `renamed` gives other names to phases that mean something else in the caller's road.
 
     Yields:
         The seams that this version of the library does not have, as ``module.attribute``.
@@ -58,7 +61,8 @@ def observed(clock: Clock, model_class: type) -> Iterator[list[str]]:
     missing: list[str] = []
     with ExitStack() as stack:
         for seam in SEAMS:
-            if not _enter(stack, seam, clock):
+            phase = renamed.get(seam.phase, seam.phase)
+            if not _enter(stack, replace(seam, phase=phase), clock):
                 missing.append(f"{seam.module}.{seam.attribute}")
         own = Seam(model_class.__module__, f"{model_class.__qualname__}.__init__", SKELETON)
         if not _enter(stack, own, clock):

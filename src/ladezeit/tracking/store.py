@@ -50,9 +50,9 @@ def client_class() -> Any:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
+    # What MLflow logs with a trace it also raises, and what it raises is told as a `TrackingError`.
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
-        logger = logging.getLogger(name)
-        logger.setLevel(max(logger.level, logging.ERROR))
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return MlflowClient
 
 

@@ -1,0 +1,138 @@
+"""The one road from tensors to a `transformers` model, for every engine that yields tensors.
+
+It is `from_pretrained` of the concrete class with the tensors as its state dict: renames, converters (mixtures of
+experts), ties and non-persistent buffers are the library's own, and parameters that need no conversion are the tensors
+themselves, not copies. What that call leaves undone is done here: generation config, the model's origin, and an error
+for every missing or unexpected key. What it does too much is taken out: reserving the device's memory a second time.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+from ladezeit.errors import LoadError
+from ladezeit.loading import seams
+from ladezeit.loading.base import LoadedModel, LoadedTensors, LoadRequest, TensorEngine
+from ladezeit.loading.model_class import model_class
+from ladezeit.loading.touch import touch
+from ladezeit.measure.clock import Clock
+
+#: Phases of the call that mean something else where the tensors are there already.
+_PHASES = {"load/read": "load/assign"}
+
+
+class Assembling:
+    """Makes an engine that yields tensors one that yields a model."""
+
+    def __init__(self, engine: TensorEngine) -> None:
+        self._engine = engine
+
+    def prepare(self, request: LoadRequest) -> None:
+        """See `Engine.prepare`."""
+        self._engine.prepare(request)
+
+    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+        """See `Engine.load`.
+
+        Raises:
+            LoadError: a weight is missing, unexpected or of another shape.
+        """
+        with self._engine.open(request, clock) as loaded:
+            made = assemble(loaded, request, clock)
+        with clock.span("load/touch"):
+            made.effective["touched_bytes"] = touch(made.model)
+        return made
+
+
+def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> LoadedModel:
+    """Make a model of all tensors of a checkpoint; call it while the engine's buffers are still there."""
+    from transformers import AutoConfig
+
+    folder = str(request.checkpoint.folder)
+    with clock.span("load/config"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=request.trust_remote_code)
+    made = _from_state_dict(loaded, config, request, clock)
+    _refuse_incomplete(made)
+    if loaded.borrowed:
+        with clock.span("load/copy"):
+            made.effective["copied_bytes"] = _own(made.model, loaded)
+    with clock.span("load/generation_config"):
+        _finish(made.model, folder)
+    return made
+
+
+def _from_state_dict(loaded: LoadedTensors, config: Any, request: LoadRequest, clock: Clock) -> LoadedModel:
+    arguments: dict[str, Any] = {"dtype": request.loading.dtype.value, "device_map": {"": request.device}}
+    if request.attn_implementation is not None:
+        arguments["attn_implementation"] = request.attn_implementation
+    own_class: Any = model_class(request.checkpoint.config)
+    call = {"config": config, "state_dict": dict(loaded.tensors), "output_loading_info": True, **arguments}
+    effective: dict[str, Any] = {"arguments": {**arguments, "device_map": {"": str(request.device)}}}
+    with _without_second_reservation():
+        if clock.detail:
+            with seams.observed(clock, own_class, _PHASES) as missing:
+                model, info = own_class.from_pretrained(None, **call)
+            effective["seams_missing"] = missing
+        else:
+            model, info = own_class.from_pretrained(None, **call)
+    return LoadedModel(
+        model=model,
+        missing_keys=sorted(info["missing_keys"]),
+        unexpected_keys=sorted(info["unexpected_keys"]),
+        mismatched_keys=sorted(str(key) for key in info["mismatched_keys"]),
+        effective={**effective, **loaded.effective},
+    )
+
+
+@contextmanager
+def _without_second_reservation() -> Iterator[None]:
+    """Keep `from_pretrained` from reserving the weights' bytes on the device: they are there already."""
+    from transformers import modeling_utils
+
+    name = "caching_allocator_warmup"
+    found = getattr(modeling_utils, name, None)
+    if found is None:  # a version without the reservation has nothing to take out
+        yield
+        return
+    setattr(modeling_utils, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        setattr(modeling_utils, name, found)
+
+
+def _refuse_incomplete(made: LoadedModel) -> None:
+    kinds = {"missing": made.missing_keys, "unexpected": made.unexpected_keys, "misshapen": made.mismatched_keys}
+    found = {kind: keys for kind, keys in kinds.items() if keys}
+    if found:
+        named = "; ".join(f"{kind}: {', '.join(keys[:10])}" for kind, keys in found.items())
+        raise LoadError(f"the checkpoint's tensors are not the model's ({named})")
+
+
+def _own(model: Any, loaded: LoadedTensors) -> int:
+    """Copy every parameter and buffer that still lies in the engine's memory; return the bytes that were copied."""
+    lent = {tensor.untyped_storage().data_ptr() for tensor in loaded.tensors.values()}
+    copied = 0
+    seen: dict[int, Any] = {}  # tied weights are one tensor and stay one
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.untyped_storage().data_ptr() in lent:
+            key = tensor.data_ptr()
+            if key not in seen:
+                seen[key] = tensor.data.clone()
+                copied += tensor.numel() * tensor.element_size()
+            tensor.data = seen[key].view(tensor.shape)
+    return copied
+
+
+def _finish(model: Any, folder: str) -> None:
+    """Set what `from_pretrained` of a folder would have set: the generation config and where the model is from."""
+    from transformers import GenerationConfig
+
+    model.config.name_or_path = folder
+    model.name_or_path = folder
+    if model.can_generate():
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        except OSError:
+            return  # the checkpoint has none: the model keeps the one made from its config
