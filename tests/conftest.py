@@ -1,6 +1,7 @@
 """What tests share: a cache folder for checkpoints that lasts one run, a tiny checkpoint, a session of samples."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,9 @@ from ladezeit.config import (
 )
 
 HERE = Path(__file__).parent
+
+# A shell that starts the tests in the background has SIGINT ignored, and so would every process under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Engines of the tests are found by workers too, and nothing that a test makes lands in the user's own cache.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))

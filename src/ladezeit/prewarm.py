@@ -26,6 +26,9 @@ from ladezeit.errors import WorkerError
 
 _MESSAGE_BYTES = 1 << 20
 
+#: Lets `torch.cuda.is_available` ask the driver's management library: CUDA itself, once called, does not survive a fork.
+_NO_CUDA_CALLS = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+
 
 class PrewarmServer:
     """The supervisor's side: starts the server, asks it for imports and workers, and ends it."""
@@ -40,7 +43,7 @@ class PrewarmServer:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **environment},
+                env={**os.environ, **environment, **_NO_CUDA_CALLS},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
