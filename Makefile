@@ -49,5 +49,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(PIP) install --quiet -c constraints.txt -e '.[dev,launchers]'
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,launchers,engines]'
 	@touch $@

@@ -57,7 +57,7 @@ def test_tab_completion_offers_options(ladezeit: Run) -> None:
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (("loading=transfomers",), "Did you mean 'transformers'?"),
+        (("loading=transfomers",), "Did you mean 'transformers'"),
         (("experiment=dmo",), "Did you mean 'demo'?"),
         (("lodaing=transformers",), "Did you mean 'loading'"),
         (("loading.dtyp=float16",), "Did you mean 'dtype'?"),

@@ -127,7 +127,8 @@ class TransformersLoading(LoadingConfig):
 
     `device_map` is None, a strategy (`auto`, `balanced`, `balanced_low_0`, `sequential`), a device, or a mapping from
     module to device; the word `device` in it stands for the run's device. `max_memory` maps `device`, `cpu` or a GPU
-    index to a size (`20GiB`) or a share of what that device has (`90%`); empty means no limit.
+    index to a size (`20GiB`) or a share of what that device has (`90%`); empty means no limit. `async_load` (the
+    loader's threads) and `disable_mmap` (whole files read into memory) are the library's choice where they are None.
     """
 
     engine: str = "transformers"
@@ -135,6 +136,16 @@ class TransformersLoading(LoadingConfig):
     max_memory: dict[str, str] = field(default_factory=dict)
     offload_folder: Optional[str] = None
     move_to_device: bool = False
+    async_load: Optional[bool] = None
+    disable_mmap: Optional[bool] = None
+
+
+@dataclass
+class AccelerateLoading(TransformersLoading):
+    """Arguments of a load through `accelerate.load_checkpoint_and_dispatch`, which needs a `device_map`."""
+
+    engine: str = "accelerate"
+    device_map: Any = "device"
 
 
 @dataclass
@@ -152,11 +163,63 @@ class TensorLoading(LoadingConfig):
     threads: Optional[int] = None
 
 
+@dataclass
+class FastsafetensorsLoading(TensorLoading):
+    """Arguments of fastsafetensors; `direct` forces O_DIRECT on or off, `buffer_bytes` sizes its bounce buffers."""
+
+    engine: str = "fastsafetensors"
+    direct: Optional[bool] = None
+    buffer_bytes: Optional[int] = None
+
+
+@dataclass
+class RunaiLoading(TensorLoading):
+    """Arguments of the Run:ai Model Streamer; `buffer_bytes` bounds its ring of host buffers."""
+
+    engine: str = "runai_streamer"
+    buffer_bytes: Optional[int] = None
+
+
+@dataclass
+class InstanttensorLoading(TensorLoading):
+    """Arguments of InstantTensor; `io_depth` is how many reads are in flight, `threads` counts where it uses any."""
+
+    engine: str = "instanttensor"
+    io_depth: Optional[int] = None
+
+
+@dataclass
+class StreamedLoading(TensorLoading):
+    """Arguments of our own reader.
+
+    `extent_bytes` is the most that is read at once, a multiple of a page; `ring_bytes` bounds the pinned host memory on
+    the way to a GPU.
+    """
+
+    engine: str = "streamed"
+    extent_bytes: int = 8 * 2**20
+    ring_bytes: int = 256 * 2**20
+
+
 #: The schema of each engine's arguments, by the name in `engine`. A user's own engine takes those of `transformers`.
 LOADINGS: dict[str, type[LoadingConfig]] = {
     "transformers": TransformersLoading,
     "legacy_manager": LegacyManagerLoading,
+    "streamed": StreamedLoading,
+    "accelerate": AccelerateLoading,
+    "safetensors_mmap": TensorLoading,
+    "safetensors_pread": TensorLoading,
+    "safetensors_prefetch": TensorLoading,
+    "fastsafetensors": FastsafetensorsLoading,
+    "fastsafetensors_gds": FastsafetensorsLoading,
+    "runai_streamer": RunaiLoading,
+    "instanttensor": InstanttensorLoading,
+    "instanttensor_buffered": InstanttensorLoading,
+    "torch_dcp": TensorLoading,
 }
+
+#: Engines that read with one thread, whatever is asked.
+_ONE_THREAD = ("safetensors_mmap", "safetensors_pread")
 
 
 @dataclass
@@ -237,10 +300,11 @@ class RunConfig:
     outputs: str = MISSING
     title: Optional[str] = None
     smaller_model: Optional[str] = None
+    ceilings: Optional[bool] = None
 
 
 #: Keys of `RunConfig` that do not change what is measured: two configs that differ only here are the same point.
-NOT_MEASURED = ("sample", "tracking", "order_seed", "discard_first", "outputs", "title", "smaller_model")
+NOT_MEASURED = ("sample", "tracking", "order_seed", "discard_first", "ceilings", "outputs", "title", "smaller_model")
 
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -328,7 +392,7 @@ def from_plain(plain: dict[str, Any]) -> RunConfig:
     """Rebuild the objects that `to_plain` flattened; the worker's way to its config."""
     groups = {
         "model": _model_class(plain["model"]),
-        "loading": LegacyManagerLoading if plain["loading"]["engine"] == "legacy_manager" else TransformersLoading,
+        "loading": LOADINGS.get(plain["loading"]["engine"], TransformersLoading),
     }
     node = OmegaConf.structured(RunConfig)
     for key, cls in groups.items():
@@ -353,6 +417,27 @@ def check_combination(config: RunConfig) -> None:
     """
     if isinstance(config.loading, TransformersLoading) and not isinstance(config.loading, LegacyManagerLoading):
         _check_placement(config.loading, config.device)
+    _check_has_effect(config.loading)
+
+
+def _check_has_effect(loading: LoadingConfig) -> None:
+    """Refuse arguments that the engine would take without a word and without effect."""
+    if isinstance(loading, TensorLoading) and loading.engine in _ONE_THREAD and loading.threads is not None:
+        raise CombinationError(
+            f"loading.threads={loading.threads} was given with loading.engine={loading.engine}, which reads with one "
+            f"thread. Leave it out, or use an engine with threads"
+        )
+    if isinstance(loading, AccelerateLoading):
+        if loading.device_map is None:
+            raise CombinationError(
+                "loading.device_map=null leaves accelerate's empty model empty. Use device, a strategy or a mapping"
+            )
+        given = [name for name in ("async_load", "disable_mmap") if getattr(loading, name) is not None]
+        if given:
+            raise CombinationError(
+                f"loading.{given[0]} is an argument of transformers' own loader, which loading.engine=accelerate does "
+                f"not use. Leave it out, or use loading=transformers"
+            )
 
 
 def _check_device(device: str) -> None:
@@ -382,6 +467,9 @@ def _check_numbers(config: RunConfig) -> None:
         "inference.new_tokens": (config.inference.new_tokens, 0),
         "runtime.threads": (config.runtime.threads, 1),
         "process.time_limit_s": (config.process.time_limit_s, 1),
+        "loading.threads": (getattr(config.loading, "threads", None), 1),
+        "loading.io_depth": (getattr(config.loading, "io_depth", None), 1),
+        "loading.buffer_bytes": (getattr(config.loading, "buffer_bytes", None), 4096),
     }
     for key, (value, least) in limits.items():
         if value is not None and value < least:

@@ -29,7 +29,8 @@ EXAMPLES = """\
   ladezeit --config-dir my-conf loading=mine                     your own option files beside these"""
 
 KEYS = """\
-  device=auto|cuda|cuda:N|cpu   sample=N   phases=on|off   order_seed=N   discard_first=on|off   outputs=FOLDER"""
+  device=auto|cuda|cuda:N|cpu   sample=N   phases=on|off   order_seed=N   discard_first=on|off
+  ceilings=on|off   outputs=FOLDER"""
 
 FLAGS = """\
   -m, --multirun       sweep over everything given with commas, range() or glob(*)

@@ -10,10 +10,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ladezeit.checkpoint.page_cache import set_state
-from ladezeit.config import RunConfig, build, check_combination, to_plain
+from ladezeit.config import DType, RunConfig, build, check_combination, to_plain
 from ladezeit.errors import CheckpointError, CombinationError, LadezeitError, NotRunnableError, TrackingError
+from ladezeit.measure.ceilings import Ceilings, binding
 from ladezeit.measure.devices import ResolvedDevice, wait_until_drained
-from ladezeit.plan import check_runnable, point_id
+from ladezeit.plan import check_runnable, point_id, weights_bytes
 from ladezeit.result import FILE_NAME, Identity, Result, Status, SweepRecord, save
 from ladezeit.results.labels import label
 from ladezeit.results.timeline import draw
@@ -44,7 +45,11 @@ def run(composed: DictConfig) -> float:
     if sweep is None:
         session.tracker(config)  # what cannot be logged is said before it is measured
         session.enter(session.hold(session.device(config.device), "sweeps"))
+    else:
+        session.recall_ceilings(Path(hydra.sweep.dir))
     try:
+        if sweep is None and config.ceilings:
+            session.ceilings(session.device(config.device), session.checkpoint(config.model))
         result = measure(session, config, identity, folder)
     except (CheckpointError, CombinationError, NotRunnableError) as reason:
         if sweep is None:
@@ -71,6 +76,9 @@ def measure(session: Session, config: RunConfig, identity: Identity, folder: Pat
         folder=folder,
         environment=session.environment(device, checkpoint.folder),
     )
+    ceilings = session.known_ceilings(device, checkpoint) if config.ceilings is not False else None
+    if ceilings is not None:
+        spec.environment["ceilings"] = ceilings.to_plain()
     with session.hold(device, "samples"):
         session.display.sample(identity.label)
         result = _attempt(session, spec, device)
@@ -78,10 +86,31 @@ def measure(session: Session, config: RunConfig, identity: Identity, folder: Pat
             # The kernel sometimes takes pages back between setting the cache's state and the load: once more.
             (folder / FILE_NAME).rename(folder / FIRST_ATTEMPT_FILE)
             result = _attempt(session, spec, device)
+    if ceilings is not None and _add_ceiling(result, spec, ceilings):
+        save(result, folder)
     (folder / SPEC_FILE_NAME).unlink(missing_ok=True)
     shutil.rmtree(folder / "scratch", ignore_errors=True)
     draw(result, folder / TIMELINE_FILE)
     return result
+
+
+def _add_ceiling(result: Result, spec: WorkerSpec, ceilings: Ceilings) -> bool:
+    """Add the ceiling that limited this load, and the share of it that was reached; False where one is not known."""
+    loading, checkpoint = spec.config.loading, spec.checkpoint
+    found = binding(
+        ceilings,
+        spec.config.cache.state,
+        spec.device,
+        loading.dtype in (DType.auto, DType.__members__.get(checkpoint.dtype)),
+        resident_share=result.metrics.get("cache/resident_before_share"),
+        written_per_read=weights_bytes(loading, 1000, checkpoint.dtype) / 1000,
+    )
+    if found is None or "load/gb_per_s" not in result.metrics:
+        return False
+    result.effective["ceiling"], gb_per_s = found
+    result.metrics["load/ceiling_gb_per_s"] = gb_per_s
+    result.metrics["load/ceiling_share"] = result.metrics["load/gb_per_s"] / gb_per_s
+    return True
 
 
 def _attempt(session: Session, spec: WorkerSpec, device: ResolvedDevice) -> Result:

@@ -26,7 +26,7 @@ from ladezeit.errors import WorkerError
 
 _MESSAGE_BYTES = 1 << 20
 
-#: Lets `torch.cuda.is_available` ask the driver's management library: CUDA itself, once called, does not survive a fork.
+#: Lets `torch.cuda.is_available` ask the driver's management library: CUDA, once called, does not survive a fork.
 _NO_CUDA_CALLS = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 

@@ -1,6 +1,7 @@
 """What one process keeps between samples: the supervisor's servers, the trackers, what was looked at once."""
 
 import atexit
+import json
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,17 @@ from ladezeit.checkpoint.resolve import Checkpoint, prepare
 from ladezeit.checkpoint.synthetic import synthetic_sizes
 from ladezeit.config import ModelConfig, RunConfig, SyntheticModel, TrackingConfig
 from ladezeit.display import Display
+from ladezeit.errors import LadezeitError
+from ladezeit.measure.ceilings import Ceilings, measure_apart
 from ladezeit.measure.device_lock import Against, Holder, lock
 from ladezeit.measure.devices import Gpu, ResolvedDevice, gpu_memory_used_bytes, resolve_device
 from ladezeit.measure.environment import collect
 from ladezeit.plan import Sizes
-from ladezeit.result import Result
+from ladezeit.result import Result, write_atomically
 from ladezeit.supervisor import Supervisor
 from ladezeit.tracking import Tracker, open_tracker
+
+CEILINGS_FILE = "ceilings.json"
 
 
 class Session:
@@ -32,6 +37,7 @@ class Session:
         self._devices: dict[str, ResolvedDevice] = {}
         self._baselines: dict[str, int] = {}
         self._environments: dict[tuple[str, Path], dict[str, Any]] = {}
+        self._ceilings: dict[tuple[str, Path], Ceilings | None] = {}
         self._trackers: dict[tuple[str, str, str], Tracker] = {}
 
     def close(self) -> None:
@@ -91,6 +97,41 @@ class Session:
         if key not in self._environments:
             self._environments[key] = collect(device, folder)
         return dict(self._environments[key])
+
+    def ceilings(self, device: ResolvedDevice, checkpoint: Checkpoint) -> Ceilings | None:
+        """Return the rates that the machine allows, measured at the first call; None, and why, where that failed."""
+        key = (device.name, checkpoint.folder)
+        if key not in self._ceilings:
+            self._ceilings[key] = None
+            if device.gpu is not None:
+                self.gpu_baseline_bytes(device.gpu)  # before a process of ours is on it
+            try:
+                with self.hold(device, "samples"), self.display.console.status("measuring what the machine allows"):
+                    self._ceilings[key] = measure_apart(device.name, checkpoint.shards)
+            except (LadezeitError, OSError, ValueError, TypeError) as error:
+                self.display.note(f"without ceilings: {error}", "yellow")
+        return self._ceilings[key]
+
+    def known_ceilings(self, device: ResolvedDevice, checkpoint: Checkpoint) -> Ceilings | None:
+        """Return what `ceilings` found or `recall_ceilings` read; None where neither did."""
+        return self._ceilings.get((device.name, checkpoint.folder))
+
+    def save_ceilings(self, folder: Path) -> None:
+        """Write what is known to ``folder/ceilings.json``, for jobs that a launcher runs in other processes."""
+        known = [
+            {"device": device, "checkpoint": str(checkpoint), "ceilings": found.to_plain()}
+            for (device, checkpoint), found in self._ceilings.items()
+            if found is not None
+        ]
+        if known:
+            write_atomically(folder / CEILINGS_FILE, json.dumps(known, indent=2, allow_nan=False) + "\n")
+
+    def recall_ceilings(self, folder: Path) -> None:
+        """Read what `save_ceilings` wrote; a sweep without that file has no ceilings."""
+        if (folder / CEILINGS_FILE).exists():
+            for entry in json.loads((folder / CEILINGS_FILE).read_text(encoding="utf-8")):
+                key = (entry["device"], Path(entry["checkpoint"]))
+                self._ceilings.setdefault(key, Ceilings.from_plain(entry["ceilings"]))
 
     def tracker(self, config: RunConfig) -> Tracker:
         """Return the tracker of the config; opened once a process."""

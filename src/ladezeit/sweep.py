@@ -63,6 +63,7 @@ def conduct(overrides: list[list[str]], compose: Compose, launch: Launch, folder
     with _tracked(session, jobs[0].config, record, folder):
         if jobs[0].config.discard_first:
             _warm_up(session, jobs, folder)
+        _measure_ceilings(session, jobs, folder)
         session.display.begin(len(jobs))
         returns = launch([job.overrides for job in jobs])
         for outcome in returns:
@@ -205,3 +206,11 @@ def _warm_up(session: Session, jobs: Sequence[Job], folder: Path) -> None:
     identity = Identity(point_id(job.config), 0, -1, "warm-up", job.overrides, one_job.command(job.overrides, True))
     session.display.sample("warm-up")
     session.display.done(one_job.measure(session, job.config, identity, own), counted=False)
+
+
+def _measure_ceilings(session: Session, jobs: Sequence[Job], folder: Path) -> None:
+    """Measure what the machine allows, once for each device and checkpoint, where all jobs of the sweep find it."""
+    for job in jobs:
+        if job.refusal is None and job.config.ceilings is not False:
+            session.ceilings(session.device(job.config.device), session.checkpoint(job.config.model))
+    session.save_ceilings(folder)

@@ -171,3 +171,20 @@ def test_gathering_what_is_no_folder_says_so(tmp_path: Path) -> None:
     """A mistyped path is named."""
     with pytest.raises(LadezeitError, match="is not a folder"):
         gather(tmp_path / "missing")
+
+
+def test_the_share_of_the_ceiling_is_shown_where_it_is_known() -> None:
+    """The median of the ok samples; tiny shares keep a digit, and nothing is cut at 100 %."""
+    assert "of ceiling" not in as_markdown(list(sweep_results(5)), VARYING)
+    shares = {"cuda_fp16": (0.2, 0.7, 0.634), "legacy_manager": (0.0312,), "device_map_auto": (1.037,), "other": ()}
+    results = [result(loading, sample=i) for loading, found in shares.items() for i in range(max(1, len(found)))]
+    for measured in results:
+        found = shares[measured.config["loading"]["name"]]
+        if found:
+            measured.metrics["load/ceiling_share"] = found[measured.identity.sample]
+    text = as_markdown(results, VARYING)
+    assert "| of ceiling |" in text
+    for cell in ("| 63 % |", "| 3.1 % |", "| 104 % |"):
+        assert cell in text
+    for width in (80, 120):
+        assert "104 %" in drawn(results, VARYING, width)

@@ -6,8 +6,12 @@ importable where the worker runs.
 
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from ladezeit.errors import ConfigError, NotRunnableError, did_you_mean
 from ladezeit.loading.base import Engine
@@ -19,7 +23,8 @@ class EngineEntry:
 
     `target` is ``module:Class``; `packages` are the modules it imports besides torch, transformers and safetensors;
     `devices` and `formats` what it can serve; `yields_tensors` whether it is a `TensorEngine`, whose tensors are made
-    a model by `ladezeit.loading.assemble`.
+    a model by `ladezeit.loading.assemble`. `releases` are requirements of package versions (``safetensors>=0.9``),
+    `device_file` a path that a driver makes, without which the engine would do something else.
     """
 
     target: str
@@ -27,6 +32,8 @@ class EngineEntry:
     devices: tuple[str, ...] = ("cpu", "cuda")
     formats: tuple[str, ...] = ("safetensors",)
     yields_tensors: bool = False
+    releases: tuple[str, ...] = ()
+    device_file: str | None = None
 
 
 ENGINES = {
@@ -36,6 +43,55 @@ ENGINES = {
     "legacy_manager": EngineEntry(
         "ladezeit.loading.legacy_manager:LegacyManagerEngine", formats=("safetensors", "pickle")
     ),
+    "streamed": EngineEntry("ladezeit.loading.streamed.engine:StreamedEngine", yields_tensors=True),
+    "accelerate": EngineEntry("ladezeit.loading.accelerate_engine:AccelerateEngine"),
+    "safetensors_mmap": EngineEntry("ladezeit.loading.safetensors_engine:SafetensorsMmapEngine", yields_tensors=True),
+    "safetensors_pread": EngineEntry(
+        "ladezeit.loading.safetensors_engine:SafetensorsPreadEngine",
+        yields_tensors=True,
+        releases=("safetensors>=0.8",),
+    ),
+    "safetensors_prefetch": EngineEntry(
+        "ladezeit.loading.safetensors_engine:SafetensorsPrefetchEngine",
+        devices=("cuda",),
+        yields_tensors=True,
+        releases=("safetensors>=0.9.0rc1",),
+    ),
+    "fastsafetensors": EngineEntry(
+        "ladezeit.loading.fastsafetensors_engine:FastsafetensorsEngine",
+        packages=("fastsafetensors",),
+        yields_tensors=True,
+        releases=("fastsafetensors>=0.5",),
+    ),
+    "fastsafetensors_gds": EngineEntry(
+        "ladezeit.loading.fastsafetensors_engine:FastsafetensorsGdsEngine",
+        packages=("fastsafetensors",),
+        devices=("cuda",),
+        yields_tensors=True,
+        releases=("fastsafetensors>=0.5",),
+        device_file="/dev/nvidia-fs0",
+    ),
+    "runai_streamer": EngineEntry(
+        "ladezeit.loading.runai_engine:RunaiStreamerEngine",
+        packages=("runai_model_streamer",),
+        yields_tensors=True,
+        releases=("runai-model-streamer>=0.17",),
+    ),
+    "instanttensor": EngineEntry(
+        "ladezeit.loading.instanttensor_engine:InstanttensorEngine",
+        packages=("instanttensor",),
+        devices=("cuda",),
+        yields_tensors=True,
+        releases=("instanttensor>=0.2",),
+    ),
+    "instanttensor_buffered": EngineEntry(
+        "ladezeit.loading.instanttensor_engine:InstanttensorBufferedEngine",
+        packages=("instanttensor",),
+        devices=("cuda",),
+        yields_tensors=True,
+        releases=("instanttensor>=0.2",),
+    ),
+    "torch_dcp": EngineEntry("ladezeit.loading.dcp_engine:TorchDcpEngine", yields_tensors=True),
 }
 
 
@@ -63,7 +119,8 @@ def check(name: str, device: str, file_format: str) -> None:
     kind = device.partition(":")[0]
     if kind not in entry.devices:
         raise NotRunnableError(
-            f"loading.engine={name} needs {' or '.join(entry.devices).upper()}: the run is on {kind}"
+            f"loading.engine={name} needs {' or '.join(entry.devices).upper()}: the run is on {kind}. "
+            f"Use a machine that has it, or another loading method"
         )
     if file_format not in entry.formats:
         raise NotRunnableError(
@@ -73,6 +130,12 @@ def check(name: str, device: str, file_format: str) -> None:
     if missing:
         raise NotRunnableError(
             f"loading.engine={name} needs {', '.join(missing)}, not installed: pip install 'ladezeit[engines]'"
+        )
+    _check_releases(name, entry.releases)
+    if entry.device_file is not None and not Path(entry.device_file).exists():
+        raise NotRunnableError(
+            f"loading.engine={name} needs the driver behind {entry.device_file}, which this machine does not have. "
+            f"Load the driver's kernel module (in a container: pass the device in), or use another loading method"
         )
 
 
@@ -89,6 +152,20 @@ def engine(name: str) -> Engine:
 
         made = Assembling(made)
     return made  # type: ignore[no-any-return]
+
+
+def _check_releases(name: str, releases: tuple[str, ...]) -> None:
+    for requirement in map(Requirement, releases):
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            found = None
+        if found is None or not requirement.specifier.contains(found, prereleases=True):
+            raise NotRunnableError(
+                f"loading.engine={name} needs {requirement}: "
+                f"{'it is not installed' if found is None else f'{found} is installed'}. "
+                f"pip install --pre '{requirement}'"
+            )
 
 
 def _check_module(name: str) -> None:

@@ -1,12 +1,14 @@
 """The engine `transformers`: `AutoModelForCausalLM.from_pretrained`, called as its users call it."""
 
+from inspect import signature
 from typing import Any
 
 from ladezeit.config import TransformersLoading
-from ladezeit.errors import LoadError
+from ladezeit.errors import LoadError, NotRunnableError
 from ladezeit.loading import placement, seams
 from ladezeit.loading.base import LoadedModel, LoadRequest
 from ladezeit.loading.model_class import model_class
+from ladezeit.loading.process_environment import variables
 from ladezeit.loading.touch import touch
 from ladezeit.measure.clock import Clock
 
@@ -15,7 +17,11 @@ class TransformersEngine:
     """Loads through `from_pretrained`, moves the model afterwards where that was asked, and touches what is lazy."""
 
     def prepare(self, request: LoadRequest) -> None:
-        """Nothing has to be ready before the clock starts."""
+        """Check that the installed transformers knows the arguments; raises `NotRunnableError` where it does not."""
+        loading = request.loading
+        assert isinstance(loading, TransformersLoading)
+        if loading.disable_mmap is not None:
+            _check_has_argument("disable_mmap")
 
     def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
         """See `Engine.load`."""
@@ -45,6 +51,7 @@ def placement_arguments(loading: TransformersLoading, device: str) -> dict[str, 
         "device_map": placement.device_map(loading, device),
         "max_memory": placement.max_memory(loading, device),
         "offload_folder": loading.offload_folder,
+        "disable_mmap": loading.disable_mmap,
     }
     return {name: value for name, value in arguments.items() if value is not None}
 
@@ -59,12 +66,16 @@ def from_pretrained(request: LoadRequest, clock: Clock, **arguments: Any) -> Loa
     call["trust_remote_code"] = request.trust_remote_code
     folder = str(request.checkpoint.folder)
     effective: dict[str, Any] = {"arguments": {key: _plain(value) for key, value in arguments.items()}}
-    if clock.detail:
-        with seams.observed(clock, model_class(request.checkpoint.config)) as missing:
+    environment = _environment(request)
+    if environment:
+        effective["environment"] = environment
+    with variables(environment):
+        if clock.detail:
+            with seams.observed(clock, model_class(request.checkpoint.config)) as missing:
+                model, info = AutoModelForCausalLM.from_pretrained(folder, **call)
+            effective["seams_missing"] = missing
+        else:
             model, info = AutoModelForCausalLM.from_pretrained(folder, **call)
-        effective["seams_missing"] = missing
-    else:
-        model, info = AutoModelForCausalLM.from_pretrained(folder, **call)
     device_map = getattr(model, "hf_device_map", None)
     return LoadedModel(
         model=model,
@@ -74,6 +85,26 @@ def from_pretrained(request: LoadRequest, clock: Clock, **arguments: Any) -> Loa
         mismatched_keys=sorted(str(key) for key in info["mismatched_keys"]),
         effective=effective,
     )
+
+
+def _environment(request: LoadRequest) -> dict[str, str]:
+    """Return the variables that switch the loader's threads, which it takes in no other way; none that was not asked.
+
+    See `convert_and_load_state_dict_in_model` in transformers' core_model_loading.py.
+    """
+    loading = request.loading
+    asked = loading.async_load if isinstance(loading, TransformersLoading) else None
+    return {} if asked is None else {"HF_DEACTIVATE_ASYNC_LOAD": str(int(not asked))}
+
+
+def _check_has_argument(name: str) -> None:
+    from transformers import PreTrainedModel, __version__
+
+    if name not in signature(PreTrainedModel.from_pretrained).parameters:
+        raise NotRunnableError(
+            f"loading.{name} needs a from_pretrained that takes it, and transformers {__version__} has none: "
+            f"pip install -U transformers, or leave it out"
+        )
 
 
 def refuse_offload(loaded: LoadedModel, device: str) -> None:

@@ -45,6 +45,7 @@ class PointSummary:
     counts: dict[Status, int]
     problems: dict[tuple[Status, str], int]
     load_s: Spread | None
+    ceiling_share: float | None
     cold_start_s: float | None
     first_token_s: float | None
     gpu_memory_gib: float | None
@@ -79,6 +80,7 @@ def _summary(group: list[Result], varying: Sequence[str]) -> PointSummary:
         counts=dict(Counter(result.status for result in group)),
         problems=dict(Counter((r.status, why(r)) for r in group if r.status is not Status.ok)),
         load_s=Spread.of(metric_of(group, "load/total_s")),
+        ceiling_share=_median(group, "load/ceiling_share"),
         cold_start_s=_median(group, "cold_start/first_token_s"),
         first_token_s=_median(group, "inference/first_token_s"),
         gpu_memory_gib=_median(group, "memory/gpu_allocated_peak_gib"),

@@ -101,6 +101,8 @@ def _columns(points: Sequence[PointSummary]) -> dict[str, Callable[[PointSummary
         "load s": lambda point: seconds(point.load_s.median if point.load_s else None),
         "min–max": _range,
     }
+    if any(point.ceiling_share is not None for point in points):
+        columns["of ceiling"] = lambda point: _percent(point.ceiling_share)
     if any(point.first_token_s is not None for point in points):
         columns["first token s"] = lambda point: seconds(point.first_token_s)
     if any(point.cold_start_s is not None for point in points):
@@ -122,6 +124,12 @@ def _range(point: PointSummary) -> str:
 
 def _two_digits(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:.2f}"
+
+
+def _percent(share: float | None) -> str:
+    if share is None:
+        return _NOTHING
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
 
 
 def _status(point: PointSummary) -> str:

@@ -1,0 +1,21 @@
+"""Environment variables for the time of one call: some libraries take arguments in no other way."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+
+@contextmanager
+def variables(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set `values` while the block runs, and put back what was there, whatever happens; None leaves one as it is."""
+    asked = {name: value for name, value in values.items() if value is not None}
+    before = {name: os.environ.get(name) for name in asked}
+    os.environ.update(asked)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

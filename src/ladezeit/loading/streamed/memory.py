@@ -1,0 +1,131 @@
+"""Host memory of a shard, and tensors as views of a shard's memory, on whatever device that is."""
+
+import ctypes
+import errno
+import math
+import mmap
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ladezeit.checkpoint.headers import TensorEntry
+from ladezeit.errors import LoadError
+from ladezeit.loading.streamed.files import ShardFile, host_pages
+from ladezeit.loading.streamed.plan import PAGE, Extent, How, ShardPlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_MADV_POPULATE_READ = 22  # since Linux 5.14
+_MADV_HUGEPAGE = 14
+_MAP_FIXED = 0x10
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+
+#: torch's names of safetensors' dtypes; those that this torch lacks cannot be loaded with it.
+_TORCH_NAMES = {
+    "F4": "float4_e2m1fn_x2",
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "C64": "complex64",
+    "F64": "float64",
+    "I64": "int64",
+    "U64": "uint64",
+}
+
+
+def torch_dtype(entry: TensorEntry) -> torch.dtype:
+    """Return torch's dtype of a tensor; raises `LoadError` where this torch has none."""
+    dtype = getattr(torch, _TORCH_NAMES.get(entry.dtype, ""), None)
+    if not isinstance(dtype, torch.dtype):
+        raise LoadError(f"tensor '{entry.name}' is {entry.dtype}, which torch {torch.__version__} does not have")
+    return dtype
+
+
+def anonymous(plan: ShardPlan) -> "Tensor":
+    """Return bytes for a shard's span, whole pages, whose memory lives as long as a tensor of it does."""
+    return torch.frombuffer(host_pages(plan.end - plan.base), dtype=torch.uint8)
+
+
+def writable(memory: "Tensor") -> memoryview:
+    """Return the bytes of a host tensor as a buffer to read into."""
+    array: Any = memory.numpy()
+    return memoryview(array)
+
+
+def mapped(plan: ShardPlan, file: ShardFile) -> "Tensor":
+    """Return a private mapping of a shard's span: what is written to it stays in memory and never reaches the file.
+
+    Extents that are not to be mapped have anonymous memory in their place, to be read into.
+    """
+    try:
+        # torch closes the file again; Python's mmap would keep it open as long as the weights live.
+        storage: Any = torch.UntypedStorage.from_file(f"/proc/self/fd/{file.descriptor}", False, plan.end)
+    except RuntimeError as cause:
+        raise file.failed(0, f"it cannot be mapped ({cause})") from cause
+    for begin, end in _not_mapped(plan):
+        _put_anonymous(storage.data_ptr() + begin, -(-(end - begin) // PAGE) * PAGE, file, begin)
+    return torch.empty(0, dtype=torch.uint8).set_(storage)[plan.base :]
+
+
+def _not_mapped(plan: ShardPlan) -> list[tuple[int, int]]:
+    runs: list[tuple[int, int]] = []
+    for extent in plan.extents:
+        if extent.how is How.mapped:
+            continue
+        if runs and runs[-1][1] == extent.begin:
+            runs[-1] = (runs[-1][0], extent.end)
+        else:
+            runs.append((extent.begin, extent.end))
+    return runs
+
+
+def _put_anonymous(address: int, size: int, file: ShardFile, offset: int) -> None:
+    """Put anonymous memory in the place of a part of a mapping; both go when the mapping goes."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
+    if _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != address:
+        raise file.failed(offset, f"no memory to read into ({os.strerror(ctypes.get_errno())})")
+    _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _MADV_HUGEPAGE)
+
+
+def touch(extent: Extent, memory: "Tensor", file: ShardFile) -> None:
+    """Bring in the pages of a mapped extent, whose bytes are the start of `memory`; raises `LoadError`."""
+    size = -(-extent.size // PAGE) * PAGE
+    if _libc.madvise(ctypes.c_void_p(memory.data_ptr()), ctypes.c_size_t(size), _MADV_POPULATE_READ) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.EINVAL, errno.ENOSYS):
+        raise file.failed(extent.begin, f"its mapped pages are gone (error {number}: {errno.errorcode.get(number)})")
+    memory[: extent.size : PAGE].max()  # an old kernel: one byte of each page
+
+
+def tensors_of(plan: ShardPlan, memory: "Tensor") -> "dict[str, Tensor]":
+    """Return a shard's tensors as views of its memory; one that is not aligned to its dtype is a copy of its own."""
+    found = {}
+    for entry in plan.tensors:
+        dtype, shape = torch_dtype(entry), list(entry.shape)
+        if entry.dtype == "F4" and shape:
+            shape[-1] //= 2  # two elements a byte, and torch counts bytes
+        if math.prod(shape) == 0:
+            found[entry.name] = torch.empty(shape, dtype=dtype, device=memory.device)
+            continue
+        part = memory[entry.begin - plan.base : entry.end - plan.base]
+        if part.data_ptr() % dtype.itemsize:
+            part = part.clone()
+        found[entry.name] = part.view(dtype).view(shape)
+    return found

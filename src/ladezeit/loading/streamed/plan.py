@@ -1,0 +1,112 @@
+"""Cuts the shards of a checkpoint into extents to read, and decides for each how.
+
+A *span* is a stretch of one file that lies in one piece of memory: byte `base` of the file is byte 0 of that memory.
+`base` is a multiple of a page, so an offset is aligned alike in both, which direct I/O needs.
+"""
+
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
+
+from ladezeit.checkpoint.headers import TensorEntry
+from ladezeit.checkpoint.resolve import Checkpoint
+
+PAGE = mmap.PAGESIZE
+#: Stretches that no tensor needs and that are shorter than this are read along: one large read beats two.
+_GAP_BYTES = 64 * 1024
+#: An extent with at least this share of its pages in memory is copied from there.
+RESIDENT = 0.9
+#: The kernel allows a process 65,530 mappings; a shard that would need more than this many is copied instead.
+_MOST_PIECES = 1000
+
+#: Which share of the bytes `begin` to `end` of a shard is in the page cache; by the shard's number.
+AskResidency = Callable[[int, Sequence[tuple[int, int]]], list[float]]
+
+
+class How(Enum):
+    """How an extent gets into memory."""
+
+    mapped = "mapped"
+    buffered = "buffered"
+    direct = "direct"
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Bytes `begin` to `end` of a shard, read at once; `begin` is a multiple of a page."""
+
+    shard: int
+    begin: int
+    end: int
+    how: How
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+        return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What is read of one shard: all of its tensors lie in the bytes ``base`` to ``end`` of the file."""
+
+    shard: int
+    tensors: tuple[TensorEntry, ...]
+    base: int
+    end: int
+    extents: tuple[Extent, ...]
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the file itself becomes the memory of its tensors, wholly or in parts."""
+        return any(extent.how is How.mapped for extent in self.extents)
+
+
+def make_plan(checkpoint: Checkpoint, extent_bytes: int, ask: AskResidency, mapping: bool) -> list[ShardPlan]:
+    """Return what to read of each shard, in file order.
+
+    Args:
+        checkpoint: whose headers were checked.
+        extent_bytes: the most that is read at once, a multiple of a page.
+        ask: tells which parts are in the page cache.
+        mapping: whether what is in memory may be mapped instead of copied.
+    """
+    of_shard: list[list[TensorEntry]] = [[] for _ in checkpoint.shards]
+    for tensor in checkpoint.tensors:
+        of_shard[tensor.shard].append(tensor)
+    plans = []
+    for shard, tensors in enumerate(of_shard):
+        ranges = list(_ranges(tensors, extent_bytes))
+        hows = _decide(ask(shard, ranges) if ranges else [], mapping)
+        extents = tuple(Extent(shard, begin, end, how) for (begin, end), how in zip(ranges, hows, strict=True))
+        base = ranges[0][0] if ranges else 0
+        end = max((tensor.end for tensor in tensors), default=0)
+        plans.append(ShardPlan(shard, tuple(tensors), base, max(base, end), extents))
+    return plans
+
+
+def _decide(shares: list[float], mapping: bool) -> list[How]:
+    in_memory = [share >= RESIDENT for share in shares]
+    pieces = 1 + sum(one != other for one, other in pairwise(in_memory))
+    cached = How.mapped if mapping and pieces <= _MOST_PIECES else How.buffered
+    return [cached if resident else How.direct for resident in in_memory]
+
+
+def _ranges(tensors: list[TensorEntry], extent_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield page-aligned starts and ends, in order and without overlap, that together cover all `tensors`."""
+    runs: list[tuple[int, int]] = []
+    for tensor in sorted(tensors, key=lambda tensor: tensor.begin):
+        if tensor.begin == tensor.end:
+            continue
+        if runs and tensor.begin - runs[-1][1] < _GAP_BYTES:
+            runs[-1] = (runs[-1][0], max(runs[-1][1], tensor.end))
+        else:
+            runs.append((tensor.begin - tensor.begin % PAGE, tensor.end))
+    for first, last in runs:
+        begin = first
+        while begin < last:
+            end = min(last, (begin // extent_bytes + 1) * extent_bytes)
+            yield begin, end
+            begin = end

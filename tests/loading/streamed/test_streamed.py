@@ -1,0 +1,451 @@
+"""The engine `streamed` on real files and the real page cache: every byte is the file's, however it was brought in."""
+
+import gc
+import json
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from ladezeit.checkpoint import page_cache
+from ladezeit.checkpoint.headers import DTYPE_BITS, parse_header
+from ladezeit.checkpoint.resolve import Checkpoint
+from ladezeit.config import StreamedLoading
+from ladezeit.errors import CheckpointError, ConfigError, LadezeitError, LoadError
+from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.loading.streamed import engine as engine_module
+from ladezeit.loading.streamed import plan as plan_module
+from ladezeit.loading.streamed.engine import StreamedEngine
+from ladezeit.loading.streamed.files import ShardFile
+from ladezeit.loading.streamed.memory import torch_dtype
+from ladezeit.loading.streamed.staging import HostDevice
+from ladezeit.measure.clock import Clock
+
+EXTENT = 64 * 1024
+#: Both ways to memory: in place, and through the ring that a GPU's weights take.
+WAYS = pytest.mark.parametrize("way", ["in place", "ring"])
+
+
+def checkpoint_of(*shards: Path) -> Checkpoint:
+    tensors = []
+    for number, shard in enumerate(shards):
+        raw = shard.read_bytes()
+        (length,) = struct.unpack("<Q", raw[:8])
+        tensors.extend(parse_header(raw[8 : 8 + length], len(raw), str(shard), number))
+    return Checkpoint(
+        shards[0].parent, shards, tuple(tensors), {}, "safetensors", "", False, 0, 0, "float32"
+    )  # fmt: skip
+
+
+def load(checkpoint: Checkpoint, way: str = "in place", progress: Any = None, **arguments: Any) -> LoadedTensors:
+    engine = StreamedEngine(progress, (lambda name: HostDevice()) if way == "ring" else (lambda name: None))
+    loading = StreamedLoading(name="streamed", **({"extent_bytes": EXTENT} | arguments))
+    request = LoadRequest(checkpoint, loading, "cpu", checkpoint.folder)
+    engine.prepare(request)
+    with engine.open(request, Clock(time.monotonic_ns())) as loaded:
+        return loaded
+
+
+def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        mine = found[name]
+        assert (mine.dtype, mine.shape) == (tensor.dtype, tensor.shape), name
+        assert mine.is_contiguous()
+        assert mine.data_ptr() % mine.element_size() == 0, name
+        assert bits(mine) == bits(tensor), name
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return bytes(tensor.flatten().view(torch.uint8).numpy()) if tensor.numel() else b""
+
+
+def write(path: Path, layout: list[tuple[str, tuple[int, ...]]], pad: int = 0, seed: int = 0) -> Path:
+    """Write a safetensors file by hand, so that offsets need not be aligned; `pad` blanks shift all of them."""
+    header: dict[str, Any] = {}
+    position = 0
+    for number, (dtype, shape) in enumerate(layout):
+        size = int(np.prod(shape, dtype=np.int64)) * DTYPE_BITS[dtype] // 8
+        header[f"t{number}"] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + size]}
+        position += size
+    raw = json.dumps(header).encode() + b" " * pad
+    data = np.random.default_rng(seed).integers(0, 2, position, dtype=np.uint8)  # also valid as bool
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + data.tobytes())
+    return path
+
+
+def random_shard(path: Path, size: int = 40 * EXTENT, seed: int = 0) -> Path:
+    generator = torch.Generator().manual_seed(seed)
+    data = torch.randint(0, 255, (size,), dtype=torch.uint8, generator=generator)
+    save_file({"a": data[: size // 4].clone(), "b": data[size // 4 :].clone().view(torch.float16)}, path)
+    return path
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    return random_shard(tmp_path / "model.safetensors")
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@WAYS
+@pytest.mark.parametrize("state", ["cold", "warm"])
+@pytest.mark.parametrize("threads", [1, 8])
+def test_the_weights_are_the_files(way: str, state: str, threads: int, tiny: Checkpoint) -> None:
+    """A user gets the weights that safetensors would give, cold or warm, with one thread or many."""
+    wanted = {name: tensor.clone() for shard in tiny.shards for name, tensor in load_file(shard).items()}
+    gc.collect()
+    page_cache.drop(tiny.shards) if state == "cold" else page_cache.warm(tiny.shards)
+    loaded = load(tiny, way, threads=threads)
+    same(loaded.tensors, wanted)
+    assert not loaded.borrowed
+    effective = loaded.effective
+    assert effective["threads"] == threads
+    if state == "cold":
+        assert effective["bytes_read_direct"] > 0.9 * tiny.weight_bytes
+    else:
+        assert effective["bytes_read_direct"] == 0
+        assert (effective["bytes_mapped"] if way == "in place" else effective["bytes_read_buffered"]) > 0
+
+
+layouts = st.lists(
+    st.tuples(
+        st.sampled_from(["F32", "F16", "BF16", "I64", "U8", "BOOL", "F64", "F8_E4M3", "I32"]),
+        st.one_of(
+            st.just(()),
+            st.tuples(st.integers(0, 70_000)),
+            st.tuples(st.integers(0, 40), st.integers(0, 300)),
+        ),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    layout=layouts,
+    pad=st.integers(0, 9),
+    threads=st.sampled_from([1, 3]),
+    way=st.sampled_from(["in place", "ring"]),
+    cold=st.booleans(),
+    extent_pages=st.integers(1, 16),
+)
+def test_any_layout_is_loaded_bit_for_bit(  # noqa: PLR0917 (hypothesis passes by keyword)
+    layout: Any, pad: int, threads: int, way: str, cold: bool, extent_pages: int, tmp_path: Path
+) -> None:
+    """Scalars, empty tensors, mixed dtypes and offsets that no dtype is aligned to come out as they were written."""
+    path = write(tmp_path / "any.safetensors", layout, pad)
+    if cold:
+        page_cache.drop([path])
+    checkpoint = checkpoint_of_header_only(path)
+    loaded = load(checkpoint, way, threads=threads, extent_bytes=4096 * extent_pages)
+    raw = path.read_bytes()
+    assert loaded.tensors.keys() == {entry.name for entry in checkpoint.tensors}
+    for entry in checkpoint.tensors:
+        tensor = loaded.tensors[entry.name]
+        assert tuple(tensor.shape) == entry.shape
+        assert tensor.dtype == torch_dtype(entry)
+        assert tensor.data_ptr() % tensor.element_size() == 0
+        assert bits(tensor) == raw[entry.begin : entry.end]
+
+
+def checkpoint_of_header_only(path: Path) -> Checkpoint:
+    from ladezeit.checkpoint.headers import read_header
+
+    return Checkpoint(path.parent, (path,), read_header(path).tensors, {}, "safetensors", "", False, 0, 0, "float32")
+
+
+@WAYS
+def test_thousands_of_small_tensors_over_several_shards(way: str, tmp_path: Path) -> None:
+    """A mixture of experts with many small tensors in several files is loaded whole."""
+    shards = []
+    for number in range(3):
+        tensors = {f"s{number}.{n}": torch.full((n % 7, 3), float(n), dtype=torch.bfloat16) for n in range(2000)}
+        shards.append(tmp_path / f"model-{number}.safetensors")
+        save_file(tensors, shards[-1])
+    wanted = {name: tensor for path in shards for name, tensor in load_file(path).items()}
+    same(load(checkpoint_of(*shards), way).tensors, wanted)
+
+
+@WAYS
+def test_a_half_cached_file_is_read_both_ways(way: str, shard: Path) -> None:
+    """Of a half warm file the warm half is taken from memory, the cold half read past the cache; `effective` tells."""
+    checkpoint = checkpoint_of(shard)
+    wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
+    gc.collect()
+    page_cache.drop([shard])
+    with shard.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        file.read(20 * EXTENT)
+    loaded = load(checkpoint, way)
+    same(loaded.tensors, wanted)
+    taken, other = (
+        ("bytes_mapped", "bytes_read_buffered") if way == "in place" else ("bytes_read_buffered", "bytes_mapped")
+    )
+    assert loaded.effective[taken] == pytest.approx(20 * EXTENT, abs=2 * EXTENT)
+    assert loaded.effective["bytes_read_direct"] == pytest.approx(20 * EXTENT, abs=2 * EXTENT)
+    assert loaded.effective[other] == 0
+    before = shard.read_bytes()
+    for tensor in loaded.tensors.values():
+        tensor.zero_()
+    assert shard.read_bytes() == before
+
+
+def test_a_file_cached_in_many_scattered_pieces_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second extent warm, or more pieces than may be mapped: the weights are the file's all the same."""
+    shard = random_shard(tmp_path / "model.safetensors", 41 * EXTENT)
+    checkpoint = checkpoint_of(shard)
+    wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
+    monkeypatch.setattr(
+        engine_module, "resident_shares", lambda fd, path, ranges: ([float(n % 2) for n in range(len(ranges))], "test")
+    )
+    loaded = load(checkpoint)
+    same(loaded.tensors, wanted)
+    assert loaded.effective["bytes_mapped"] > 0
+    monkeypatch.setattr(plan_module, "_MOST_PIECES", 10)
+    loaded = load(checkpoint)
+    same(loaded.tensors, wanted)
+    assert loaded.effective["bytes_mapped"] == 0
+    assert loaded.effective["bytes_read_buffered"] > 0
+
+
+@pytest.mark.parametrize("state", ["cold", "warm"])
+def test_a_file_of_somebody_else_is_read_by_residency_too(
+    state: str, shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shared cache that others own is mapped where it is warm and read past the cache where it is cold."""
+    checkpoint = checkpoint_of(shard)
+    wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
+    gc.collect()
+    page_cache.drop([shard]) if state == "cold" else page_cache.warm([shard])
+    with monkeypatch.context() as stranger:
+        stranger.setattr(os, "access", lambda path, mode: False)
+        stranger.setattr(os, "geteuid", lambda: -1)
+        loaded = load(checkpoint)
+    same(loaded.tensors, wanted)
+    assert loaded.effective["residency_by"] == "reading"
+    way = "bytes_read_direct" if state == "cold" else "bytes_mapped"
+    assert loaded.effective[way] > 0.9 * shard.stat().st_size
+
+
+def test_writing_to_weights_leaves_the_file_alone(shard: Path) -> None:
+    """Who trains or edits a model that was mapped from a warm file does not change the checkpoint."""
+    before = shard.read_bytes()
+    loaded = load(checkpoint_of(shard))
+    assert loaded.effective["bytes_mapped"] > 0
+    for tensor in loaded.tensors.values():
+        tensor.zero_()
+    assert shard.read_bytes() == before
+
+
+@WAYS
+def test_a_file_truncated_after_inspection_is_an_error(way: str, shard: Path) -> None:
+    """A file that got shorter is refused by name instead of killing the process with SIGBUS."""
+    checkpoint = checkpoint_of(shard)
+    os.truncate(shard, shard.stat().st_size - 5000)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has \d+ bytes, and had"):
+        load(checkpoint, way)
+
+
+@WAYS
+def test_a_file_that_shrinks_during_the_load_is_an_error(way: str, shard: Path) -> None:
+    """The error names the file and the offset whose bytes are gone; nothing half read is handed out."""
+    checkpoint = checkpoint_of(shard)
+    page_cache.drop([shard])
+
+    def shrink(done: int, total: int, seconds: float) -> None:
+        os.truncate(shard, EXTENT)
+
+    with pytest.raises(LoadError, match=r"model\.safetensors: the bytes at offset \d+ cannot be read: .*shorter"):
+        load(checkpoint, way, progress=shrink, threads=1)
+
+
+def test_a_file_that_is_rewritten_during_the_load_is_an_error(shard: Path) -> None:
+    """A checkpoint whose writer was still at work is not handed out as a mixture of old and new."""
+    checkpoint = checkpoint_of(shard)
+    page_cache.drop([shard])
+
+    def rewrite(done: int, total: int, seconds: float) -> None:
+        os.utime(shard, (1, 1))
+
+    with pytest.raises(LoadError, match="was changed while it was read"):
+        load(checkpoint, progress=rewrite)
+
+
+@pytest.fixture
+def io_error(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A disk that fails from 20 extents on."""
+    honest = os.preadv
+
+    def failing(descriptor: int, buffers: Any, offset: int, *flags: int) -> int:
+        if offset >= 20 * EXTENT:
+            raise OSError(5, "Input/output error")
+        return honest(descriptor, buffers, offset, *flags)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    yield
+
+
+@WAYS
+def test_a_disk_error_in_a_thread_stops_all_and_leaves_nothing(
+    way: str, shard: Path, io_error: None, tmp_path: Path
+) -> None:
+    """An I/O error is the caller's exception, with file and offset; no thread and no descriptor stays behind."""
+    checkpoint = checkpoint_of(shard)
+    page_cache.drop([shard])
+    open_before, threads_before = descriptors(), threading.active_count()
+    with pytest.raises(LoadError, match=r"model\.safetensors: .* offset \d+ .*Input/output error"):
+        load(checkpoint, way, threads=8)
+    assert threading.active_count() == threads_before
+    assert descriptors() == open_before
+
+
+@WAYS
+@pytest.mark.parametrize("state", ["cold", "warm"])
+def test_no_descriptor_stays_open_while_the_weights_live(way: str, state: str, shard: Path) -> None:
+    """A server that holds many models does not run out of descriptors, however they were loaded."""
+    checkpoint = checkpoint_of(shard)
+    page_cache.drop([shard]) if state == "cold" else page_cache.warm([shard])
+    before = descriptors()
+    kept = [load(checkpoint, way) for _ in range(3)]
+    assert descriptors() == before
+    del kept
+
+
+@pytest.mark.parametrize("when", ["open", "read"])
+def test_where_direct_io_is_refused_the_load_goes_on_and_says_so(
+    when: str, shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system without direct I/O the load works, and the result tells that it was buffered and why."""
+    checkpoint = checkpoint_of(shard)
+    wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
+    monkeypatch.setattr(engine_module, "resident_shares", lambda fd, path, ranges: ([0.0] * len(ranges), "unknown"))
+    honest_open, honest_preadv = os.open, os.preadv
+    refused: set[int] = set()
+
+    def refusing_open(path: Any, flags: int, *rest: Any, **named: Any) -> int:
+        if flags & os.O_DIRECT and when == "open":
+            raise OSError(22, "Invalid argument")
+        descriptor = honest_open(path, flags, *rest, **named)
+        if flags & os.O_DIRECT:
+            refused.add(descriptor)
+        return descriptor
+
+    def refusing_preadv(descriptor: int, *rest: Any) -> int:
+        if descriptor in refused:
+            raise OSError(22, "Invalid argument")
+        return honest_preadv(descriptor, *rest)
+
+    monkeypatch.setattr(os, "open", refusing_open)
+    monkeypatch.setattr(os, "preadv", refusing_preadv)
+    loaded = load(checkpoint)
+    same(loaded.tensors, wanted)
+    assert loaded.effective["direct_io_refused"] is True
+    assert "Invalid argument" in loaded.effective["direct_io_refused_reason"]
+    assert loaded.effective["bytes_read_direct"] == 0
+    assert loaded.effective["bytes_read_buffered"] > 39 * EXTENT
+
+
+@WAYS
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no tmpfs at /dev/shm")
+def test_a_checkpoint_in_memory_is_loaded(way: str) -> None:
+    """A checkpoint on tmpfs, which is all cache and knows no disk, loads like any other."""
+    path = Path(f"/dev/shm/ladezeit-test-{os.getpid()}.safetensors")
+    try:
+        random_shard(path)
+        wanted = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        same(load(checkpoint_of(path), way).tensors, wanted)
+    finally:
+        path.unlink()
+
+
+@WAYS
+@pytest.mark.parametrize("state", ["cold", "warm"])
+def test_progress_reaches_the_total(way: str, state: str, shard: Path) -> None:
+    """Who shows a bar sees it rise and end at 100 %."""
+    checkpoint = checkpoint_of(shard)
+    page_cache.drop([shard]) if state == "cold" else page_cache.warm([shard])
+    seen: list[tuple[int, int, float]] = []
+    load(checkpoint, way, progress=lambda done, total, seconds: seen.append((done, total, seconds)), threads=4)
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1] >= 40 * EXTENT
+
+
+def test_the_ring_stays_within_its_budget(shard: Path) -> None:
+    """Pinned host memory does not grow with the model: the ring is never larger than `ring_bytes`."""
+    loaded = load(checkpoint_of(shard), "ring", threads=4, ring_bytes=8 * 3 * 4096, extent_bytes=2**20)
+    assert loaded.effective["ring_bytes"] == 8 * 3 * 4096
+    same(loaded.tensors, load_file(shard))
+
+
+@pytest.mark.parametrize("wrong", [{"threads": 0}, {"extent_bytes": 5000}, {"extent_bytes": 0}, {"ring_bytes": 4096}])
+def test_arguments_out_of_range_are_refused_by_name(wrong: dict[str, int], shard: Path) -> None:
+    """A wrong number is refused before the load, with the key to change."""
+    with pytest.raises(ConfigError, match=f"loading.{next(iter(wrong))}="):
+        load(checkpoint_of(shard), **wrong)
+
+
+def test_a_missing_shard_is_named(shard: Path) -> None:
+    """A shard that vanished is an error with its name, not a traceback."""
+    checkpoint = checkpoint_of(shard)
+    shard.unlink()
+    with pytest.raises(LadezeitError, match=r"model\.safetensors cannot be opened"):
+        load(checkpoint)
+
+
+def test_the_phases_are_planning_and_reading(shard: Path) -> None:
+    """The timeline of a run shows how long planning took and how long reading."""
+    clock = Clock(time.monotonic_ns())
+    loading = StreamedLoading(name="streamed")
+    with StreamedEngine().open(LoadRequest(checkpoint_of(shard), loading, "cpu", shard.parent), clock):
+        pass
+    assert [phase.path for phase in clock.phases] == ["load/plan", "load/read"]
+
+
+def test_a_symlinked_shard_is_read(shard: Path, tmp_path: Path) -> None:
+    """The hub's cache holds shards as symbolic links."""
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(shard)
+    same(load(checkpoint_of(link)).tensors, load_file(shard))
+
+
+def test_closing_twice_is_harmless(shard: Path) -> None:
+    """An error while cleaning up would hide the error that mattered."""
+    file = ShardFile(shard, shard.stat().st_size)
+    file.close()
+    file.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("state", ["cold", "warm"])
+def test_on_a_gpu_the_weights_are_the_files_and_memory_is_theirs(state: str, tmp_path: Path) -> None:
+    """On a GPU every bit is the file's, and no device memory besides the weights is taken."""
+    path = random_shard(tmp_path / "model.safetensors", size=256 * 2**20)
+    wanted = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    gc.collect()
+    page_cache.drop([path]) if state == "cold" else page_cache.warm([path])
+    torch.cuda.init()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    request = LoadRequest(checkpoint_of_header_only(path), StreamedLoading(name="streamed"), "cuda:0", tmp_path)
+    with StreamedEngine().open(request, Clock(time.monotonic_ns())) as loaded:
+        assert all(tensor.device == torch.device("cuda:0") for tensor in loaded.tensors.values())
+        assert torch.cuda.max_memory_allocated() - before <= path.stat().st_size + 4 * 2**20
+        assert loaded.effective["pinned_bytes"] == loaded.effective["ring_bytes"] > 0
+        if state == "cold":
+            assert loaded.effective["bytes_read_direct"] > 0.9 * path.stat().st_size
+        same({name: tensor.cpu() for name, tensor in loaded.tensors.items()}, wanted)
