@@ -113,6 +113,7 @@ def test_the_weights_are_the_files(way: str, state: str, threads: int, tiny: Che
     assert not loaded.borrowed
     effective = loaded.effective
     assert effective["threads"] == threads
+    assert effective["direct_io_refused"] is False
     if state == "cold":
         assert effective["bytes_read_direct"] > 0.9 * tiny.weight_bytes
     else:
@@ -215,6 +216,7 @@ def test_a_file_cached_in_many_scattered_pieces_is_loaded(tmp_path: Path, monkey
     loaded = load(checkpoint)
     same(loaded.tensors, wanted)
     assert loaded.effective["bytes_mapped"] > 0
+    assert loaded.effective["direct_io_refused"] is False
     monkeypatch.setattr(plan_module, "_MOST_PIECES", 10)
     loaded = load(checkpoint)
     same(loaded.tensors, wanted)

@@ -63,9 +63,13 @@ def anonymous(plan: ShardPlan) -> "Tensor":
 
 
 def writable(memory: "Tensor") -> memoryview:
-    """Return the bytes of a host tensor as a buffer to read into."""
-    array: Any = memory.numpy()
-    return memoryview(array)
+    """Return a host tensor's bytes as a buffer to read into, valid as long as the tensor.
+
+    The tensor begins on a page and has its last page to itself, which direct I/O fills whole: so the buffer is whole
+    pages, even where the tensor ends inside one.
+    """
+    size = -(-memory.numel() // PAGE) * PAGE
+    return memoryview((ctypes.c_ubyte * size).from_address(memory.data_ptr())).cast("B")
 
 
 def mapped(plan: ShardPlan, file: ShardFile) -> "Tensor":
