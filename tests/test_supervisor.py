@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from conftest import make_run_config
+from configs_for_tests import make_run_config
 from ladezeit.checkpoint.page_cache import set_state
 from ladezeit.config import (
     CacheConfig,

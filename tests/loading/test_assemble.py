@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from conftest import model_config
+from configs_for_tests import model_config
 from ladezeit.checkpoint.resolve import Checkpoint, prepare
 from ladezeit.config import DType, TensorLoading
 from ladezeit.errors import LoadError

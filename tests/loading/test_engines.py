@@ -18,7 +18,7 @@ from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from conftest import model_config
+from configs_for_tests import model_config
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
 from ladezeit.config import (
     LOADINGS,
@@ -336,7 +336,7 @@ def test_accelerate_offloads_nothing_unasked(checkpoints: dict[str, Checkpoint],
 )
 def test_an_argument_without_effect_is_refused(loading: LoadingConfig, tmp_path: Path) -> None:
     """Measured with it, a user would believe that it did something."""
-    from conftest import make_run_config
+    from configs_for_tests import make_run_config
 
     with pytest.raises(CombinationError, match=r"loading\."):
         check_combination(make_run_config(tmp_path, loading=loading))

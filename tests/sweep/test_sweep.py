@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-BASE = ("-m", "model=tiny", "device=cpu", "process=prewarmed", "inference=none")
+BASE = ("-m", "model=tiny", "device=cpu", "process=prewarmed", "inference=none", "ceilings=off")
 
 
 def results(folder: Path) -> list[dict]:
