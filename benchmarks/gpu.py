@@ -137,7 +137,7 @@ def describe_machine() -> str:
 
 
 def main() -> None:
-    """Run all steps and leave the report; exit 1 where one of them failed."""
+    """Run all steps and leave the report; exit 1 where the tests or a whole sweep failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "gpu")
     parser.add_argument("--model", default="qwen2.5-7b-shape")
@@ -162,7 +162,9 @@ def main() -> None:
     plain = asdict(report)
     (arguments.output / "gpu.json").write_text(json.dumps(plain, indent=2) + "\n")
     print(json.dumps(plain))
-    sys.exit(0 if all(step.exit_code == 0 for step in report.steps) else 1)
+    # a sweep's exit code 1 says that some samples are not ok, as where an engine cannot run here: the results tell
+    good = all(step.exit_code in ((0,) if step.name == "tests" else (0, 1)) for step in report.steps)
+    sys.exit(0 if good else 1)
 
 
 def sweeps(repeat: str) -> dict[str, list[str]]:

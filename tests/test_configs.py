@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ladezeit import config
-from ladezeit.config import RunConfig, build, check_combination, from_plain, to_plain
+from ladezeit.combination import check_combination
+from ladezeit.config import RunConfig, build, from_plain, to_plain
 from ladezeit.errors import CombinationError, ConfigError
 from ladezeit.help_text import GROUPS
 from ladezeit.plan import Job, in_blocks, point_id, varying_keys

@@ -1,7 +1,7 @@
 """The typed schema of every option group, and the one place that turns composed config into objects.
 
 The option files in ``conf/`` start from these classes (``defaults: [/schema/<group>/<kind>@_here_]``), so Hydra checks
-names and types while it composes. `build` then checks values, `check_combination` what only the whole shows. Enum
+names and types while it composes. `build` then checks values; `combination` looks at them together. Enum
 members are lower case because their names are what users type.
 """
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from ladezeit.errors import CombinationError, ConfigError, did_you_mean
+from ladezeit.errors import ConfigError, did_you_mean
 
 
 class DType(Enum):
@@ -218,9 +218,6 @@ LOADINGS: dict[str, type[LoadingConfig]] = {
     "torch_dcp": TensorLoading,
 }
 
-#: Engines that read with one thread, whatever is asked.
-_ONE_THREAD = ("safetensors_mmap", "safetensors_pread")
-
 
 @dataclass
 class ValidationConfig:
@@ -334,7 +331,7 @@ def register() -> None:
 
 
 def build(composed: DictConfig) -> RunConfig:
-    """Turn a composed config into objects and check each value; `check_combination` looks at them together.
+    """Turn a composed config into objects and check each value; `combination.check_combination` looks at them together.
 
     Raises:
         ConfigError: a key is unknown, or a value is out of its range.
@@ -409,37 +406,6 @@ def _model_class(plain: dict[str, Any]) -> type[ModelConfig]:
     raise ConfigError(f"model has the keys {sorted(plain)}, which fit no kind of model")
 
 
-def check_combination(config: RunConfig) -> None:
-    """Check that the values go together.
-
-    Raises:
-        CombinationError: with what was asked and what to do.
-    """
-    if isinstance(config.loading, TransformersLoading) and not isinstance(config.loading, LegacyManagerLoading):
-        _check_placement(config.loading, config.device)
-    _check_has_effect(config.loading)
-
-
-def _check_has_effect(loading: LoadingConfig) -> None:
-    """Refuse arguments that the engine would take without a word and without effect."""
-    if isinstance(loading, TensorLoading) and loading.engine in _ONE_THREAD and loading.threads is not None:
-        raise CombinationError(
-            f"loading.threads={loading.threads} was given with loading.engine={loading.engine}, which reads with one "
-            f"thread. Leave it out, or use an engine with threads"
-        )
-    if isinstance(loading, AccelerateLoading):
-        if loading.device_map is None:
-            raise CombinationError(
-                "loading.device_map=null leaves accelerate's empty model empty. Use device, a strategy or a mapping"
-            )
-        given = [name for name in ("async_load", "disable_mmap") if getattr(loading, name) is not None]
-        if given:
-            raise CombinationError(
-                f"loading.{given[0]} is an argument of transformers' own loader, which loading.engine=accelerate does "
-                f"not use. Leave it out, or use loading=transformers"
-            )
-
-
 def _check_device(device: str) -> None:
     kind, _, index = device.partition(":")
     if kind == "cuda" and (index.isdigit() or (not index and device == "cuda")):
@@ -474,39 +440,3 @@ def _check_numbers(config: RunConfig) -> None:
     for key, (value, least) in limits.items():
         if value is not None and value < least:
             raise ConfigError(f"{key}={value} is too small: the least is {least}")
-
-
-def _check_placement(loading: TransformersLoading, device: str) -> None:
-    asked = loading.device_map
-    if loading.max_memory and asked not in STRATEGIES:
-        raise CombinationError(
-            f"loading.max_memory was given with device_map={asked}: it means something only where the placement is "
-            f"chosen for you. Use loading.device_map=auto, or leave max_memory out"
-        )
-    if loading.move_to_device and asked is not None:
-        raise CombinationError(
-            f"loading.move_to_device moves a model that was loaded without a device_map, but device_map={asked} "
-            f"places it already. Leave one of the two out"
-        )
-    if isinstance(asked, str) and asked not in (*STRATEGIES, "device", "cpu") and not asked.startswith("cuda"):
-        raise ConfigError(
-            f"loading.device_map={asked} is neither a strategy, a device nor a mapping."
-            + did_you_mean(asked, (*STRATEGIES, "device", "cpu", "cuda"))
-        )
-    if loading.disable_cpu_offload:
-        _refuse_offload(loading, device)
-
-
-def _refuse_offload(loading: TransformersLoading, device: str) -> None:
-    places = loading.device_map.values() if isinstance(loading.device_map, dict) else [loading.device_map]
-    offloaded = {str(place) for place in places} & ({"disk"} if device == "cpu" else {"cpu", "disk"})
-    if device == "auto":
-        offloaded -= {"cpu"}  # known only when the device is: the plan looks again
-    if device != "cpu" and "cpu" in loading.max_memory and device != "auto":
-        offloaded.add("cpu")
-    if offloaded or loading.offload_folder is not None:
-        where = " and ".join(sorted(offloaded)) or f"the folder {loading.offload_folder}"
-        raise CombinationError(
-            f"loading.disable_cpu_offload is set, yet the placement names {where}. Set "
-            f"loading.disable_cpu_offload=false if that offload is wanted, or take {where} out of the placement"
-        )

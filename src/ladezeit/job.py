@@ -10,7 +10,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ladezeit.checkpoint.page_cache import set_state
-from ladezeit.config import DType, RunConfig, build, check_combination, to_plain
+from ladezeit.combination import check_combination
+from ladezeit.config import DType, RunConfig, build, to_plain
 from ladezeit.errors import CheckpointError, CombinationError, LadezeitError, NotRunnableError, TrackingError
 from ladezeit.measure.ceilings import Ceilings, binding
 from ladezeit.measure.devices import ResolvedDevice, wait_until_drained

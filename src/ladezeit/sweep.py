@@ -13,7 +13,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from ladezeit import job as one_job
-from ladezeit.config import RunConfig, build, check_combination
+from ladezeit.combination import check_combination
+from ladezeit.config import RunConfig, build
 from ladezeit.errors import (
     CheckpointError,
     CombinationError,

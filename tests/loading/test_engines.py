@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from configs_for_tests import model_config
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
+from ladezeit.combination import check_combination
 from ladezeit.config import (
     LOADINGS,
     AccelerateLoading,
@@ -29,7 +30,6 @@ from ladezeit.config import (
     RunaiLoading,
     TensorLoading,
     TransformersLoading,
-    check_combination,
 )
 from ladezeit.errors import CombinationError, LoadError, NotRunnableError
 from ladezeit.loading import registry

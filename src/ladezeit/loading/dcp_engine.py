@@ -13,7 +13,8 @@ from typing import Any
 from ladezeit.config import TensorLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadedTensors, LoadRequest
-from ladezeit.loading.tensor_check import check_complete, torch_dtype
+from ladezeit.loading.dtypes import torch_dtype
+from ladezeit.loading.tensor_check import check_complete
 from ladezeit.measure.clock import Clock
 
 

@@ -27,7 +27,7 @@ from ladezeit.loading.streamed import engine as engine_module
 from ladezeit.loading.streamed import plan as plan_module
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.files import ShardFile
-from ladezeit.loading.streamed.memory import torch_dtype
+from ladezeit.loading.streamed.memory import dtype_of
 from ladezeit.loading.streamed.staging import HostDevice
 from ladezeit.measure.clock import Clock
 
@@ -158,7 +158,7 @@ def test_any_layout_is_loaded_bit_for_bit(  # noqa: PLR0917 (hypothesis passes b
     for entry in checkpoint.tensors:
         tensor = loaded.tensors[entry.name]
         assert tuple(tensor.shape) == entry.shape
-        assert tensor.dtype == torch_dtype(entry)
+        assert tensor.dtype == dtype_of(entry)
         assert tensor.data_ptr() % tensor.element_size() == 0
         assert bits(tensor) == raw[entry.begin : entry.end]
 

@@ -162,7 +162,7 @@ def _plan(checkpoint: Checkpoint, extent_bytes: int, threads: int, on_host: bool
     if checkpoint.file_format != "safetensors":
         raise LoadError(f"{checkpoint.folder} is {checkpoint.file_format}: only safetensors can be streamed")
     for entry in checkpoint.tensors:
-        memory.torch_dtype(entry)
+        memory.dtype_of(entry)
     lengths: list[int | None] = [None] * len(checkpoint.shards)
     for entry in checkpoint.tensors:  # a header was only accepted where its tensors reach the end of the file
         lengths[entry.shard] = max(lengths[entry.shard] or 0, entry.end)

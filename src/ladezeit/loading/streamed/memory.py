@@ -11,6 +11,7 @@ import torch
 
 from ladezeit.checkpoint.headers import TensorEntry
 from ladezeit.errors import LoadError
+from ladezeit.loading.dtypes import torch_dtype
 from ladezeit.loading.streamed.files import ShardFile, host_pages
 from ladezeit.loading.streamed.plan import PAGE, Extent, How, ShardPlan
 
@@ -24,34 +25,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 
-#: torch's names of safetensors' dtypes; those that this torch lacks cannot be loaded with it.
-_TORCH_NAMES = {
-    "F4": "float4_e2m1fn_x2",
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E8M0": "float8_e8m0fnu",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "I16": "int16",
-    "U16": "uint16",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I32": "int32",
-    "U32": "uint32",
-    "F32": "float32",
-    "C64": "complex64",
-    "F64": "float64",
-    "I64": "int64",
-    "U64": "uint64",
-}
 
-
-def torch_dtype(entry: TensorEntry) -> torch.dtype:
+def dtype_of(entry: TensorEntry) -> torch.dtype:
     """Return torch's dtype of a tensor; raises `LoadError` where this torch has none."""
-    dtype = getattr(torch, _TORCH_NAMES.get(entry.dtype, ""), None)
+    dtype = torch_dtype(entry.dtype, packed=True)
     if not isinstance(dtype, torch.dtype):
         raise LoadError(f"tensor '{entry.name}' is {entry.dtype}, which torch {torch.__version__} does not have")
     return dtype
@@ -122,7 +99,7 @@ def tensors_of(plan: ShardPlan, memory: "Tensor") -> "dict[str, Tensor]":
     """Return a shard's tensors as views of its memory; one that is not aligned to its dtype is a copy of its own."""
     found = {}
     for entry in plan.tensors:
-        dtype, shape = torch_dtype(entry), list(entry.shape)
+        dtype, shape = dtype_of(entry), list(entry.shape)
         if entry.dtype == "F4" and shape:
             shape[-1] //= 2  # two elements a byte, and torch counts bytes
         if math.prod(shape) == 0:

@@ -1,0 +1,42 @@
+"""torch's dtypes by the names that safetensors headers give them.
+
+Source: https://github.com/safetensors/safetensors, bindings/python/py_src/safetensors/torch.py.
+"""
+
+from typing import Any
+
+_TORCH_NAMES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "C64": "complex64",
+    "F64": "float64",
+    "I64": "int64",
+    "U64": "uint64",
+}
+
+#: Several elements share a byte: in torch such a tensor has another shape than in the header.
+_PACKED = {"F4": "float4_e2m1fn_x2"}
+
+
+def torch_dtype(name: str, *, packed: bool = False) -> Any:
+    """Return torch's dtype of safetensors' `name`, None where this torch has none.
+
+    Dtypes that pack several elements into a byte count only where `packed` is asked for.
+    """
+    import torch
+
+    known = {**_TORCH_NAMES, **_PACKED} if packed else _TORCH_NAMES
+    return getattr(torch, known.get(name, ""), None)
