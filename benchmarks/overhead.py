@@ -59,7 +59,7 @@ def main() -> None:
         machine = json.loads((sweep / "0" / "result.json").read_text())["environment"]
     report = {
         "benchmark": "overhead",
-        "command": " ".join(command[1:]),
+        "command": " ".join(part for part in command[1:] if not part.startswith("outputs=")),
         "n": len(costs),
         "median_s": round(statistics.median(costs), 4),
         "least_s": round(min(costs), 4),

@@ -35,7 +35,8 @@ def main() -> None:
         subprocess.run(command, check=True)
         (sweep,) = (Path(folder) / "sweeps").iterdir()
         results = [json.loads(path.read_text()) for path in sweep.glob("[0-9]*/result.json")]
-    report = {"benchmark": "phases", "command": " ".join(command[1:]), "states": {}}
+    shown = " ".join(part for part in command[1:] if not part.startswith("outputs="))
+    report = {"benchmark": "phases", "command": shown, "states": {}}
     for state in ("cold", "warm"):
         report["states"][state] = compare([r for r in results if r["config"]["cache"]["state"] == state])
     states = report["states"]

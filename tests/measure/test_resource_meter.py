@@ -1,5 +1,6 @@
 """What a load took: its peaks and not those of what was before it, and the bytes really read."""
 
+import mmap
 import os
 import subprocess
 import sys
