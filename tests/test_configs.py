@@ -73,6 +73,13 @@ def test_a_config_survives_the_way_to_the_worker(option: Path) -> None:
     assert from_plain(to_plain(built)) == built
 
 
+def test_an_experiment_may_change_any_key() -> None:
+    """The origin case names itself, and the model it takes where memory does not suffice for its own."""
+    built = composed("experiment=origin_case")
+    assert (built.title, built.smaller_model) == ("origin_case", "qwen2.5-1.5b-shape")
+    assert composed("experiment=demo", "title=mine").title == "mine"
+
+
 def test_the_point_is_what_is_measured_not_how_often_or_where_to() -> None:
     """Samples of one point are compared with each other; anything that changes the measurement is another point."""
     one = point_id(composed())

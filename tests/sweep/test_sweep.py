@@ -128,6 +128,29 @@ def test_a_store_that_dies_in_mid_sweep_costs_no_measurement(tmp_path: Path) -> 
     assert process.returncode == 0, output
 
 
+def test_a_model_too_large_for_the_machine_gives_way_to_the_smaller_one_and_says_so(
+    ladezeit: Run, tmp_path: Path
+) -> None:
+    """An experiment made for a large machine still answers on a small one; nothing is written to find that out."""
+    conf = tmp_path / "conf" / "experiment"
+    conf.mkdir(parents=True)
+    model = tmp_path / "conf" / "model" / "large.yaml"
+    model.parent.mkdir()
+    tiny = (Path(__file__).parents[2] / "conf" / "model" / "tiny.yaml").read_text()
+    model.write_text(tiny.replace("name: tiny", "name: large").replace("vocab_size: 8192", "vocab_size: 9000000000"))
+    (conf / "large.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [override /model: large, override /process: prewarmed, override /cache: warm,\n"
+        "  override /inference: none]\n"
+        "title: large\nsmaller_model: tiny\ndiscard_first: false\nceilings: false\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {sample: '0,1'}}}\n"
+    )
+    shown = ladezeit("--config-dir", str(conf.parent), "experiment=large", "device=cpu", "tracking=none")
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "measuring tiny instead" in shown.stdout and "GiB of host memory" in shown.stdout
+    assert [r["config"]["model"]["name"] for r in results(tmp_path)] == ["tiny", "tiny"]
+
+
 def test_a_sweep_folder_is_never_used_twice(ladezeit: Run, tmp_path: Path) -> None:
     """A second sweep into the same folder would mix its results with the old ones."""
     again = (*BASE, "sample=0,1", "tracking=none", f"hydra.sweep.dir={tmp_path}/mine")
