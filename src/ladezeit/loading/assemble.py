@@ -8,15 +8,21 @@ for every missing or unexpected key. What it does too much is taken out: reservi
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ladezeit.errors import LoadError
 from ladezeit.loading import seams
+from ladezeit.loading.arrangement import Arrangement, arrange
 from ladezeit.loading.base import LoadedModel, LoadedTensors, LoadRequest, TensorEngine
+from ladezeit.loading.merge import merge
 from ladezeit.loading.model_class import model_class
 from ladezeit.loading.touch import touch
 from ladezeit.measure.clock import Clock
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Phases of the call that mean something else where the tensors are there already.
 _PHASES = {"load/read": "load/assign"}
@@ -38,6 +44,8 @@ class Assembling:
         Raises:
             LoadError: a weight is missing, unexpected or of another shape.
         """
+        with clock.span("load/arrange"):
+            request = replace(request, arrangement=arrange(request))
         with self._engine.open(request, clock) as loaded:
             made = assemble(loaded, request, clock)
         with clock.span("load/touch"):
@@ -52,8 +60,19 @@ def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> Loade
     folder = str(request.checkpoint.folder)
     with clock.span("load/config"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=request.trust_remote_code)
-    made = _from_state_dict(loaded, config, request, clock)
+    arrangement = request.arrangement or Arrangement()
+    tensors = dict(loaded.tensors)
+    if not loaded.borrowed:
+        loaded.tensors.clear()  # so that what is merged or cast is let go at once
+    if arrangement.merged and not loaded.arranged:
+        with clock.span("load/merge"):
+            merge(tensors, arrangement)
+    made = _from_state_dict(tensors, config, request, clock)
+    made.effective |= {**loaded.effective, "arranged": arrangement.told()}
     _refuse_incomplete(made)
+    if arrangement.merged:
+        # What the library would have noted while it merged: it saves the model in the checkpoint's layout by it.
+        made.model._weight_conversions = list(arrangement.conversions)
     if loaded.borrowed:
         with clock.span("load/copy"):
             made.effective["copied_bytes"] = _own(made.model, loaded)
@@ -62,12 +81,12 @@ def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> Loade
     return made
 
 
-def _from_state_dict(loaded: LoadedTensors, config: Any, request: LoadRequest, clock: Clock) -> LoadedModel:
+def _from_state_dict(tensors: "dict[str, Tensor]", config: Any, request: LoadRequest, clock: Clock) -> LoadedModel:
     arguments: dict[str, Any] = {"dtype": request.loading.dtype.value, "device_map": {"": request.device}}
     if request.attn_implementation is not None:
         arguments["attn_implementation"] = request.attn_implementation
     own_class: Any = model_class(request.checkpoint.config)
-    call = {"config": config, "state_dict": dict(loaded.tensors), "output_loading_info": True, **arguments}
+    call = {"config": config, "state_dict": tensors, "output_loading_info": True, **arguments}
     effective: dict[str, Any] = {"arguments": {**arguments, "device_map": {"": str(request.device)}}}
     with _without_second_reservation():
         if clock.detail:
@@ -81,7 +100,7 @@ def _from_state_dict(loaded: LoadedTensors, config: Any, request: LoadRequest, c
         missing_keys=sorted(info["missing_keys"]),
         unexpected_keys=sorted(info["unexpected_keys"]),
         mismatched_keys=sorted(str(key) for key in info["mismatched_keys"]),
-        effective={**effective, **loaded.effective},
+        effective=effective,
     )
 
 

@@ -1,5 +1,6 @@
 """The protocol between a loading method and everything around it."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,12 @@ if TYPE_CHECKING:
 
     from ladezeit.checkpoint.resolve import Checkpoint
     from ladezeit.config import LoadingConfig
+    from ladezeit.loading.arrangement import Arrangement
     from ladezeit.measure.clock import Clock
+
+#: Told bytes done, bytes in all, and seconds since the reading began; from any thread, one call at a time. It must
+#: return at once.
+Progress = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,9 @@ class LoadRequest:
     """What to load and where to.
 
     `device` is a torch device name (``cpu``, ``cuda:0``); `attn_implementation` None leaves the library's choice;
-    `scratch` is an empty folder that outlives the load (for offloaded weights).
+    `scratch` is an empty folder that outlives the load (for offloaded weights). `arrangement` says which tensors the
+    model keeps as one and in which dtype, for engines that can put them so at once; `progress` is told how far the
+    reading is, by engines that know.
     """
 
     checkpoint: "Checkpoint"
@@ -27,6 +35,8 @@ class LoadRequest:
     scratch: Path
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    arrangement: "Arrangement | None" = None
+    progress: Progress | None = None
 
 
 @dataclass
@@ -65,12 +75,15 @@ class Engine(Protocol):
 class LoadedTensors:
     """All tensors of a checkpoint, by their names in it, on the run's device and in the checkpoint's dtype.
 
-    `borrowed` says that their memory is the engine's and not valid once it is closed: who keeps them copies them.
-    `effective` says what the engine really did: threads, direct or buffered I/O, fallbacks, bytes read, pinned bytes.
+    Where `arranged`, the request's arrangement was carried out: merged tensors are there under the model's names in
+    place of their parts, and casts are done. `borrowed` says that their memory is the engine's and not valid once it
+    is closed: who keeps them copies them. `effective` says what the engine really did: threads, direct or buffered
+    I/O, fallbacks, bytes read, pinned bytes.
     """
 
     tensors: "dict[str, Tensor]"
     borrowed: bool = False
+    arranged: bool = False
     effective: dict[str, Any] = field(default_factory=dict)
 
 

@@ -15,7 +15,7 @@ from ladezeit.config import StreamedLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.loading.streamed.staging import HostDevice, slot_bytes
+from ladezeit.loading.streamed.staging import HostDevice, Moves, slot_bytes
 from ladezeit.measure.clock import Clock
 
 
@@ -25,13 +25,13 @@ class LateDevice(HostDevice):
     def __init__(self) -> None:
         self.closed = 0
 
-    def copy(self, target: torch.Tensor, slot: torch.Tensor) -> Callable[[], None]:
-        done: list[bool] = []
+    def copy(self, moves: Moves) -> Callable[[], None]:
+        waiting = list(moves)
 
         def wait() -> None:
-            if not done:
-                done.append(True)
-                target.copy_(slot)
+            while waiting:
+                target, source = waiting.pop()
+                target.copy_(source)
 
         return wait
 
@@ -46,11 +46,11 @@ class FailingDevice(LateDevice):
         super().__init__()
         self._left = after
 
-    def copy(self, target: torch.Tensor, slot: torch.Tensor) -> Callable[[], None]:
+    def copy(self, moves: Moves) -> Callable[[], None]:
         self._left -= 1
         if self._left < 0:
             raise LoadError("the device is gone")
-        return super().copy(target, slot)
+        return super().copy(moves)
 
 
 @pytest.fixture

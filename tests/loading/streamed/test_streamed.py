@@ -48,9 +48,9 @@ def checkpoint_of(*shards: Path) -> Checkpoint:
 
 
 def load(checkpoint: Checkpoint, way: str = "in place", progress: Any = None, **arguments: Any) -> LoadedTensors:
-    engine = StreamedEngine(progress, (lambda name: HostDevice()) if way == "ring" else (lambda name: None))
+    engine = StreamedEngine((lambda name: HostDevice()) if way == "ring" else (lambda name: None))
     loading = StreamedLoading(name="streamed", **({"extent_bytes": EXTENT} | arguments))
-    request = LoadRequest(checkpoint, loading, "cpu", checkpoint.folder)
+    request = LoadRequest(checkpoint, loading, "cpu", checkpoint.folder, progress=progress)
     engine.prepare(request)
     with engine.open(request, Clock(time.monotonic_ns())) as loaded:
         return loaded

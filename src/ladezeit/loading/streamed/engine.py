@@ -9,15 +9,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import StreamedLoading
 from ladezeit.errors import ConfigError, LoadError
-from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.loading.arrangement import Arrangement
+from ladezeit.loading.base import LoadedTensors, LoadRequest, Progress
 from ladezeit.loading.streamed import memory, readers
 from ladezeit.loading.streamed.files import ShardFile
+from ladezeit.loading.streamed.host import HostPlace
+from ladezeit.loading.streamed.placing import Layout, lay_out
 from ladezeit.loading.streamed.plan import PAGE, Extent, How, ShardPlan, make_plan
 from ladezeit.loading.streamed.residency import resident_shares
-from ladezeit.loading.streamed.staging import CudaDevice, Device, Ring, slot_bytes
+from ladezeit.loading.streamed.staging import CudaDevice, Device, Moves, Ring, slot_bytes
 from ladezeit.measure.clock import Clock
 from ladezeit.measure.limits import available_cpus
 
@@ -27,21 +29,36 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Load:
-    """One load under way: what is read, from which files, into which memory."""
+    """One load under way: what is read, from which files, and where it goes."""
 
     plans: list[ShardPlan]
     files: list[ShardFile]
+    layout: Layout
     threads: int
     told_by: set[str]
-    memories: "dict[int, Tensor]" = field(default_factory=dict)
+    spans: "dict[int, Tensor]" = field(default_factory=dict)
+    arenas: "dict[int, Tensor]" = field(default_factory=dict)
     ring_bytes: int = 0
     pinned_bytes: int = 0
 
     def extents(self) -> list[Extent]:
         return [extent for plan in self.plans for extent in plan.extents]
 
-    def source(self, extent: Extent) -> "tuple[ShardFile, ShardPlan, Tensor]":
-        return self.files[extent.shard], self.plans[extent.shard], self.memories[extent.shard]
+    def moves(self, extent: Extent, slot: "Tensor") -> Moves:
+        """Yield where the bytes of an extent go, which are the start of `slot`."""
+        if extent.shard not in self.layout.pieces:
+            begin = extent.begin - self.plans[extent.shard].base
+            yield self.spans[extent.shard][begin : begin + extent.size], slot[: extent.size]
+            return
+        for piece in self.layout.of_extent(extent.shard, extent.begin, extent.end):
+            yield piece.move(self.arenas[piece.arena], slot, extent.begin)
+
+    def tensors(self) -> "dict[str, Tensor]":
+        tensors = self.layout.tensors(self.arenas)
+        for plan in self.plans:
+            if plan.shard not in self.layout.pieces:
+                tensors |= memory.tensors_of(plan, self.spans[plan.shard])
+        return tensors
 
     def effective(self) -> dict[str, Any]:
         extents = self.extents()
@@ -52,6 +69,7 @@ class _Load:
             "bytes_read_direct": sum(file.read_bytes[How.direct] for file in self.files),
             "bytes_read_buffered": sum(file.read_bytes[How.buffered] for file in self.files),
             "bytes_mapped": sum(extent.size for extent in extents if extent.how is How.mapped),
+            "pieces_placed": sum(map(len, self.layout.pieces.values())),
             "direct_io_refused": bool(refusals),
             "direct_io_refused_reason": refusals[0] if refusals else None,
             "residency_by": ", ".join(sorted(self.told_by)),
@@ -64,17 +82,14 @@ class StreamedEngine:
     """A `TensorEngine` that reads safetensors shards in parallel, by residency.
 
     Args:
-        progress: told bytes done, bytes in all and seconds since the reading began; must return at once.
         device: makes the device behind the pinned ring from torch's name of it; None where tensors are to lie in host
             memory without one.
     """
 
     def __init__(
         self,
-        progress: readers.Progress | None = None,
         device: Callable[[str], Device | None] = lambda name: CudaDevice(name) if name.startswith("cuda") else None,
     ) -> None:
-        self._progress = progress
         self._device = device
 
     def prepare(self, request: LoadRequest) -> None:
@@ -83,7 +98,7 @@ class StreamedEngine:
 
     @contextmanager
     def open(self, request: LoadRequest, clock: Clock) -> Iterator[LoadedTensors]:
-        """Bring all tensors to the request's device, in the checkpoint's dtype; they are the caller's to keep.
+        """Bring all tensors to the request's device as its arrangement says; they are the caller's to keep.
 
         Raises:
             CheckpointError: a shard is not there, or not as long as its header said.
@@ -96,44 +111,37 @@ class StreamedEngine:
                 size = arguments.extent_bytes
                 if device is not None:
                     size = slot_bytes(arguments.ring_bytes, threads, size)
-                load = _plan(request.checkpoint, size, threads, device is None, stack)
+                load = _plan(request, size, threads, device is None, stack)
             with clock.span("load/read"):
                 if device is None:
-                    self._read_to_host(load)
+                    self._read_to_host(load, size, request.progress)
                 else:
-                    self._read_to_device(load, device, size)
+                    self._read_to_device(load, device, size, request.progress)
                 for file in load.files:
                     file.check_unchanged()
-                tensors: dict[str, Tensor] = {}
-                for plan in load.plans:
-                    tensors |= memory.tensors_of(plan, load.memories[plan.shard])
-        loaded = LoadedTensors(tensors, effective=load.effective())
+                tensors = load.tensors()
+        loaded = LoadedTensors(tensors, arranged=True, effective=load.effective())
         del tensors, load  # the caller's references alone keep the weights
         yield loaded
 
-    def _read_to_host(self, load: _Load) -> None:
-        for plan, file in zip(load.plans, load.files, strict=True):
-            load.memories[plan.shard] = memory.mapped(plan, file) if plan.mapped else memory.anonymous(plan)
-        views = {shard: memory.writable(bytes_) for shard, bytes_ in load.memories.items()}
+    def _read_to_host(self, load: _Load, size: int, progress: Progress | None) -> None:
+        place = HostPlace(load.plans, load.files, load.layout, size)
+        readers.run(load.extents(), load.threads, place.reader, progress)
+        load.spans, load.arenas = place.spans, place.arenas
 
-        def read(extent: Extent) -> None:
-            file, plan, target = load.source(extent)
-            begin = extent.begin - plan.base
-            if extent.how is How.mapped:
-                memory.touch(extent, target[begin:], file)
-            else:
-                file.read(extent, views[extent.shard][begin:])
-
-        readers.run(load.extents(), load.threads, lambda number: (read, lambda: None), self._progress)
-
-    def _read_to_device(self, load: _Load, device: Device, size: int) -> None:
+    def _read_to_device(self, load: _Load, device: Device, size: int, progress: Progress | None) -> None:
         for plan in load.plans:
-            load.memories[plan.shard] = device.allocate(plan.end - plan.base)
+            if plan.shard not in load.layout.pieces:
+                load.spans[plan.shard] = device.allocate(plan.end - plan.base)
+        load.arenas = {arena: device.allocate(bytes_) for arena, bytes_ in load.layout.arena_bytes.items()}
         ring = Ring(max(1, min(load.threads, len(load.extents()))), size, device)
         try:
             load.ring_bytes, load.pinned_bytes = ring.size, ring.pinned_bytes
-            extents = load.extents()
-            readers.run(extents, load.threads, lambda number: ring.reader(number, load.source), self._progress)
+
+            def reader(number: int) -> tuple[Callable[[Extent], None], Callable[[], None]]:
+                return ring.reader(number, lambda extent: load.files[extent.shard], load.moves)
+
+            readers.run(load.extents(), load.threads, reader, progress)
         finally:
             ring.close()
 
@@ -158,7 +166,8 @@ def _default_threads() -> int:
     return min(8, max(4, 2 * available_cpus()))
 
 
-def _plan(checkpoint: Checkpoint, extent_bytes: int, threads: int, on_host: bool, stack: ExitStack) -> _Load:
+def _plan(request: LoadRequest, extent_bytes: int, threads: int, on_host: bool, stack: ExitStack) -> _Load:
+    checkpoint = request.checkpoint
     if checkpoint.file_format != "safetensors":
         raise LoadError(f"{checkpoint.folder} is {checkpoint.file_format}: only safetensors can be streamed")
     for entry in checkpoint.tensors:
@@ -176,5 +185,10 @@ def _plan(checkpoint: Checkpoint, extent_bytes: int, threads: int, on_host: bool
         told_by.add(teller)
         return shares
 
-    plans = make_plan(checkpoint, extent_bytes, ask, mapping=on_host)
-    return _Load(plans, files, threads, told_by)
+    layout = lay_out(checkpoint, request.arrangement or Arrangement())
+
+    def maps(shard: int) -> bool:  # pieces that are not cast are read to their places at once: one copy, no page faults
+        return on_host and (shard not in layout.pieces or layout.casts(shard))
+
+    plans = make_plan(checkpoint, extent_bytes, ask, maps)
+    return _Load(plans, files, layout, threads, told_by)

@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +17,8 @@ from ladezeit.loading.streamed.plan import PAGE, Extent, How
 
 #: What the kernel or a file system answers where it cannot read past the page cache (into this memory).
 _REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP, errno.EFAULT, errno.ENOSYS)
+#: Fewer than IOV_MAX, which is 1,024 on Linux, because what lies between two parts takes one too.
+_MOST_VECTORS = 1000
 
 
 class ShardFile:
@@ -72,7 +75,41 @@ class ShardFile:
             self.read_bytes[How.direct] += done
             self.read_bytes[How.buffered] += extent.size - done
         while done < extent.size:
-            done += self._preadv(self.descriptor, memory[done : extent.size], extent.begin + done)
+            done += self._preadv(self.descriptor, [memory[done : extent.size]], extent.begin + done)
+
+    def read_scattered(self, extent: Extent, places: Sequence[tuple[int, memoryview]]) -> None:
+        """Read parts of `extent` through the page cache, each to its own memory, in as few calls as the system allows.
+
+        Args:
+            extent: whose parts are read.
+            places: first byte in the file, and memory of the part's length; in the file's order, without overlap.
+
+        Raises:
+            LoadError: as `read`.
+        """
+        with self._lock:
+            self.read_bytes[How.buffered] += extent.size
+        start = 0
+        while start < len(places):
+            batch: list[memoryview] = []
+            position = places[start][0]
+            while start < len(places) and len(batch) < _MOST_VECTORS:
+                begin, memory = places[start]
+                if begin > position:  # what lies between two parts is read to nowhere
+                    batch.append(memoryview(bytearray(begin - position)))
+                batch.append(memory)
+                position = begin + len(memory)
+                start += 1
+            self._fill(batch, position - sum(map(len, batch)))
+
+    def _fill(self, memories: list[memoryview], offset: int) -> None:
+        while memories:
+            count = self._preadv(self.descriptor, memories, offset)
+            offset += count
+            while memories and count >= len(memories[0]):
+                count -= len(memories.pop(0))
+            if count:
+                memories[0] = memories[0][count:]
 
     def check_unchanged(self) -> None:
         """Raise `LoadError` where the file was written to since it was opened."""
@@ -91,7 +128,7 @@ class ShardFile:
         # After a read that did not end on a page the next would be misaligned: the rest is left to a buffered one.
         while descriptor is not None and done < extent.size and done % PAGE == 0:
             try:
-                done += self._preadv(descriptor, memory[done:whole], extent.begin + done)
+                done += self._preadv(descriptor, [memory[done:whole]], extent.begin + done)
             except LoadError as error:
                 cause = error.__cause__
                 if not isinstance(cause, OSError) or cause.errno not in _REFUSALS:
@@ -111,9 +148,9 @@ class ShardFile:
                     self.direct_refused = f"{cause.strerror} when it was opened"
             return None if self.direct_refused is not None else self._direct
 
-    def _preadv(self, descriptor: int, memory: memoryview, offset: int) -> int:
+    def _preadv(self, descriptor: int, memories: list[memoryview], offset: int) -> int:
         try:
-            count = os.preadv(descriptor, [memory], offset)
+            count = os.preadv(descriptor, memories, offset)
         except OSError as cause:
             raise self.failed(offset, cause.strerror or str(cause)) from cause
         if count == 0:

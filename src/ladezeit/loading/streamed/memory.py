@@ -34,9 +34,16 @@ def dtype_of(entry: TensorEntry) -> torch.dtype:
     return dtype
 
 
-def anonymous(plan: ShardPlan) -> "Tensor":
-    """Return bytes for a shard's span, whole pages, whose memory lives as long as a tensor of it does."""
-    return torch.frombuffer(host_pages(plan.end - plan.base), dtype=torch.uint8)
+def shape_of(entry: TensorEntry) -> tuple[int, ...]:
+    """Return the shape that torch gives a tensor: of a packed dtype it counts bytes, each of two elements."""
+    if entry.dtype == "F4" and entry.shape:
+        return (*entry.shape[:-1], entry.shape[-1] // 2)
+    return entry.shape
+
+
+def anonymous(size: int) -> "Tensor":
+    """Return `size` bytes that begin on a page, whose memory lives as long as a tensor of it does."""
+    return torch.frombuffer(host_pages(size), dtype=torch.uint8)
 
 
 def writable(memory: "Tensor") -> memoryview:
@@ -99,9 +106,7 @@ def tensors_of(plan: ShardPlan, memory: "Tensor") -> "dict[str, Tensor]":
     """Return a shard's tensors as views of its memory; one that is not aligned to its dtype is a copy of its own."""
     found = {}
     for entry in plan.tensors:
-        dtype, shape = dtype_of(entry), list(entry.shape)
-        if entry.dtype == "F4" and shape:
-            shape[-1] //= 2  # two elements a byte, and torch counts bytes
+        dtype, shape = dtype_of(entry), shape_of(entry)
         if math.prod(shape) == 0:
             found[entry.name] = torch.empty(shape, dtype=dtype, device=memory.device)
             continue

@@ -64,14 +64,16 @@ class ShardPlan:
         return any(extent.how is How.mapped for extent in self.extents)
 
 
-def make_plan(checkpoint: Checkpoint, extent_bytes: int, ask: AskResidency, mapping: bool) -> list[ShardPlan]:
+def make_plan(
+    checkpoint: Checkpoint, extent_bytes: int, ask: AskResidency, maps: Callable[[int], bool]
+) -> list[ShardPlan]:
     """Return what to read of each shard, in file order.
 
     Args:
         checkpoint: whose headers were checked.
         extent_bytes: the most that is read at once, a multiple of a page.
         ask: tells which parts are in the page cache.
-        mapping: whether what is in memory may be mapped instead of copied.
+        maps: tells of a shard, by its number, whether what is in memory is mapped instead of copied.
     """
     of_shard: list[list[TensorEntry]] = [[] for _ in checkpoint.shards]
     for tensor in checkpoint.tensors:
@@ -79,7 +81,7 @@ def make_plan(checkpoint: Checkpoint, extent_bytes: int, ask: AskResidency, mapp
     plans = []
     for shard, tensors in enumerate(of_shard):
         ranges = list(_ranges(tensors, extent_bytes))
-        hows = _decide(ask(shard, ranges) if ranges else [], mapping)
+        hows = _decide(ask(shard, ranges) if ranges else [], maps(shard))
         extents = tuple(Extent(shard, begin, end, how) for (begin, end), how in zip(ranges, hows, strict=True))
         base = ranges[0][0] if ranges else 0
         end = max((tensor.end for tensor in tensors), default=0)

@@ -6,10 +6,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from ladezeit.errors import LoadError
+from ladezeit.loading.base import Progress
 from ladezeit.loading.streamed.plan import Extent
-
-#: Told bytes done, bytes in all, and seconds since the reading began; from any thread, one call at a time.
-Progress = Callable[[int, int, float], None]
 
 
 class _Crew:

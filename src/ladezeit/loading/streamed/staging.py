@@ -5,7 +5,7 @@ waits for that copy alone. Nothing is shared between threads, so nothing can loc
 there is; nothing is ever copied to the device from a mapping of the file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -13,12 +13,15 @@ import torch
 from ladezeit.errors import LoadError
 from ladezeit.loading.streamed.files import ShardFile, host_pages
 from ladezeit.loading.streamed.memory import writable
-from ladezeit.loading.streamed.plan import PAGE, Extent, ShardPlan
+from ladezeit.loading.streamed.plan import PAGE, Extent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SLOTS_A_THREAD = 2
+
+#: Pairs of memory on the device and the host memory whose elements it takes, cast where their dtypes differ.
+Moves = Iterable[tuple["Tensor", "Tensor"]]
 
 
 def _driver() -> Any:
@@ -37,8 +40,8 @@ class Device(Protocol):
         """Make host memory fit for fast copies; return how many bytes of it were pinned."""
         ...
 
-    def copy(self, target: "Tensor", slot: "Tensor") -> Callable[[], None]:
-        """Begin to copy host bytes to the device; return what waits until `slot` may be filled again."""
+    def copy(self, moves: Moves) -> Callable[[], None]:
+        """Begin to copy host memory to the device; return what waits until that memory may be filled again."""
         ...
 
     def close(self, ring: "Tensor") -> None:
@@ -57,9 +60,10 @@ class HostDevice:
         """Pin nothing: there is no device to copy for."""
         return 0
 
-    def copy(self, target: "Tensor", slot: "Tensor") -> Callable[[], None]:
+    def copy(self, moves: Moves) -> Callable[[], None]:
         """Copy at once."""
-        target.copy_(slot)
+        for target, source in moves:
+            target.copy_(source)
         return lambda: None
 
     def close(self, ring: "Tensor") -> None:
@@ -97,11 +101,14 @@ class CudaDevice:
             self._pinned = int(runtime.cudaHostRegister(ring.data_ptr(), ring.numel(), 0)) == 0
         return ring.numel() if self._pinned else 0
 
-    def copy(self, target: "Tensor", slot: "Tensor") -> Callable[[], None]:
-        """Queue the copy on the loading stream."""
+    def copy(self, moves: Moves) -> Callable[[], None]:
+        """Queue the copies on the loading stream; a cast follows its copy there, in a block that the stream reuses."""
         event: Any = torch.cuda.Event  # untyped in some releases
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            target.copy_(slot, non_blocking=True)
+            for target, source in moves:
+                # Where they differ torch would cast on the CPU, before it copies.
+                same = target.dtype == source.dtype
+                target.copy_(source if same else source.to(self.device, non_blocking=True), non_blocking=True)
             copied: Any = event()
             copied.record(self._stream)
         wait: Callable[[], None] = copied.synchronize
@@ -138,11 +145,14 @@ class Ring:
         self._device.close(self._memory)
 
     def reader(
-        self, number: int, source: Callable[[Extent], tuple[ShardFile, ShardPlan, "Tensor"]]
+        self,
+        number: int,
+        file_of: Callable[[Extent], ShardFile],
+        moves: Callable[[Extent, "Tensor"], Moves],
     ) -> tuple[Callable[[Extent], None], Callable[[], None]]:
         """Return what brings one extent to the device in thread `number`, and what waits for that thread's last copies.
 
-        `source` names an extent's file, the plan of its shard and the shard's memory on the device.
+        `moves` says where the parts of an extent go, whose bytes are the start of a slot.
         """
         first = number * SLOTS_A_THREAD * self._slot_bytes
         slots = [self._memory[first + n * self._slot_bytes :][: self._slot_bytes] for n in range(SLOTS_A_THREAD)]
@@ -152,11 +162,9 @@ class Ring:
 
         def read(extent: Extent) -> None:
             nonlocal turn
-            file, plan, target = source(extent)
             waits[turn]()
-            file.read(extent, views[turn])
-            begin = extent.begin - plan.base
-            waits[turn] = self._device.copy(target[begin : begin + extent.size], slots[turn][: extent.size])
+            file_of(extent).read(extent, views[turn])
+            waits[turn] = self._device.copy(moves(extent, slots[turn]))
             turn = (turn + 1) % SLOTS_A_THREAD
 
         def finish() -> None:

@@ -1,0 +1,87 @@
+"""Host memory as the place where weights stay: read into it, mapped into it, or put there piece by piece."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ladezeit.loading.streamed import memory
+from ladezeit.loading.streamed.files import ShardFile
+from ladezeit.loading.streamed.placing import Layout
+from ladezeit.loading.streamed.plan import Extent, How, ShardPlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class HostPlace:
+    """Brings extents into host memory, for as many threads as there are.
+
+    A shard whose tensors are as the model wants them is one piece of memory, mapped where the page cache has it. Of
+    other shards each tensor has its place in an arena: what is cached is cast out of the mapping or read straight to
+    its places, what is not comes through a thread's own slot.
+
+    Args:
+        plans: of all shards.
+        files: of all shards, open.
+        layout: where the pieces of merged and cast tensors go.
+        extent_bytes: the most that is read at once.
+    """
+
+    def __init__(self, plans: list[ShardPlan], files: list[ShardFile], layout: Layout, extent_bytes: int) -> None:
+        self._files, self._layout, self._extent_bytes = files, layout, extent_bytes
+        self._plans = plans
+        self.spans: dict[int, Tensor] = {}
+        for plan, file in zip(plans, files, strict=True):
+            if plan.mapped:
+                self.spans[plan.shard] = memory.mapped(plan, file)
+            elif plan.shard not in layout.pieces:
+                self.spans[plan.shard] = memory.anonymous(plan.end - plan.base)
+        self.arenas = {arena: memory.anonymous(size) for arena, size in layout.arena_bytes.items()}
+        self._span_views = {shard: memory.writable(span) for shard, span in self.spans.items()}
+        self._arena_views = {arena: memory.writable(bytes_) for arena, bytes_ in self.arenas.items()}
+
+    def reader(self, number: int) -> tuple[Callable[[Extent], None], Callable[[], None]]:
+        """Return what brings one extent in thread `number`, and what ends that thread's part."""
+        slot: list[Tensor] = []
+
+        def read(extent: Extent) -> None:
+            if extent.shard not in self._layout.pieces:
+                self._in_place(extent)
+            elif extent.how is How.mapped:
+                self._from_mapping(extent)
+            elif extent.how is How.buffered and not self._layout.casts(extent.shard):
+                self._scattered(extent)
+            else:
+                if not slot:
+                    slot.append(memory.anonymous(self._extent_bytes))
+                self._through(slot[0], extent)
+
+        return read, slot.clear
+
+    def _in_place(self, extent: Extent) -> None:
+        begin = extent.begin - self._plans[extent.shard].base
+        file = self._files[extent.shard]
+        if extent.how is How.mapped:
+            memory.touch(extent, self.spans[extent.shard][begin:], file)
+        else:
+            file.read(extent, self._span_views[extent.shard][begin:])
+
+    def _from_mapping(self, extent: Extent) -> None:
+        base = self._plans[extent.shard].base
+        memory.touch(extent, self.spans[extent.shard][extent.begin - base :], self._files[extent.shard])
+        self._put(extent, self.spans[extent.shard], base)
+
+    def _scattered(self, extent: Extent) -> None:
+        places = [
+            (piece.begin, self._arena_views[piece.arena][piece.offset : piece.offset + piece.end - piece.begin])
+            for piece in self._layout.of_extent(extent.shard, extent.begin, extent.end)
+        ]
+        self._files[extent.shard].read_scattered(extent, places)
+
+    def _through(self, slot: "Tensor", extent: Extent) -> None:
+        self._files[extent.shard].read(extent, memory.writable(slot))
+        self._put(extent, slot, extent.begin)
+
+    def _put(self, extent: Extent, source: "Tensor", begin: int) -> None:
+        for piece in self._layout.of_extent(extent.shard, extent.begin, extent.end):
+            target, elements = piece.move(self.arenas[piece.arena], source, begin)
+            target.copy_(elements)
