@@ -30,6 +30,7 @@ class CacheState(Enum):
 
     cold = "cold"
     warm = "warm"
+    half = "half"
     as_is = "as_is"
 
 
@@ -188,17 +189,27 @@ class InstanttensorLoading(TensorLoading):
     io_depth: Optional[int] = None
 
 
+class Reading(Enum):
+    """How our own reader gets at bytes: each part by whether it is in the page cache, or all alike."""
+
+    by_residency = "by_residency"
+    direct = "direct"
+    buffered = "buffered"
+    mapped = "mapped"
+
+
 @dataclass
 class StreamedLoading(TensorLoading):
     """Arguments of our own reader.
 
     `extent_bytes` is the most that is read at once, a multiple of a page; `ring_bytes` bounds the pinned host memory on
-    the way to a GPU.
+    the way to a GPU. `reading` other than `by_residency` is there to be compared with it.
     """
 
     engine: str = "streamed"
     extent_bytes: int = 8 * 2**20
     ring_bytes: int = 256 * 2**20
+    reading: Reading = Reading.by_residency
 
 
 #: The schema of each engine's arguments, by the name in `engine`. A user's own engine takes those of `transformers`.

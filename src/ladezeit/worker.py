@@ -42,6 +42,7 @@ class Sample:
 
     def __init__(self, spec: WorkerSpec, origin_ns: int, notify: Callable[[str], None]) -> None:
         self.spec = spec
+        self._notify = notify
         self.clock = Clock(origin_ns, notify=notify, detail=spec.config.phases)
         self.result = Result(
             status=Status.failed,
@@ -105,6 +106,7 @@ class Sample:
 
     def _request(self) -> "LoadRequest":
         from ladezeit.loading.base import LoadRequest
+        from ladezeit.loading.reading_progress import told_rarely
 
         scratch = self.spec.folder / "scratch"
         scratch.mkdir(exist_ok=True)
@@ -115,6 +117,7 @@ class Sample:
             scratch=scratch,
             attn_implementation=self.spec.config.runtime.attn_implementation,
             trust_remote_code=self.spec.config.model.trust_remote_code,
+            progress=told_rarely(lambda text: self._notify(f"load/read: {text}")) if self.clock.detail else None,
         )
 
     def _cache_is_as_asked(self) -> bool:

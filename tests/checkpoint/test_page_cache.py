@@ -10,19 +10,17 @@ from pathlib import Path
 import pytest
 from samples import python
 
-from ladezeit.checkpoint import page_cache
 from ladezeit.checkpoint.page_cache import (
+    HALF_WITHIN,
     CacheReport,
     drop,
-    filesystem,
-    pages_by_cachestat,
-    pages_by_mincore,
     resident_bytes,
     resident_share,
     set_state,
     verify,
     warm,
 )
+from ladezeit.checkpoint.residency import filesystem, pages_by_cachestat, pages_by_mincore, resident_shares
 from ladezeit.config import CacheState
 from ladezeit.errors import CheckpointError, NotRunnableError
 
@@ -86,30 +84,36 @@ def test_both_ways_of_asking_agree(shards: list[Path]) -> None:
     """cachestat and mincore count the same pages, in a file of which a part was read."""
     reach(shards, CacheState.cold)
     descriptor = os.open(shards[0], os.O_RDONLY)
+    whole = [(0, SIZE)]
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         os.pread(descriptor, 100 * PAGE, 7 * PAGE)
         os.pread(descriptor, 1, SIZE - 1)
-        by_mincore, by_cachestat = pages_by_mincore(descriptor, shards[0]), pages_by_cachestat(descriptor)
-        assert 90 <= by_mincore <= SIZE // PAGE // 2
-        assert resident_bytes(shards[0]) == pytest.approx(by_mincore * PAGE, abs=10 * PAGE)
+        by_mincore, by_cachestat = pages_by_mincore(descriptor, whole), pages_by_cachestat(descriptor, whole)
+        assert by_mincore is not None
+        assert 90 <= by_mincore[0] <= SIZE // PAGE // 2
+        assert resident_bytes(shards[0]) == pytest.approx(by_mincore[0] * PAGE, abs=10 * PAGE)
         if by_cachestat is None:
             pytest.skip("this kernel has no cachestat (Linux 6.5)")
-        assert by_cachestat == pytest.approx(by_mincore, abs=10)
+        assert by_cachestat[0] == pytest.approx(by_mincore[0], abs=10)
     finally:
         os.close(descriptor)
 
 
-def test_files_larger_than_one_window_are_counted_whole(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards of many gigabytes are mapped and read in parts; the parts add up."""
-    monkeypatch.setattr(page_cache, "_WINDOW_BYTES", 2**20)
-    reach(shards, CacheState.cold)
+def test_half_is_every_other_block(shards: list[Path]) -> None:
+    """``cache=half`` is what a cache that was too small leaves, and it is looked at again like the other states."""
     reach(shards, CacheState.warm)
-    descriptor = os.open(shards[0], os.O_RDONLY)
-    try:
-        assert pages_by_mincore(descriptor, shards[0]) == pytest.approx(SIZE // PAGE + 1, rel=0.02)
-    finally:
-        os.close(descriptor)
+    report = set_state(shards, CacheState.half)
+    assert report.resident_after_share == pytest.approx(0.5, abs=HALF_WITHIN)
+    assert verify(shards, CacheState.half)[1:] == (True, None)
+    with shards[0].open("rb") as file:
+        begin = SIZE // 16 // PAGE * PAGE  # inside the second block, which is out
+        shares, _ = resident_shares(file.fileno(), shards[0], [(0, PAGE), (begin + 2 * PAGE, begin + 4 * PAGE)])
+    assert shares == [1.0, 0.0]
+    warm(shards)
+    _, as_asked, reason = verify(shards, CacheState.half)
+    assert not as_asked
+    assert "cache=half was asked" in str(reason)
 
 
 def test_too_little_memory_for_a_warm_cache_is_said_first(tmp_path: Path) -> None:
@@ -201,9 +205,10 @@ for state in CacheState:
         path.write_bytes(b"x" * SIZE)
         path.chmod(0o644)
         done = python(code, path)
-    cold, warm_, as_is = done.stdout.splitlines() or [done.stderr]
+    cold, warm_, half_, as_is = done.stdout.splitlines() or [done.stderr]
     assert cold.startswith("nan False cache=cold was asked, but whether it is so is not told")
     assert warm_.startswith("nan False cache=warm was asked")
+    assert half_.startswith("nan False cache=half was asked")
     assert as_is == "nan True None"
 
 

@@ -1,14 +1,9 @@
-"""How much of a file lies in the page cache, and how to make that none or all, proven by looking again.
+"""Makes none, half or all of a checkpoint's files lie in the page cache, proven by looking again; needs no root."""
 
-Nothing here needs root. The kernel is asked with cachestat where it has it, otherwise with mincore.
-"""
-
-import ctypes
 import errno
 import math
 import mmap
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,35 +12,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ladezeit.checkpoint.residency import filesystem, may_ask, resident_pages
 from ladezeit.config import CacheState
 from ladezeit.errors import CheckpointError, NotRunnableError
 
 #: Resident shares that count as cold (below) and as warm (above).
 COLD_BELOW = 0.01
 WARM_ABOVE = 0.99
+#: How far from one half a half-cached checkpoint may be.
+HALF_WITHIN = 0.05
 
-_CACHESTAT = 451  # the same number on every architecture
 _WINDOW_BYTES = 2**30
 _READ_BYTES = 8 * 2**20
+#: What is cached in one piece of a half-cached file, and into how many pieces even a small one is cut.
+_BLOCK_BYTES = 32 * 2**20
+_LEAST_BLOCKS = 16
 _READERS = 4
 _DROPS = 5
 _READS = 3
-#: File systems that pass files through from another one: cachestat sees their own, always empty, cache.
-_STACKED = ("overlay", "aufs")
 #: File systems whose files have no place but memory.
 _IN_MEMORY = ("tmpfs", "ramfs")
 
 _ONLY_OWNERS = (
     ": the system answers only those who own or may write a file. Run as the files' owner, or use cache=as_is"
 )
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
-_libc.syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
-_libc.syscall.restype = ctypes.c_long
 
 
 @dataclass(frozen=True)
@@ -66,19 +56,19 @@ def resident_bytes(path: Path) -> int:
     """
     if _size(path) == 0:
         return 0
-    if not _may_ask(path):
+    if not may_ask(path):
         raise CheckpointError(f"which pages of {path} are in memory is not told{_ONLY_OWNERS}")
     with _opened(path) as descriptor:
-        pages = None if filesystem(path) in _STACKED else pages_by_cachestat(descriptor)
-        if pages is None:
-            pages = pages_by_mincore(descriptor, path)
-    return pages * mmap.PAGESIZE
+        found = resident_pages(descriptor, path, [(0, os.fstat(descriptor).st_size)])
+    if found is None:
+        raise CheckpointError(f"the system does not tell which pages of {path} are in memory")
+    return found[0][0] * mmap.PAGESIZE
 
 
 def resident_share(paths: Sequence[Path]) -> float:
     """Return which share of all pages of `paths` is in the page cache, 0.0 to 1.0; NaN where that is not told."""
     total = sum(-(-_size(path) // mmap.PAGESIZE) for path in paths) * mmap.PAGESIZE
-    if not all(_may_ask(path) for path in paths):
+    if not all(may_ask(path) for path in paths):
         return math.nan
     return sum(resident_bytes(path) for path in paths) / total if total else 1.0
 
@@ -90,7 +80,7 @@ def drop(paths: Sequence[Path]) -> None:
             os.fsync(descriptor)
             for _ in range(_DROPS):  # pages still on their way into the kernel's lists escape the first time
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-                if _may_ask(path) and resident_bytes(path) == 0:
+                if may_ask(path) and resident_bytes(path) == 0:
                     break
                 time.sleep(0.02)
 
@@ -108,6 +98,26 @@ def warm(paths: Sequence[Path]) -> None:
             pass
 
 
+def half(paths: Sequence[Path]) -> None:
+    """Leave every other block of `paths` in the page cache, as a cache that was too small does; blocks are at most
+    `_BLOCK_BYTES` long.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    drop(paths)
+    buffer = mmap.mmap(-1, _BLOCK_BYTES)
+    for path in paths:
+        size = _size(path)
+        block = min(_BLOCK_BYTES, -(-size // _LEAST_BLOCKS // mmap.PAGESIZE) * mmap.PAGESIZE)
+        with _opened(path) as descriptor, memoryview(buffer) as view:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # or the kernel reads ahead into the other half
+            for start in range(0, size, 2 * block):
+                position, end = start, min(start + block, size)
+                while position < end:
+                    position += _read(descriptor, view[: end - position], position, path)
+
+
 def set_state(paths: Sequence[Path], state: CacheState) -> CacheReport:
     """Bring `paths` into `state` as far as the system lets us; whether it worked, `verify` tells.
 
@@ -119,6 +129,8 @@ def set_state(paths: Sequence[Path], state: CacheState) -> CacheReport:
     before = resident_share(paths)
     if state is CacheState.cold and before != 0:
         drop(paths)
+    if state is CacheState.half:
+        half(paths)
     if state is CacheState.warm and before != 1:
         _check_memory(paths)
         for _ in range(_READS):  # the system may take some pages back while the others are being read
@@ -139,48 +151,9 @@ def verify(paths: Sequence[Path], state: CacheState) -> tuple[float, bool, str |
     if state is CacheState.warm and share <= WARM_ABOVE:
         reason = f"cache=warm was asked, but only {_percent(share)} of the checkpoint is in memory"
         return share, False, f"{reason}: the system took it back. Free memory, or use cache=as_is"
+    if state is CacheState.half and abs(share - 0.5) > HALF_WITHIN:
+        return share, False, f"cache=half was asked, but {_percent(share)} of the checkpoint is in memory{_why(paths)}"
     return share, True, None
-
-
-def filesystem(path: Path) -> str:
-    """Return the type of the file system that `path` lies on, as the system calls it (ext4, overlay, tmpfs, …)."""
-    real = path.resolve()
-    best, kind = -1, "unknown"
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-        before, _, after = line.partition(" - ")
-        mount = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split(" ")[4])  # \040 is a space
-        if real.is_relative_to(mount) and len(mount) >= best:
-            best, kind = len(mount), after.split(" ")[0]
-    return kind
-
-
-def pages_by_cachestat(descriptor: int) -> int | None:
-    """Return the file's pages in the cache, or None where the kernel has no cachestat or does not tell us."""
-    asked = (ctypes.c_uint64 * 2)(0, 0)  # from 0 to the end
-    found = (ctypes.c_uint64 * 5)()  # cached, dirty, in writeback, evicted, recently evicted
-    if _libc.syscall(_CACHESTAT, descriptor, ctypes.addressof(asked), ctypes.addressof(found), 0) != 0:
-        return None
-    return int(found[0])
-
-
-def pages_by_mincore(descriptor: int, path: Path) -> int:
-    """Return the file's pages in the cache; wrong (all of them) for a file that is neither ours nor ours to write."""
-    size = os.fstat(descriptor).st_size
-    pages = 0
-    for start in range(0, size, _WINDOW_BYTES):
-        length = min(_WINDOW_BYTES, size - start)
-        address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, start)
-        if address in (None, ctypes.c_void_p(-1).value):
-            raise CheckpointError(f"{path} cannot be mapped: {os.strerror(ctypes.get_errno())}")
-        try:
-            flags = ctypes.create_string_buffer(-(-length // mmap.PAGESIZE) + 1)
-            if _libc.mincore(address, length, flags) != 0:
-                reason = os.strerror(ctypes.get_errno())
-                raise CheckpointError(f"the system does not tell which pages of {path} are in memory: {reason}")
-        finally:
-            _libc.munmap(address, length)
-        pages += flags.raw[:-1].count(1)
-    return pages
 
 
 def _check_memory(paths: Sequence[Path]) -> None:
@@ -200,13 +173,17 @@ def _read_span(path: Path, start: int, buffers: threading.local) -> None:
     with _opened(path) as descriptor:
         position, end = start, min(start + _WINDOW_BYTES, os.fstat(descriptor).st_size)
         while position < end:
-            try:
-                count = os.preadv(descriptor, [buffers.one], position)
-            except OSError as cause:
-                raise CheckpointError(f"{path} cannot be read: {cause.strerror}") from cause
-            if count == 0:
-                raise CheckpointError(f"{path} became shorter while it was read")
-            position += count
+            position += _read(descriptor, buffers.one, position, path)
+
+
+def _read(descriptor: int, buffer: mmap.mmap | memoryview, position: int, path: Path) -> int:
+    try:
+        count = os.preadv(descriptor, [buffer], position)
+    except OSError as cause:
+        raise CheckpointError(f"{path} cannot be read: {cause.strerror}") from cause
+    if count == 0:
+        raise CheckpointError(f"{path} became shorter while it was read")
+    return count
 
 
 def _why(paths: Sequence[Path]) -> str:
@@ -222,11 +199,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError as cause:
         raise _unusable(path, cause) from cause
-
-
-def _may_ask(path: Path) -> bool:
-    """Whether the kernel answers truly: to strangers, mincore calls every page resident."""
-    return os.access(path, os.W_OK) or path.stat().st_uid == os.geteuid()
 
 
 def _percent(share: float) -> str:

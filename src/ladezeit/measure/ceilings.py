@@ -21,7 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ladezeit.checkpoint.page_cache import COLD_BELOW, WARM_ABOVE, drop, filesystem, resident_share, warm
+from ladezeit.checkpoint.page_cache import COLD_BELOW, WARM_ABOVE, drop, resident_share, warm
+from ladezeit.checkpoint.residency import filesystem
 from ladezeit.config import CacheState, RuntimeConfig
 from ladezeit.errors import CheckpointError, LadezeitError, WorkerError
 from ladezeit.measure import rates

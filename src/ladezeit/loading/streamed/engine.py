@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ladezeit.checkpoint.residency import resident_shares
 from ladezeit.config import StreamedLoading
 from ladezeit.errors import ConfigError, LoadError
 from ladezeit.loading.arrangement import Arrangement
@@ -18,7 +19,6 @@ from ladezeit.loading.streamed.files import ShardFile
 from ladezeit.loading.streamed.host import HostPlace
 from ladezeit.loading.streamed.placing import Layout, lay_out
 from ladezeit.loading.streamed.plan import PAGE, Extent, How, ShardPlan, make_plan
-from ladezeit.loading.streamed.residency import resident_shares
 from ladezeit.loading.streamed.staging import CudaDevice, Device, Moves, Ring, slot_bytes
 from ladezeit.measure.clock import Clock
 from ladezeit.measure.limits import available_cpus
@@ -190,5 +190,7 @@ def _plan(request: LoadRequest, extent_bytes: int, threads: int, on_host: bool, 
     def maps(shard: int) -> bool:  # pieces that are not cast are read to their places at once: one copy, no page faults
         return on_host and (shard not in layout.pieces or layout.casts(shard))
 
-    plans = make_plan(checkpoint, extent_bytes, ask, maps)
+    loading = request.loading
+    assert isinstance(loading, StreamedLoading)
+    plans = make_plan(checkpoint, extent_bytes, ask, maps, loading.reading)
     return _Load(plans, files, layout, threads, told_by)

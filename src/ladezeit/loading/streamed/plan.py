@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from ladezeit.checkpoint.headers import TensorEntry
 from ladezeit.checkpoint.resolve import Checkpoint
+from ladezeit.config import Reading
 
 PAGE = mmap.PAGESIZE
 #: Stretches that no tensor needs and that are shorter than this are read along: one large read beats two.
@@ -65,7 +66,11 @@ class ShardPlan:
 
 
 def make_plan(
-    checkpoint: Checkpoint, extent_bytes: int, ask: AskResidency, maps: Callable[[int], bool]
+    checkpoint: Checkpoint,
+    extent_bytes: int,
+    ask: AskResidency,
+    maps: Callable[[int], bool],
+    reading: Reading = Reading.by_residency,
 ) -> list[ShardPlan]:
     """Return what to read of each shard, in file order.
 
@@ -74,6 +79,7 @@ def make_plan(
         extent_bytes: the most that is read at once, a multiple of a page.
         ask: tells which parts are in the page cache.
         maps: tells of a shard, by its number, whether what is in memory is mapped instead of copied.
+        reading: `by_residency`, or one way for all; what cannot be mapped is read through the page cache instead.
     """
     of_shard: list[list[TensorEntry]] = [[] for _ in checkpoint.shards]
     for tensor in checkpoint.tensors:
@@ -81,7 +87,11 @@ def make_plan(
     plans = []
     for shard, tensors in enumerate(of_shard):
         ranges = list(_ranges(tensors, extent_bytes))
-        hows = _decide(ask(shard, ranges) if ranges else [], maps(shard))
+        if reading is Reading.by_residency:
+            hows = _decide(ask(shard, ranges) if ranges else [], maps(shard))
+        else:
+            how = How[reading.value]
+            hows = [How.buffered if how is How.mapped and not maps(shard) else how] * len(ranges)
         extents = tuple(Extent(shard, begin, end, how) for (begin, end), how in zip(ranges, hows, strict=True))
         base = ranges[0][0] if ranges else 0
         end = max((tensor.end for tensor in tensors), default=0)

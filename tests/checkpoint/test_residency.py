@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ladezeit.checkpoint import page_cache
-from ladezeit.loading.streamed import residency
+from ladezeit.checkpoint import page_cache, residency
 
 PAGE = residency._PAGE
 RANGES = [(0, 64 * PAGE), (64 * PAGE, 128 * PAGE), (128 * PAGE, 191 * PAGE + 5)]
@@ -28,9 +27,9 @@ def half_warm(tmp_path: Path) -> Path:
 def test_all_ways_to_ask_agree(half_warm: Path) -> None:
     """What a load decides does not depend on which question the kernel answers."""
     with half_warm.open("rb") as file:
-        descriptor, size = file.fileno(), half_warm.stat().st_size
-        by_cachestat = residency._by_cachestat(descriptor, RANGES)
-        assert residency._by_mincore(descriptor, size, RANGES) == [0, 64, 0]
+        descriptor = file.fileno()
+        by_cachestat = residency.pages_by_cachestat(descriptor, RANGES)
+        assert residency.pages_by_mincore(descriptor, RANGES) == [0, 64, 0]
         assert by_cachestat in (None, [0, 64, 0])  # None before Linux 6.5
         assert residency._by_reading(descriptor, RANGES) == [0.0, 1.0, 0.0]
 
@@ -38,7 +37,7 @@ def test_all_ways_to_ask_agree(half_warm: Path) -> None:
 def test_a_stacked_file_system_is_looked_through(half_warm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a container, whose files come through an overlay, a warm file is seen as warm."""
     monkeypatch.setattr(residency, "filesystem", lambda path: "overlay")
-    monkeypatch.setattr(residency, "_by_cachestat", lambda descriptor, ranges: [0] * len(ranges))
+    monkeypatch.setattr(residency, "pages_by_cachestat", lambda descriptor, ranges: [0] * len(ranges))
     with half_warm.open("rb") as file:
         assert residency.resident_shares(file.fileno(), half_warm, RANGES) == ([0.0, 1.0, 0.0], "mincore")
 
@@ -47,12 +46,12 @@ def test_mincore_counts_across_its_windows(half_warm: Path, monkeypatch: pytest.
     """Files larger than what is mapped at once are counted right."""
     monkeypatch.setattr(residency, "_WINDOW_BYTES", 10 * PAGE)
     with half_warm.open("rb") as file:
-        assert residency._by_mincore(file.fileno(), half_warm.stat().st_size, RANGES) == [0, 64, 0]
+        assert residency.pages_by_mincore(file.fileno(), RANGES) == [0, 64, 0]
 
 
 def test_where_nobody_answers_a_few_bytes_are_read(half_warm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On an old or locked-down kernel the choice by residency is still made."""
-    monkeypatch.setattr(residency, "_by_cachestat", lambda descriptor, ranges: None)
-    monkeypatch.setattr(residency, "_by_mincore", lambda descriptor, size, ranges: None)
+    monkeypatch.setattr(residency, "pages_by_cachestat", lambda descriptor, ranges: None)
+    monkeypatch.setattr(residency, "pages_by_mincore", lambda descriptor, ranges: None)
     with half_warm.open("rb") as file:
         assert residency.resident_shares(file.fileno(), half_warm, RANGES) == ([0.0, 1.0, 0.0], "reading")

@@ -8,12 +8,12 @@ for others a few bytes of each range are read on the condition that nobody waits
 import ctypes
 import mmap
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ladezeit.checkpoint.page_cache import filesystem
-
 _CACHESTAT = 451  # the same number on every architecture
+#: File systems that pass files through from another one: cachestat sees their own, always empty, cache.
 _STACKED = ("overlay", "aufs")
 _PAGE = mmap.PAGESIZE
 #: Mapped at once for mincore; a multiple of a page.
@@ -28,6 +28,11 @@ _libc.syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c
 _libc.syscall.restype = ctypes.c_long
 
 
+def may_ask(path: Path) -> bool:
+    """Return whether the kernel answers truly: to strangers, mincore calls every page resident."""
+    return os.access(path, os.W_OK) or path.stat().st_uid == os.geteuid()
+
+
 def resident_shares(descriptor: int, path: Path, ranges: Sequence[tuple[int, int]]) -> tuple[list[float], str]:
     """Return which share of each range is in the page cache (0.0 to 1.0), and who said so.
 
@@ -36,22 +41,41 @@ def resident_shares(descriptor: int, path: Path, ranges: Sequence[tuple[int, int
         path: the same file's name, to look up its file system and whether we are told the truth about it.
         ranges: begins, multiples of a page, and ends, in bytes, in order.
     """
-    status = os.fstat(descriptor)
-    if not (os.access(path, os.W_OK) or status.st_uid == os.geteuid()):
-        return _by_reading(descriptor, ranges), "reading"  # to strangers, mincore calls every page resident
-    pages = _by_cachestat(descriptor, ranges)
+    ours = os.access(path, os.W_OK) or os.fstat(descriptor).st_uid == os.geteuid()
+    found = resident_pages(descriptor, path, ranges) if ours else None
+    if found is None:
+        return _by_reading(descriptor, ranges), "reading"
+    pages, teller = found
+    return [min(1.0, n / -(-(end - begin) // _PAGE)) for n, (begin, end) in zip(pages, ranges, strict=True)], teller
+
+
+def resident_pages(descriptor: int, path: Path, ranges: Sequence[tuple[int, int]]) -> tuple[list[int], str] | None:
+    """Return how many pages of each range are in the page cache, and who said so; None where nobody does.
+
+    For who may not ask (`may_ask`) the answer is wrong: every page.
+    """
+    pages = pages_by_cachestat(descriptor, ranges)
     # Looking up the file system takes as long as all else here: a cache that is not empty needs no second opinion.
     if pages is not None and (any(pages) or filesystem(path) not in _STACKED):
-        return _shares(pages, ranges), "cachestat"
-    pages = _by_mincore(descriptor, status.st_size, ranges)
-    return (_shares(pages, ranges), "mincore") if pages is not None else (_by_reading(descriptor, ranges), "reading")
+        return pages, "cachestat"
+    pages = pages_by_mincore(descriptor, ranges)
+    return None if pages is None else (pages, "mincore")
 
 
-def _shares(pages: Sequence[int], ranges: Sequence[tuple[int, int]]) -> list[float]:
-    return [min(1.0, count / -(-(end - begin) // _PAGE)) for count, (begin, end) in zip(pages, ranges, strict=True)]
+def filesystem(path: Path) -> str:
+    """Return the type of the file system that `path` lies on, as the system calls it (ext4, overlay, tmpfs, …)."""
+    real = path.resolve()
+    best, kind = -1, "unknown"
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        before, _, after = line.partition(" - ")
+        mount = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split(" ")[4])  # \040 is a space
+        if real.is_relative_to(mount) and len(mount) >= best:
+            best, kind = len(mount), after.split(" ")[0]
+    return kind
 
 
-def _by_cachestat(descriptor: int, ranges: Sequence[tuple[int, int]]) -> list[int] | None:
+def pages_by_cachestat(descriptor: int, ranges: Sequence[tuple[int, int]]) -> list[int] | None:
+    """Return the pages of each range in the cache; None where the kernel has no cachestat or does not tell us."""
     asked, found = (ctypes.c_uint64 * 2)(), (ctypes.c_uint64 * 5)()  # offset, length; cached, dirty, …
 
     def pages(begin: int, end: int) -> int | None:
@@ -61,7 +85,7 @@ def _by_cachestat(descriptor: int, ranges: Sequence[tuple[int, int]]) -> list[in
         return int(found[0])
 
     counts = []
-    if pages(ranges[0][0], ranges[-1][1]) == 0:  # most files are wholly cold or wholly warm: no need to ask for each
+    if ranges and pages(ranges[0][0], ranges[-1][1]) == 0:  # most files are wholly cold or wholly warm
         return [0] * len(ranges)
     for begin, end in ranges:
         count = pages(begin, end)
@@ -71,7 +95,9 @@ def _by_cachestat(descriptor: int, ranges: Sequence[tuple[int, int]]) -> list[in
     return counts
 
 
-def _by_mincore(descriptor: int, file_bytes: int, ranges: Sequence[tuple[int, int]]) -> list[int] | None:
+def pages_by_mincore(descriptor: int, ranges: Sequence[tuple[int, int]]) -> list[int] | None:
+    """Return the pages of each range in the cache; None where the file cannot be mapped or the kernel does not tell."""
+    file_bytes = os.fstat(descriptor).st_size
     flags = bytearray()
     for start in range(0, file_bytes, _WINDOW_BYTES):
         length = min(_WINDOW_BYTES, file_bytes - start)
