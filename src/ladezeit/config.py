@@ -212,8 +212,16 @@ class StreamedLoading(TensorLoading):
     reading: Reading = Reading.by_residency
 
 
+@dataclass
+class AutoLoading(LoadingConfig):
+    """No arguments: engine and arguments are chosen by what is found (see `ladezeit.loading.auto`)."""
+
+    engine: str = "auto"
+
+
 #: The schema of each engine's arguments, by the name in `engine`. A user's own engine takes those of `transformers`.
 LOADINGS: dict[str, type[LoadingConfig]] = {
+    "auto": AutoLoading,
     "transformers": TransformersLoading,
     "legacy_manager": LegacyManagerLoading,
     "streamed": StreamedLoading,

@@ -93,6 +93,8 @@ class Display:
         self.console.print(line, soft_wrap=True)
         if result.status is not Status.ok and result.reason:
             self.console.print(f"    [{colour}]{escape(result.reason)}[/]", soft_wrap=True)
+        if not self._total and "auto" in result.effective:
+            self.note(f"    chosen: {result.effective['auto']['reason']}")
 
     def note(self, text: str, style: str = "dim") -> None:
         """Print something worth knowing."""

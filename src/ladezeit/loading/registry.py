@@ -37,6 +37,7 @@ class EngineEntry:
 
 
 ENGINES = {
+    "auto": EngineEntry("ladezeit.loading.auto:AutoEngine", formats=("safetensors", "pickle")),
     "transformers": EngineEntry(
         "ladezeit.loading.transformers_engine:TransformersEngine", formats=("safetensors", "pickle")
     ),
