@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from ladezeit.checkpoint import page_cache
 from ladezeit.checkpoint.headers import DTYPE_BITS, parse_header
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.config import StreamedLoading
+from ladezeit.config import Reading, StreamedLoading
 from ladezeit.errors import CheckpointError, ConfigError, LadezeitError, LoadError
 from ladezeit.loading.base import LoadedTensors, LoadRequest
 from ladezeit.loading.streamed import engine as engine_module
@@ -28,6 +28,7 @@ from ladezeit.loading.streamed import plan as plan_module
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.files import ShardFile
 from ladezeit.loading.streamed.memory import dtype_of
+from ladezeit.loading.streamed.plan import Extent, How
 from ladezeit.loading.streamed.staging import HostDevice
 from ladezeit.measure.clock import Clock
 
@@ -451,3 +452,37 @@ def test_on_a_gpu_the_weights_are_the_files_and_memory_is_theirs(state: str, tmp
         if state == "cold":
             assert loaded.effective["bytes_read_direct"] > 0.9 * path.stat().st_size
         same({name: tensor.cpu() for name, tensor in loaded.tensors.items()}, wanted)
+
+
+def test_scattered_reads_go_on_after_short_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system returns fewer bytes than asked, as on some network file systems, none is lost or doubled."""
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(300_000))
+    raw, whole = path.read_bytes(), os.preadv
+
+    def short(descriptor: int, buffers: list[Any], offset: int) -> int:
+        first = memoryview(buffers[0])
+        return whole(descriptor, [first[: max(1, len(first) // 2)]], offset)
+
+    monkeypatch.setattr(os, "preadv", short)
+    begins = [5, 100, 50_000, 50_010, 299_000]
+    sizes = [95, 40_000, 7, 200_000, 1000]
+    memories = [bytearray(size) for size in sizes]
+    places = [(begin, memoryview(memory)) for begin, memory in zip(begins, memories, strict=True)]
+    with ShardFile(path, 300_000) as file:
+        file.read_scattered(Extent(0, 0, 300_000, How.buffered), places)
+    assert memories == [raw[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)]
+
+
+@WAYS
+@pytest.mark.parametrize("reading", ["direct", "buffered", "mapped"])
+@pytest.mark.parametrize("state", ["cold", "warm"])
+def test_one_way_to_read_is_kept_to(way: str, reading: str, state: str, tiny: Checkpoint) -> None:
+    """Who compares ways to read gets the one that was asked for, whatever is in memory."""
+    wanted = {name: tensor.clone() for shard in tiny.shards for name, tensor in load_file(shard).items()}
+    page_cache.drop(tiny.shards) if state == "cold" else page_cache.warm(tiny.shards)
+    loaded = load(tiny, way, reading=Reading[reading])
+    same(loaded.tensors, wanted)
+    used = {key for key in ("bytes_read_direct", "bytes_read_buffered", "bytes_mapped") if loaded.effective[key]}
+    mapped = "bytes_mapped" if way == "in place" else "bytes_read_buffered"
+    assert used == {{"direct": "bytes_read_direct", "buffered": "bytes_read_buffered", "mapped": mapped}[reading]}
