@@ -26,7 +26,7 @@ class DType(Enum):
 
 
 class CacheState(Enum):
-    """State of the page cache for the checkpoint's shards when the load starts."""
+    """State of the page cache for the files that the engine reads, when the load starts."""
 
     cold = "cold"
     warm = "warm"
@@ -199,6 +199,21 @@ class Reading(Enum):
 
 
 @dataclass
+class TensorizerLoading(TensorLoading):
+    """Arguments of tensorizer; `threads` read, `verify_hash` compares every tensor with the hashes in its file."""
+
+    engine: str = "tensorizer"
+    verify_hash: bool = False
+
+
+@dataclass
+class GgufLoading(LoadingConfig):
+    """Arguments of a load through `from_pretrained` from a GGUF file, onto the run's one device."""
+
+    engine: str = "gguf"
+
+
+@dataclass
 class StreamedLoading(TensorLoading):
     """Arguments of our own reader.
 
@@ -234,6 +249,8 @@ LOADINGS: dict[str, type[LoadingConfig]] = {
     "runai_streamer": RunaiLoading,
     "instanttensor": InstanttensorLoading,
     "instanttensor_buffered": InstanttensorLoading,
+    "tensorizer": TensorizerLoading,
+    "gguf": GgufLoading,
     "torch_dcp": TensorLoading,
 }
 

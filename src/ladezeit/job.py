@@ -69,13 +69,15 @@ def measure(session: Session, config: RunConfig, identity: Identity, folder: Pat
     device = session.device(config.device)
     checkpoint = session.checkpoint(config.model)
     check_runnable(config, device, checkpoint)
+    conversion = session.conversion(config)
     spec = WorkerSpec(
         config=config,
         checkpoint=checkpoint,
         identity=identity,
         device=device.name,
         folder=folder,
-        environment=session.environment(device, checkpoint.folder),
+        environment=session.environment(device, conversion.folder if conversion else checkpoint.folder),
+        conversion=conversion,
     )
     ceilings = session.known_ceilings(device, checkpoint) if config.ceilings is not False else None
     if ceilings is not None:
@@ -126,7 +128,7 @@ def _set_the_stage(session: Session, spec: WorkerSpec, device: ResolvedDevice) -
         spec.environment["gpu_memory_used_before_bytes"] = drain.used_bytes
         spec.environment["gpu_drained"] = drain.drained
     session.display.phase("cache")
-    prepared = set_state(spec.checkpoint.shards, spec.config.cache.state)
+    prepared = set_state(spec.files, spec.config.cache.state)
     spec.environment["cache_preparation"] = {
         "resident_before_share": prepared.resident_before_share,
         "seconds": prepared.seconds,

@@ -6,12 +6,16 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
+from rich.status import Status
+
 from ladezeit.cache_folder import cache_folder
-from ladezeit.checkpoint.resolve import Checkpoint, prepare
+from ladezeit.checkpoint.resolve import Checkpoint, Progress, prepare
 from ladezeit.checkpoint.synthetic import synthetic_sizes
 from ladezeit.config import ModelConfig, RunConfig, SyntheticModel, TrackingConfig
 from ladezeit.display import Display
 from ladezeit.errors import LadezeitError
+from ladezeit.loading.conversion import Conversion, convert
+from ladezeit.loading.registry import converter
 from ladezeit.measure.ceilings import Ceilings, measure_apart
 from ladezeit.measure.device_lock import Against, Holder, lock
 from ladezeit.measure.devices import Gpu, ResolvedDevice, gpu_memory_used_bytes, resolve_device
@@ -34,6 +38,7 @@ class Session:
         self.results: list[Result] = []
         self.planned = 1
         self._checkpoints: dict[str, Checkpoint] = {}
+        self._conversions: dict[tuple[str, str], Conversion] = {}
         self._devices: dict[str, ResolvedDevice] = {}
         self._baselines: dict[str, int] = {}
         self._environments: dict[tuple[str, Path], dict[str, Any]] = {}
@@ -53,13 +58,21 @@ class Session:
         key = repr(model)
         if key not in self._checkpoints:
             with self.display.console.status(f"{model.name}: looking at the checkpoint") as status:
-
-                def told(what: str, done: int, total: int) -> None:
-                    share = f" {done / total:.0%} of {total / 1e9:.1f} GB" if total else ""
-                    status.update(f"{model.name}: {what}{share}")
-
-                self._checkpoints[key] = prepare(model, cache_folder(), told)
+                self._checkpoints[key] = prepare(model, cache_folder(), _told(status, model.name))
         return self._checkpoints[key]
+
+    def conversion(self, config: RunConfig) -> Conversion | None:
+        """Return the model in its engine's own format, converted where it was not there; None where it has none."""
+        model, target = config.model, converter(config.loading.engine)
+        if target is None:
+            return None
+        key = (repr(model), target)
+        if key not in self._conversions:
+            checkpoint = self.checkpoint(model)
+            with self.display.console.status(f"{model.name}: looking for its conversion") as status:
+                told = _told(status, model.name)
+                self._conversions[key] = convert(target, checkpoint, model.name, cache_folder(), told)
+        return self._conversions[key]
 
     def sizes(self, model: ModelConfig) -> Sizes:
         """Return how large the model's checkpoint is, or will be; nothing is written to find out."""
@@ -141,6 +154,16 @@ class Session:
             with self.display.console.status("opening the tracking store"):
                 self._trackers[key] = open_tracker(tracking, Path(config.outputs))
         return self._trackers[key]
+
+
+def _told(status: Status, name: str) -> Progress:
+    """Return a callback that shows what is being done with the model `name`, and how far it is."""
+
+    def told(what: str, done: int, total: int) -> None:
+        share = f" {done / total:.0%} of {total / 1e9:.1f} GB" if total else ""
+        status.update(f"{name}: {what}{share}")
+
+    return told
 
 
 _current: Session | None = None

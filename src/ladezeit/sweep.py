@@ -112,12 +112,13 @@ def _checked(session: Session, overrides: list[list[str]], compose: Compose) -> 
 
 
 def _refusal(session: Session, config: RunConfig) -> LadezeitError | None:
-    """Return why the point cannot run here, or None; its checkpoint is made or fetched where it was not there."""
+    """Return why the point cannot run here, or None; its checkpoint is made, fetched or converted where need be."""
     try:
         check_combination(config)
         device = session.device(config.device)
         check_runnable(config, device, session.sizes(config.model))
         session.checkpoint(config.model)
+        session.conversion(config)
     except (CheckpointError, CombinationError, NotRunnableError) as refusal:
         return refusal
     return None

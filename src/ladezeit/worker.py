@@ -52,6 +52,8 @@ class Sample:
             environment=spec.environment,
         )
         self.result.phases = self.clock.phases
+        if spec.conversion is not None:
+            self.result.effective["conversion"] = spec.conversion.to_json()
 
     def run(self) -> Result:
         """Measure, and turn whatever happens into a result."""
@@ -59,7 +61,7 @@ class Sample:
             self._measure()
         except Exception as error:
             self._report(error)
-        self.result.metrics.update(load_metrics(self.clock, self.spec.checkpoint.weight_bytes))
+        self.result.metrics.update(load_metrics(self.clock, self.spec.checkpoint.weight_bytes, self.spec.file_bytes))
         self.result.metrics["sample/wall_s"] = self.clock.since_origin_s()
         return self.result
 
@@ -118,6 +120,7 @@ class Sample:
             attn_implementation=self.spec.config.runtime.attn_implementation,
             trust_remote_code=self.spec.config.model.trust_remote_code,
             progress=told_rarely(lambda text: self._notify(f"load/read: {text}")) if self.clock.detail else None,
+            conversion=self.spec.conversion,
         )
 
     def _cache_is_as_asked(self) -> bool:
@@ -125,7 +128,7 @@ class Sample:
         from ladezeit.checkpoint.page_cache import verify
 
         with self.clock.span(CACHE_CHECK):
-            share, as_asked, reason = verify(self.spec.checkpoint.shards, self.spec.config.cache.state)
+            share, as_asked, reason = verify(self.spec.files, self.spec.config.cache.state)
         self.result.metrics["cache/resident_before_share"] = share
         if not as_asked:
             self.result.status = Status.invalid
@@ -147,7 +150,7 @@ class Sample:
         from ladezeit.checkpoint.page_cache import resident_share
         from ladezeit.runtime import effective_attention
 
-        self.result.metrics["cache/resident_after_share"] = resident_share(self.spec.checkpoint.shards)
+        self.result.metrics["cache/resident_after_share"] = resident_share(self.spec.files)
         self.result.effective.update(loaded.effective)
         self.result.effective["device_map"] = loaded.device_map
         self.result.effective["attention"] = effective_attention(loaded.model)
@@ -210,7 +213,7 @@ def expected(spec: WorkerSpec) -> "Expected":
     )
 
 
-def load_metrics(clock: Clock, weight_bytes: int) -> dict[str, float]:
+def load_metrics(clock: Clock, weight_bytes: int, file_bytes: int) -> dict[str, float]:
     """Return ``load/total_s``, one metric a phase, the unattributed rest and the rate; empty where nothing was loaded.
 
     A phase's metric is its own time: ``load/<phase>_s`` and ``load/unattributed_s`` add up to ``load/total_s``.
@@ -219,6 +222,7 @@ def load_metrics(clock: Clock, weight_bytes: int) -> dict[str, float]:
     if not total_s:
         return {}
     metrics = {"load/total_s": total_s, "load/checkpoint_bytes": float(weight_bytes)}
+    metrics["load/file_bytes"] = float(file_bytes)
     metrics["load/gb_per_s"] = weight_bytes / 1e9 / total_s
     for phase in clock.phases:
         if phase.path == LOAD:

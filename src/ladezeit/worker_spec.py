@@ -7,6 +7,7 @@ from typing import Any
 
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import RunConfig, from_plain, to_plain
+from ladezeit.loading.conversion import Conversion
 from ladezeit.result import Identity, write_atomically
 
 FILE_NAME = "worker.json"
@@ -16,7 +17,8 @@ FILE_NAME = "worker.json"
 class WorkerSpec:
     """One sample to measure.
 
-    `folder` is where it leaves what it finds; `environment` goes into the result as it is.
+    `folder` is where it leaves what it finds; `environment` goes into the result as it is; `conversion` is the
+    checkpoint in the engine's own format, where it has one.
     """
 
     config: RunConfig
@@ -26,6 +28,17 @@ class WorkerSpec:
     folder: Path
     started_at: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
+    conversion: Conversion | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the engine reads, whose state in the page cache is the sample's."""
+        return self.checkpoint.shards if self.conversion is None else self.conversion.files
+
+    @property
+    def file_bytes(self) -> int:
+        """The length of `files` together."""
+        return self.checkpoint.file_bytes if self.conversion is None else self.conversion.file_bytes
 
     def save(self) -> Path:
         """Write ``worker.json`` into the sample's folder and return its path."""
@@ -37,6 +50,7 @@ class WorkerSpec:
             "folder": str(self.folder),
             "started_at": self.started_at,
             "environment": self.environment,
+            "conversion": self.conversion.to_json() if self.conversion else None,
         }
         path = self.folder / FILE_NAME
         write_atomically(path, json.dumps(plain))
@@ -54,4 +68,5 @@ class WorkerSpec:
             folder=Path(plain["folder"]),
             started_at=plain["started_at"],
             environment=plain["environment"],
+            conversion=Conversion.from_json(plain["conversion"]) if plain["conversion"] else None,
         )

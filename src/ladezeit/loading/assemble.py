@@ -69,7 +69,7 @@ def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> Loade
             merge(tensors, arrangement)
     made = _from_state_dict(tensors, config, request, clock)
     made.effective |= {**loaded.effective, "arranged": arrangement.told()}
-    _refuse_incomplete(made)
+    refuse_incomplete(made)
     if arrangement.merged:
         # What the library would have noted while it merged: it saves the model in the checkpoint's layout by it.
         made.model._weight_conversions = list(arrangement.conversions)
@@ -77,7 +77,7 @@ def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> Loade
         with clock.span("load/copy"):
             made.effective["copied_bytes"] = _own(made.model, loaded)
     with clock.span("load/generation_config"):
-        _finish(made.model, folder)
+        finish(made.model, folder)
     return made
 
 
@@ -121,7 +121,8 @@ def _without_second_reservation() -> Iterator[None]:
         setattr(modeling_utils, name, found)
 
 
-def _refuse_incomplete(made: LoadedModel) -> None:
+def refuse_incomplete(made: LoadedModel) -> None:
+    """Raise `LoadError` where a weight was missing, unexpected or of another shape: the library only logs it."""
     kinds = {"missing": made.missing_keys, "unexpected": made.unexpected_keys, "misshapen": made.mismatched_keys}
     found = {kind: keys for kind, keys in kinds.items() if keys}
     if found:
@@ -144,7 +145,7 @@ def _own(model: Any, loaded: LoadedTensors) -> int:
     return copied
 
 
-def _finish(model: Any, folder: str) -> None:
+def finish(model: Any, folder: str) -> None:
     """Set what `from_pretrained` of a folder would have set: the generation config and where the model is from."""
     from transformers import GenerationConfig
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ladezeit.checkpoint.resolve import Checkpoint
     from ladezeit.config import LoadingConfig
     from ladezeit.loading.arrangement import Arrangement
+    from ladezeit.loading.conversion import Conversion
     from ladezeit.measure.clock import Clock
 
 #: Told bytes done, bytes in all, and seconds since the reading began; from any thread, one call at a time. It must
@@ -26,7 +27,7 @@ class LoadRequest:
     `device` is a torch device name (``cpu``, ``cuda:0``); `attn_implementation` None leaves the library's choice;
     `scratch` is an empty folder that outlives the load (for offloaded weights). `arrangement` says which tensors the
     model keeps as one and in which dtype, for engines that can put them so at once; `progress` is told how far the
-    reading is, by engines that know.
+    reading is, by engines that know. `conversion` is the checkpoint in the format of an engine that has its own.
     """
 
     checkpoint: "Checkpoint"
@@ -37,6 +38,7 @@ class LoadRequest:
     trust_remote_code: bool = False
     arrangement: "Arrangement | None" = None
     progress: Progress | None = None
+    conversion: "Conversion | None" = None
 
 
 @dataclass

@@ -40,3 +40,8 @@ def torch_dtype(name: str, *, packed: bool = False) -> Any:
 
     known = {**_TORCH_NAMES, **_PACKED} if packed else _TORCH_NAMES
     return getattr(torch, known.get(name, ""), None)
+
+
+def has_torch_name(name: str) -> bool:
+    """Return whether torch has a dtype, of one element a value, for safetensors' `name`; imports nothing."""
+    return name in _TORCH_NAMES

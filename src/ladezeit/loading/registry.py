@@ -24,7 +24,8 @@ class EngineEntry:
     `target` is ``module:Class``; `packages` are the modules it imports besides torch, transformers and safetensors;
     `devices` and `formats` what it can serve; `yields_tensors` whether it is a `TensorEngine`, whose tensors are made
     a model by `ladezeit.loading.assemble`. `releases` are requirements of package versions (``safetensors>=0.9``),
-    `device_file` a path that a driver makes, without which the engine would do something else.
+    `device_file` a path that a driver makes, without which the engine would do something else. `converter`, as
+    ``module:Class``, writes checkpoints in the engine's own format (see `ladezeit.loading.conversion`).
     """
 
     target: str
@@ -34,6 +35,7 @@ class EngineEntry:
     yields_tensors: bool = False
     releases: tuple[str, ...] = ()
     device_file: str | None = None
+    converter: str | None = None
 
 
 ENGINES = {
@@ -91,6 +93,18 @@ ENGINES = {
         devices=("cuda",),
         yields_tensors=True,
         releases=("instanttensor>=0.2",),
+    ),
+    "tensorizer": EngineEntry(
+        "ladezeit.loading.tensorizer_engine:TensorizerEngine",
+        packages=("tensorizer",),
+        yields_tensors=True,
+        releases=("tensorizer>=2.12",),
+        converter="ladezeit.loading.tensorizer_format:TensorizerConverter",
+    ),
+    "gguf": EngineEntry(
+        "ladezeit.loading.gguf_engine:GgufEngine",
+        packages=("gguf",),
+        converter="ladezeit.loading.gguf_format:GgufConverter",
     ),
     "torch_dcp": EngineEntry("ladezeit.loading.dcp_engine:TorchDcpEngine", yields_tensors=True),
 }
@@ -153,6 +167,11 @@ def engine(name: str) -> Engine:
 
         made = Assembling(made)
     return made  # type: ignore[no-any-return]
+
+
+def converter(name: str) -> str | None:
+    """Return the converter to the format of the engine `name`; None where it reads checkpoints as they are."""
+    return ENGINES[name].converter if name in ENGINES else None
 
 
 def _check_releases(name: str, releases: tuple[str, ...]) -> None:

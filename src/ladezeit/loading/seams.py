@@ -62,16 +62,16 @@ def observed(clock: Clock, model_class: type, renamed: Mapping[str, str] = Mappi
     with ExitStack() as stack:
         for seam in SEAMS:
             phase = renamed.get(seam.phase, seam.phase)
-            if not _enter(stack, replace(seam, phase=phase), clock):
+            if not enter(stack, replace(seam, phase=phase), clock):
                 missing.append(f"{seam.module}.{seam.attribute}")
         own = Seam(model_class.__module__, f"{model_class.__qualname__}.__init__", SKELETON)
-        if not _enter(stack, own, clock):
+        if not enter(stack, own, clock):
             missing.append(f"{own.module}.{own.attribute}")
         yield missing
 
 
-def _enter(stack: ExitStack, seam: Seam, clock: Clock) -> bool:
-    """Wrap one seam until `stack` closes; False where the function is not there."""
+def enter(stack: ExitStack, seam: Seam, clock: Clock) -> bool:
+    """Wrap one seam until `stack` closes; return whether this version of the library has the function."""
     owner: Any = importlib.import_module(seam.module)
     *path, name = seam.attribute.split(".")
     for part in path:

@@ -25,7 +25,7 @@ _MEMORY = (
     "memory/host_peak_rss_gib",
 )
 _COLUMNS = (*_HEADLINES, "load/gb_per_s", "memory/gpu_allocated_peak_gib", "memory/host_peak_rss_gib")
-_NO_PHASES = (TOTAL, "load/gb_per_s", "load/checkpoint_bytes")
+_NO_PHASES = (TOTAL, "load/gb_per_s", "load/checkpoint_bytes", "load/file_bytes")
 _MOST_PHASES = 12
 _MOST_RUNS = 200
 

@@ -1,0 +1,219 @@
+"""Checkpoints in an engine's own format: converted once into the cache folder, before any clock.
+
+The caller's side (`convert`, `Conversion`) imports nothing heavy. ``python -m ladezeit.loading.conversion`` is the
+other side: a process of its own that writes the files, so that neither its libraries nor its memory stay. It holds one
+tensor at a time (of a mixture of experts: one projection of one layer), never the model. How a folder is made whole or
+not at all, under a lock and with the disk's free space checked first, is `checkpoint.store`'s business.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ladezeit.checkpoint.headers import TensorEntry
+from ladezeit.checkpoint.resolve import Checkpoint
+from ladezeit.checkpoint.store import Progress, Recipe, build
+from ladezeit.checkpoint.strict_json import shortened
+from ladezeit.errors import CheckpointError, LoadError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ladezeit.loading.base import LoadRequest
+
+_SECONDS_FILE = "conversion.json"
+_DISK_FULL = errno.ENOSPC  # the other side's exit code for it
+
+
+class Converter(Protocol):
+    """Writes checkpoints in one format. Only `write` may import anything heavy."""
+
+    @property
+    def file_format(self) -> str:
+        """The format's name, which is the suffix of its files."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the files depend on besides the checkpoint: versions of the library and of this code."""
+        ...
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raise `NotRunnableError` where the format, or its reader, cannot hold the checkpoint."""
+        ...
+
+    def needed_bytes(self, checkpoint: Checkpoint) -> int:
+        """Return the bytes of the files to be written, or a little more."""
+        ...
+
+    def write(self, checkpoint: Checkpoint, folder: Path, told: Callable[[int], None]) -> None:
+        """Write the files into the empty `folder`, telling how many bytes of weights are written."""
+        ...
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A checkpoint in another format: the files that the engine reads, their bytes, and how long making them took.
+
+    `seconds` is the time of the conversion whenever it was; no load's clock has it.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    file_bytes: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for `from_json`, ready for JSON."""
+        files = [path.name for path in self.files]
+        return {"folder": str(self.folder), "files": files, "file_bytes": self.file_bytes, "seconds": self.seconds}
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> "Conversion":
+        """Rebuild what `to_json` returned, without touching the disk."""
+        folder = Path(plain["folder"])
+        return cls(folder, tuple(folder / name for name in plain["files"]), plain["file_bytes"], plain["seconds"])
+
+
+def convert(target: str, checkpoint: Checkpoint, model_name: str, cache: Path, progress: Progress) -> Conversion:
+    """Return `checkpoint` in the format of the converter `target` (``module:Class``), converted where it is not yet.
+
+    Changed shards, another version of the format's library or of the converter make a new conversion.
+
+    Raises:
+        NotRunnableError: the format cannot hold this checkpoint.
+        CheckpointError: the disk is too small, the conversion failed, or the checkpoint changed meanwhile. Nothing is
+            left behind then.
+    """
+    converter = converter_of(target)
+    converter.check(checkpoint)
+    recipe = _recipe(converter, checkpoint, model_name)
+
+    def write(folder: Path) -> None:
+        started = time.monotonic()
+        _write_apart(target, checkpoint, folder, lambda done: progress(what, done, checkpoint.weight_bytes))
+        if _recipe(converter, checkpoint, model_name) != recipe:
+            raise CheckpointError(
+                f"model={model_name}: {checkpoint.folder} changed while it was converted: run it again"
+            )
+        seconds = {"seconds": round(time.monotonic() - started, 3)}
+        (folder / _SECONDS_FILE).write_text(json.dumps(seconds) + "\n", encoding="utf-8")
+
+    what = f"converting to {converter.file_format}"
+    folder = build(cache / converter.file_format, recipe, write, progress)
+    files = tuple(sorted(folder.glob(f"*.{converter.file_format}")))
+    seconds = json.loads((folder / _SECONDS_FILE).read_text(encoding="utf-8"))["seconds"]
+    return Conversion(folder, files, sum(path.stat().st_size for path in files), seconds)
+
+
+def converted_files(request: "LoadRequest") -> tuple[Path, ...]:
+    """Return the converted files of `request`, checked to be there in full length.
+
+    Raises:
+        LoadError: there are none, or they are not as long as they were made: readers of some formats do not notice.
+    """
+    conversion = request.conversion
+    if conversion is None:
+        raise LoadError(
+            f"loading.engine={request.loading.engine} reads a format of its own, and the request has no converted "
+            f"files. Make them with ladezeit.loading.conversion.convert"
+        )
+    lengths = [path.stat().st_size if path.is_file() else 0 for path in conversion.files]
+    if sum(lengths) != conversion.file_bytes:
+        raise LoadError(
+            f"{conversion.folder} has {sum(lengths)} bytes in its files, and had {conversion.file_bytes} when they "
+            f"were made. Remove that folder: it is made again"
+        )
+    return conversion.files
+
+
+def converter_of(target: str) -> Converter:
+    """Return a new converter by its ``module:Class``."""
+    module, _, name = target.partition(":")
+    made: Converter = getattr(import_module(module), name)()
+    return made
+
+
+def read_tensor(checkpoint: Checkpoint, entry: TensorEntry) -> "NDArray[Any]":
+    """Return the tensor's bytes as they are in its shard: one dimension of uint8.
+
+    Raises:
+        CheckpointError: the shard became shorter than its header said.
+    """
+    import numpy
+
+    path, size = checkpoint.shards[entry.shard], entry.end - entry.begin
+    found = numpy.fromfile(path, numpy.uint8, size, offset=entry.begin)
+    if found.size != size:
+        raise CheckpointError(f"{path} became shorter while it was converted: fetch or make the checkpoint again")
+    return found
+
+
+def _recipe(converter: Converter, checkpoint: Checkpoint, model_name: str) -> Recipe:
+    # The fingerprint samples contents; an older copy of weights that were trained on must not be mistaken for them.
+    shards = [[status.st_size, status.st_mtime_ns] for status in map(os.stat, checkpoint.shards)]
+    return Recipe(
+        name=model_name,
+        kind=converter.file_format,
+        identity={"checkpoint": checkpoint.fingerprint, "shards": shards, **converter.identity()},
+        needed_bytes=converter.needed_bytes(checkpoint),
+    )
+
+
+def _write_apart(target: str, checkpoint: Checkpoint, folder: Path, told: Callable[[int], None]) -> None:
+    request = json.dumps({"converter": target, "checkpoint": checkpoint.to_json(), "folder": str(folder)})
+    command = [sys.executable, "-P", "-m", "ladezeit.loading.conversion"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, env=environment, stderr=errors, **pipes) as child,
+    ):
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+                pipe.write(request)
+            for line in child.stdout:
+                told(int(line))
+        except BaseException:
+            child.kill()
+            raise
+        code = child.wait()
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip().splitlines()
+    if code == _DISK_FULL:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+    if code != 0:
+        reason = shortened((lines or [f"exit code {code}"])[-1], 400)
+        raise CheckpointError(f"{checkpoint.folder} could not be converted: {reason}")
+
+
+def _main() -> int:
+    """Write what the document on standard input asks for; every line of output is the bytes of weights written."""
+    # Libraries may print; the lines are ours alone. Without a reader the next one ends this process.
+    lines = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    asked = json.loads(sys.stdin.read())
+    checkpoint = Checkpoint.from_json(asked["checkpoint"])
+    try:
+        converter_of(asked["converter"]).write(
+            checkpoint, Path(asked["folder"]), lambda done: print(done, file=lines, flush=True)
+        )
+    except OSError as cause:
+        if cause.errno == errno.ENOSPC:
+            return _DISK_FULL
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
