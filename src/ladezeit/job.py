@@ -79,7 +79,7 @@ def measure(session: Session, config: RunConfig, identity: Identity, folder: Pat
         environment=session.environment(device, conversion.folder if conversion else checkpoint.folder),
         conversion=conversion,
     )
-    ceilings = session.known_ceilings(device, checkpoint) if config.ceilings is not False else None
+    ceilings = session.known_ceilings(device, checkpoint) if _ceilings_apply(spec) else None
     if ceilings is not None:
         spec.environment["ceilings"] = ceilings.to_plain()
     with session.hold(device, "samples"):
@@ -95,6 +95,13 @@ def measure(session: Session, config: RunConfig, identity: Identity, folder: Pat
     shutil.rmtree(folder / "scratch", ignore_errors=True)
     draw(result, folder / TIMELINE_FILE)
     return result
+
+
+def _ceilings_apply(spec: WorkerSpec) -> bool:
+    """Return whether ceilings are wanted, and were measured on the disk that the files to read lie on."""
+    if spec.config.ceilings is False or spec.conversion is None:
+        return spec.config.ceilings is not False
+    return spec.conversion.folder.stat().st_dev == spec.checkpoint.shards[0].stat().st_dev
 
 
 def _add_ceiling(result: Result, spec: WorkerSpec, ceilings: Ceilings) -> bool:

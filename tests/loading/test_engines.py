@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from configs_for_tests import model_config
+from ladezeit.cache_folder import cache_folder
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
 from ladezeit.combination import check_combination
 from ladezeit.config import (
@@ -35,6 +36,7 @@ from ladezeit.errors import CombinationError, LoadError, NotRunnableError
 from ladezeit.loading import registry
 from ladezeit.loading.assemble import Assembling
 from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.conversion import convert
 from ladezeit.measure.clock import LOAD, Clock
 
 CONF = Path(__file__).parents[2] / "conf" / "loading"
@@ -46,7 +48,11 @@ WITH_PACKAGE = {
     "fastsafetensors": "fastsafetensors",
     "runai_streamer": "runai_model_streamer",
     "instanttensor": "instanttensor",
+    "tensorizer": "tensorizer",
+    "gguf": "gguf",
 }
+#: Engines that build the model themselves, beside `transformers` and its kin.
+BUILDERS = ["accelerate", "gguf"]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,9 @@ def mixed(folder: Path) -> Checkpoint:
 
 def request_of(name: str, checkpoint: Checkpoint, scratch: Path, device: str = "cpu", **arguments: Any) -> LoadRequest:
     loading: LoadingConfig = LOADINGS[name](name=name, engine=name, **arguments)
-    return LoadRequest(checkpoint, loading, device, scratch)
+    converter = registry.converter(name)
+    made = convert(converter, checkpoint, "test", cache_folder(), lambda *_: None) if converter else None
+    return LoadRequest(checkpoint, loading, device, scratch, conversion=made)
 
 
 def tensors_of(request: LoadRequest) -> Any:
@@ -162,7 +170,7 @@ def test_no_descriptor_stays_open(name: str, checkpoints: dict[str, Checkpoint],
 
 
 @pytest.mark.parametrize("kind", ["one shard", "shards"])
-@pytest.mark.parametrize("name", [*ON_CPU, "accelerate"])
+@pytest.mark.parametrize("name", [*ON_CPU, *BUILDERS])
 def test_the_model_equals_from_pretrained(
     name: str, kind: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
 ) -> None:
@@ -221,7 +229,7 @@ def test_gds_without_its_driver_is_refused_not_replaced() -> None:
         registry.check("fastsafetensors_gds", "cuda:0", "safetensors")
 
 
-@pytest.mark.parametrize("name", [*TENSOR_ENGINES, "accelerate"])
+@pytest.mark.parametrize("name", [*TENSOR_ENGINES, *BUILDERS])
 def test_a_pickled_checkpoint_is_refused(name: str) -> None:
     with pytest.raises(NotRunnableError, match="reads safetensors: the checkpoint is pickle"):
         registry.check(name, "cuda:0" if name in CUDA_ONLY else "cpu", "pickle")
@@ -261,6 +269,7 @@ def test_the_backend_is_the_one_in_the_result(
         ("fastsafetensors", {"threads": 2, "buffer_bytes": 2**20, "direct": False}, {"threads": 2, "direct_io": False}),
         ("runai_streamer", {"threads": 3, "buffer_bytes": 4_000_000}, {"threads": 3}),
         ("torch_dcp", {"threads": 2}, {"threads": 2}),
+        ("tensorizer", {"threads": 3, "verify_hash": True}, {"threads": 3, "verify_hash": True}),
     ],
 )
 def test_arguments_are_used_told_and_leave_nothing_behind(
@@ -407,7 +416,7 @@ def test_the_tensors_on_a_gpu_are_the_files_bits(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
-@pytest.mark.parametrize("name", [*TENSOR_ENGINES, "accelerate"])
+@pytest.mark.parametrize("name", [*TENSOR_ENGINES, *BUILDERS])
 def test_the_model_on_a_gpu_equals_from_pretrained(
     name: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
 ) -> None:

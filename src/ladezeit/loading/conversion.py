@@ -40,7 +40,12 @@ class Converter(Protocol):
 
     @property
     def file_format(self) -> str:
-        """The format's name, which is the suffix of its files."""
+        """The format's name, for people and for the folder in the cache."""
+        ...
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its files end in, with the dot."""
         ...
 
     def identity(self) -> dict[str, Any]:
@@ -108,9 +113,9 @@ def convert(target: str, checkpoint: Checkpoint, model_name: str, cache: Path, p
         seconds = {"seconds": round(time.monotonic() - started, 3)}
         (folder / _SECONDS_FILE).write_text(json.dumps(seconds) + "\n", encoding="utf-8")
 
-    what = f"converting to {converter.file_format}"
+    what = f"converting to the format of {converter.file_format}"
     folder = build(cache / converter.file_format, recipe, write, progress)
-    files = tuple(sorted(folder.glob(f"*.{converter.file_format}")))
+    files = tuple(sorted(folder.glob(f"*{converter.suffix}")))
     seconds = json.loads((folder / _SECONDS_FILE).read_text(encoding="utf-8"))["seconds"]
     return Conversion(folder, files, sum(path.stat().st_size for path in files), seconds)
 

@@ -56,6 +56,8 @@ class GgufEngine:
             loaded = from_pretrained(request, clock, config=config, **arguments, **_dequantised())
         loaded.effective["arguments"].update(config=folder, **dict.fromkeys(_dequantised(), "dequantize"))
         refuse_incomplete(loaded)
+        # The library notes that this file needed no renames, and would save experts under the model's own names.
+        loaded.model._weight_conversions = None
         with clock.span("load/generation_config"):
             finish(loaded.model, folder)
         with clock.span("load/touch"):

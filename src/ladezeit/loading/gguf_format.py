@@ -51,6 +51,7 @@ class GgufConverter:
     """A `Converter` to one GGUF file."""
 
     file_format = "gguf"
+    suffix = ".gguf"
 
     def identity(self) -> dict[str, Any]:
         """See `Converter.identity`."""
@@ -82,7 +83,7 @@ class GgufConverter:
 
         config = checkpoint.config
         tensors = _in_file(checkpoint)
-        writer = GGUFWriter(folder / f"model.{self.file_format}", ARCHITECTURES[config["model_type"]])
+        writer = GGUFWriter(folder / f"model{self.suffix}", ARCHITECTURES[config["model_type"]])
         _describe(writer, config)
         for tensor in tensors:
             number, size = _DTYPES[tensor.entries[0].dtype]

@@ -27,7 +27,8 @@ _HEADER_BYTES = 256
 class TensorizerConverter:
     """A `Converter` to the format of ``TensorSerializer``."""
 
-    file_format = "tensors"
+    file_format = "tensorizer"
+    suffix = ".tensors"
 
     def identity(self) -> dict[str, Any]:
         """See `Converter.identity`."""
@@ -55,7 +56,7 @@ class TensorizerConverter:
 
         done, files = 0, in_files(checkpoint.tensors)
         for number, entries in enumerate(files, 1):
-            serializer = TensorSerializer(str(folder / f"model-{number:05d}-of-{len(files):05d}.{self.file_format}"))
+            serializer = TensorSerializer(str(folder / f"model-{number:05d}-of-{len(files):05d}{self.suffix}"))
             try:
                 for entry in entries:
                     raw = torch.from_numpy(read_tensor(checkpoint, entry))

@@ -1,0 +1,311 @@
+"""Engines with a format of their own load what the checkpoint holds, and the conversion is never part of a load."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_assemble import MOE  # the same folder's
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from configs_for_tests import make_run_config, model_config
+from ladezeit.checkpoint import page_cache
+from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
+from ladezeit.config import LOADINGS, CacheConfig, CacheState, DType
+from ladezeit.errors import CheckpointError, LoadError, NotRunnableError
+from ladezeit.loading import registry
+from ladezeit.loading.base import LoadRequest
+from ladezeit.loading.conversion import Conversion, convert
+from ladezeit.measure.clock import LOAD, Clock
+from ladezeit.result import Identity, Status
+from ladezeit.supervisor import Supervisor
+from ladezeit.worker_spec import WorkerSpec
+
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "rope_theta": 5e5,
+}
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tensorizer": ("tensorizer", {}),
+    "tensorizer_verify_hash": ("tensorizer", {"verify_hash": True}),
+    "gguf": ("gguf", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    """One checkpoint of each kind that a format has to take apart in a way of its own."""
+    several, experts = model_config("tiny"), model_config("tiny")
+    several.name, several.shard_bytes = "tiny-shards", 500_000
+    experts.name, experts.architecture = "tiny-moe", MOE
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(0)
+    llama = LlamaForCausalLM(LlamaConfig(**SMALL, attention_bias=True, tie_word_embeddings=True))
+    llama.generation_config.temperature, llama.generation_config.do_sample = 0.3, True
+    llama.to(torch.bfloat16).save_pretrained(folder / "llama")
+    Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=32)).to(torch.float16).save_pretrained(folder / "qwen3")
+    LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(folder / "float32")
+    return {
+        "tied": prepare(model_config("tiny"), cache),
+        "shards": prepare(several, cache),
+        "mixture of experts": prepare(experts, cache),
+        **{kind: inspect(folder / kind, kind) for kind in ("llama", "qwen3", "float32")},
+    }
+
+
+def converted(name: str, checkpoint: Checkpoint, cache: Path) -> Conversion:
+    target = registry.converter(name)
+    assert target is not None
+    return convert(target, checkpoint, "test", cache, lambda what, done, total: None)
+
+
+def load(method: str, checkpoint: Checkpoint, conversion: Conversion | None, dtype: DType = DType.auto) -> Any:
+    name, arguments = METHODS[method]
+    loading = LOADINGS[name](name=method, engine=name, dtype=dtype, **arguments)
+    request = LoadRequest(checkpoint, loading, "cpu", Path("/nowhere"), conversion=conversion)
+    engine = registry.engine(name)
+    engine.prepare(request)
+    clock = Clock(time.monotonic_ns())
+    with clock.span(LOAD):
+        return engine.load(request, clock)
+
+
+def bits(tensor: Any) -> bytes:
+    whole: bytes = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return whole
+
+
+def own_copy(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    return inspect(shutil.copytree(checkpoint.folder, folder / "own"), "own")
+
+
+@pytest.mark.parametrize("dtype", [DType.auto, DType.float32, DType.float16])
+@pytest.mark.parametrize("kind", ["tied", "shards", "mixture of experts", "llama", "qwen3", "float32"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_model_equals_from_pretrained(
+    method: str, kind: str, dtype: DType, checkpoints: dict[str, Checkpoint], cache: Path
+) -> None:
+    """Every parameter and buffer bit for bit, ties, configs, mode and logits: the format changes nothing but speed."""
+    checkpoint = checkpoints[kind]
+    ours = load(method, checkpoint, converted(METHODS[method][0], checkpoint, cache), dtype).model
+    theirs: Any = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype.value, device_map="cpu")
+    assert type(ours) is type(theirs) and not ours.training
+    mine, other = ours.state_dict(), theirs.state_dict()
+    assert list(mine) == list(other)
+    assert all(mine[name].dtype == other[name].dtype and bits(mine[name]) == bits(other[name]) for name in other)
+    buffers = dict(theirs.named_buffers())
+    found = dict(ours.named_buffers())
+    assert found.keys() == buffers.keys() and all(bits(found[name]) == bits(buffers[name]) for name in buffers)
+    tied = ours.get_input_embeddings().weight is ours.get_output_embeddings().weight
+    assert tied == (theirs.get_input_embeddings().weight is theirs.get_output_embeddings().weight)
+    assert tied == (kind in ("tied", "shards", "llama"))
+    assert ours.generation_config.to_dict() == theirs.generation_config.to_dict()
+    assert ours.name_or_path == theirs.name_or_path and ours.config.to_dict() == theirs.config.to_dict()
+    ids = torch.tensor([[1, 2, 3, 5]])
+    with torch.inference_mode():
+        assert torch.equal(ours(ids).logits, theirs(ids).logits)
+
+
+@pytest.mark.parametrize("kind", ["tied", "mixture of experts"])
+@pytest.mark.parametrize("name", ["tensorizer", "gguf"])
+def test_a_model_can_be_saved_again(
+    name: str, kind: str, checkpoints: dict[str, Checkpoint], cache: Path, tmp_path: Path
+) -> None:
+    """A fine-tuned model goes back to disk under the names that everybody's loaders know."""
+    checkpoint = checkpoints[kind]
+    load(name, checkpoint, converted(name, checkpoint, cache)).model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    there = {name: tensor for shard in checkpoint.shards for name, tensor in load_file(shard).items()}
+    assert saved.keys() == there.keys() and all(bits(saved[name]) == bits(there[name]) for name in there)
+
+
+@pytest.mark.parametrize("name", ["tensorizer", "gguf"])
+def test_writing_to_a_weight_changes_no_file(name: str, checkpoints: dict[str, Checkpoint], cache: Path) -> None:
+    """Who trains a model does not spoil the cache for the next load."""
+    checkpoint = checkpoints["mixture of experts"]
+    conversion = converted(name, checkpoint, cache)
+    before = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*conversion.files, *checkpoint.shards)]
+    model = load(name, checkpoint, conversion).model
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(7)
+    del model
+    assert before == [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*conversion.files, *checkpoint.shards)]
+
+
+@pytest.fixture
+def damaged(checkpoints: dict[str, Checkpoint], cache: Path, tmp_path: Path) -> Iterator[Callable[..., Conversion]]:
+    """Return a copy of a conversion of "tied" that a test may damage."""
+
+    def copy(name: str) -> Conversion:
+        made = converted(name, checkpoints["tied"], cache)
+        folder = shutil.copytree(made.folder, tmp_path / name)
+        return replace(made, folder=folder, files=tuple(folder / path.name for path in made.files))
+
+    yield copy
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_truncated_file_is_refused(
+    method: str, damaged: Callable[..., Conversion], checkpoints: dict[str, Checkpoint]
+) -> None:
+    """tensorizer itself would go on, with whatever the memory held before in place of the missing weights."""
+    conversion = damaged(METHODS[method][0])
+    os.truncate(conversion.files[-1], conversion.files[-1].stat().st_size - 100)
+    with pytest.raises(LoadError, match=r"has \d+ bytes in its files, and had \d+ when they were made\. Remove"):
+        load(method, checkpoints["tied"], conversion)
+    conversion.files[-1].unlink()
+    with pytest.raises(LoadError, match=r"has 0 bytes in its files"):
+        load(method, checkpoints["tied"], conversion)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_flipped_bit_is_found_by_hashes_alone(
+    method: str, damaged: Callable[..., Conversion], checkpoints: dict[str, Checkpoint]
+) -> None:
+    """What `verify_hash` buys; this records that without it neither format notices."""
+    checkpoint = checkpoints["tied"]
+    conversion = damaged(METHODS[method][0])
+    first = checkpoint.tensors[0]
+    weights = load_file(checkpoint.shards[0])[first.name]
+    raw = bytearray(conversion.files[0].read_bytes())
+    raw[raw.index(bits(weights)[:4096])] ^= 1
+    conversion.files[0].write_bytes(raw)
+    if method == "tensorizer_verify_hash":
+        with pytest.raises(LoadError, match=r"is damaged: Tensor .* failed CRC32 verification.*Remove its folder"):
+            load(method, checkpoint, conversion)
+        return
+    loaded = load(method, checkpoint, conversion).model.state_dict()
+    assert bits(loaded[first.name]) != bits(weights)
+
+
+def test_a_file_of_another_kind_is_refused(
+    damaged: Callable[..., Conversion], checkpoints: dict[str, Checkpoint]
+) -> None:
+    conversion = damaged("tensorizer")
+    conversion.files[0].write_bytes(bytes(conversion.file_bytes))
+    with pytest.raises(LoadError, match=r"is damaged: Not a tensorizer file"):
+        load("tensorizer", checkpoints["tied"], conversion)
+
+
+@pytest.mark.parametrize("name", ["tensorizer", "gguf"])
+def test_it_is_made_once_and_anew_when_the_checkpoint_changes(
+    name: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    """The second sweep starts at once; weights that were trained on in place are not mistaken for their old copy."""
+    checkpoint, cache = own_copy(checkpoints["tied"], tmp_path), tmp_path / "cache"
+    first = converted(name, checkpoint, cache)
+    stamps = [path.stat().st_mtime_ns for path in first.files]
+    assert first.seconds > 0 and first.file_bytes >= checkpoint.weight_bytes
+    assert converted(name, checkpoint, cache) == first
+    assert [path.stat().st_mtime_ns for path in first.files] == stamps
+    tensors = load_file(checkpoint.shards[0])
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3)
+    save_file(tensors, checkpoint.shards[0], {"format": "pt"})
+    changed = inspect(checkpoint.folder, "own")
+    second = converted(name, changed, cache)
+    assert second.folder != first.folder
+    assert load(name, changed, second).model.model.norm.weight.eq(3).all()
+
+
+def test_a_half_made_conversion_never_stays(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    """A shard that is cut while it is converted: one line that says so, and no folder for the next load to trust."""
+    checkpoint, cache = own_copy(checkpoints["tied"], tmp_path), tmp_path / "cache"
+    os.truncate(checkpoint.shards[0], checkpoint.file_bytes // 2)
+    with pytest.raises(CheckpointError, match=r"could not be converted: .*became shorter while it was converted"):
+        converted("tensorizer", checkpoint, cache)
+    assert [path for path in (cache / "tensorizer").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_a_checkpoint_that_changes_meanwhile_is_not_kept(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    """Somebody saves into the folder during the conversion: half old, half new weights are nobody's model."""
+    checkpoint, cache = own_copy(checkpoints["tied"], tmp_path), tmp_path / "cache"
+    target = registry.converter("gguf")
+    assert target is not None
+    with pytest.raises(CheckpointError, match="changed while it was converted"):
+        convert(target, checkpoint, "own", cache, lambda what, done, total: os.utime(checkpoint.shards[0]))
+    assert [path for path in (cache / "gguf").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_without_room_nothing_is_written(
+    checkpoints: dict[str, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One error with both sizes, before the first byte."""
+    from ladezeit.checkpoint import store
+
+    monkeypatch.setattr(store, "_RESERVE_BYTES", 2**60)
+    with pytest.raises(CheckpointError, match=r"needs \d+ bytes .* are free\. Free some, or set LADEZEIT_CACHE"):
+        converted("gguf", checkpoints["tied"], tmp_path)
+    assert [path for path in (tmp_path / "gguf").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_another_architecture_is_skipped_by_name(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    """Before a sweep starts, with the ones that work; and so are dtypes that GGUF would have to change."""
+    other = replace(checkpoints["tied"], config={**checkpoints["tied"].config, "model_type": "gpt_neox"})
+    with pytest.raises(NotRunnableError, match=r"type llama, qwen2, qwen3, qwen3_moe: this one is gpt_neox\. Use"):
+        converted("gguf", other, tmp_path)
+    wide = replace(checkpoints["tied"], tensors=(replace(checkpoints["tied"].tensors[0], dtype="F64"),))
+    with pytest.raises(NotRunnableError, match=r"keeps tensors of F32, F16, BF16: this checkpoint has F64"):
+        converted("gguf", wide, tmp_path)
+    packed = replace(checkpoints["tied"], tensors=(replace(checkpoints["tied"].tensors[0], dtype="F4"),))
+    with pytest.raises(NotRunnableError, match=r"tensorizer cannot hold tensors of F4"):
+        converted("tensorizer", packed, tmp_path)
+
+
+def test_thousands_of_tensors_become_several_files(tmp_path: Path) -> None:
+    """tensorizer's table holds about 2,500 tensors, and a mixture of experts has many times as many."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    names = [f"model.layers.{number}.mlp.experts.{number}.gate_proj.weight" for number in range(4000)]
+    save_file({name: torch.tensor([number]) for number, name in enumerate(names)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3_moe"}))
+    checkpoint = inspect(folder, "many")
+    conversion = converted("tensorizer", checkpoint, tmp_path)
+    assert len(conversion.files) > 1
+    request = LoadRequest(checkpoint, LOADINGS["tensorizer"](name="t"), "cpu", Path("/nowhere"), conversion=conversion)
+    engine: Any = registry.engine("tensorizer")
+    with engine._engine.open(request, Clock(time.monotonic_ns())) as loaded:
+        assert [int(loaded.tensors[name]) for name in names] == list(range(4000))
+
+
+@pytest.mark.parametrize("name", ["tensorizer", "gguf"])
+def test_cold_means_the_files_that_are_read(
+    name: str, checkpoints: dict[str, Checkpoint], cache: Path, tmp_path: Path
+) -> None:
+    """The shards' state says nothing about a load that never opens them; the result names the files and their cost."""
+    checkpoint = own_copy(checkpoints["tied"], tmp_path)
+    conversion = converted(name, checkpoint, tmp_path / "cache")
+    loading = LOADINGS[name](name=name, engine=name)
+    config = make_run_config(tmp_path, loading=loading, cache=CacheConfig(CacheState.cold))
+    spec = WorkerSpec(
+        config, checkpoint, Identity("0" * 12, 0, 0, "t", [], "t"), "cpu", tmp_path, conversion=conversion
+    )
+    page_cache.set_state(spec.files, CacheState.cold)
+    page_cache.warm(checkpoint.shards)
+    with Supervisor() as supervisor:
+        result = supervisor.run(spec, lambda phase: None)
+        assert result.status is Status.ok, result.reason
+        assert result.metrics["cache/resident_before_share"] < 0.01
+        assert result.metrics["cache/resident_after_share"] > 0.5, "read through the page cache, from these files"
+        assert result.effective["conversion"] == conversion.to_json()
+        assert result.metrics["load/file_bytes"] == conversion.file_bytes
+        again = supervisor.run(spec, lambda phase: None)
+    assert again.status is Status.invalid and "cache=cold was asked" in (again.reason or "")
+
+
+def test_a_load_without_its_conversion_says_how_to_make_it(checkpoints: dict[str, Checkpoint]) -> None:
+    with pytest.raises(LoadError, match=r"reads a format of its own.*ladezeit\.loading\.conversion\.convert"):
+        load("gguf", checkpoints["tied"], None)
