@@ -5,6 +5,7 @@ from ladezeit.config import (
     AccelerateLoading,
     LegacyManagerLoading,
     LoadingConfig,
+    QuantisedLoading,
     RunConfig,
     TensorLoading,
     TransformersLoading,
@@ -33,6 +34,8 @@ def _check_has_effect(loading: LoadingConfig) -> None:
             f"loading.threads={loading.threads} was given with loading.engine={loading.engine}, which reads with one "
             f"thread. Leave it out, or use an engine with threads"
         )
+    if isinstance(loading, QuantisedLoading):
+        _check_quantised(loading)
     if isinstance(loading, AccelerateLoading):
         if loading.device_map is None:
             raise CombinationError(
@@ -44,6 +47,24 @@ def _check_has_effect(loading: LoadingConfig) -> None:
                 f"loading.{given[0]} is an argument of transformers' own loader, which loading.engine=accelerate does "
                 f"not use. Leave it out, or use loading=transformers"
             )
+
+
+def _check_quantised(loading: QuantisedLoading) -> None:
+    if loading.device_map is None:
+        raise CombinationError(
+            f"loading.device_map=null with loading.engine={loading.engine} leaves the device to the library, which "
+            f"takes a GPU where it finds one. Use device, a strategy or a mapping"
+        )
+    if loading.async_load is not None:
+        raise CombinationError(
+            f"loading.async_load was given with loading.engine={loading.engine}, which reads one tensor after another, "
+            f"so that only one is in memory unquantised. Leave it out"
+        )
+    if not loading.disable_cpu_offload:
+        raise CombinationError(
+            f"loading.disable_cpu_offload=false was given with loading.engine={loading.engine}: what is offloaded is "
+            f"not quantised, or not provably so. Leave it out, or use loading=device_map_auto"
+        )
 
 
 def _check_placement(loading: TransformersLoading, device: str) -> None:

@@ -52,6 +52,13 @@ class ValidationLevel(Enum):
     placement = "placement"
 
 
+class FourBitType(Enum):
+    """Code book of bitsandbytes' 4 bit: `nf4` for normally distributed weights, `fp4` for small floats."""
+
+    nf4 = "nf4"
+    fp4 = "fp4"
+
+
 class TrackingKind(Enum):
     """Where runs are logged to."""
 
@@ -158,6 +165,37 @@ class LegacyManagerLoading(TransformersLoading):
 
 
 @dataclass
+class QuantisedLoading(TransformersLoading):
+    """A load that quantises on its way; the library may choose a device of its own where no `device_map` is given."""
+
+    device_map: Any = "device"
+
+
+@dataclass
+class Bitsandbytes8bitLoading(QuantisedLoading):
+    """bitsandbytes' LLM.int8(): where an input is beyond `threshold`, its column is computed in float; 0 for none."""
+
+    engine: str = "bitsandbytes_8bit"
+    threshold: float = 6.0
+
+
+@dataclass
+class Bitsandbytes4bitLoading(QuantisedLoading):
+    """bitsandbytes' 4 bit in blocks of 64; `double_quant` quantises the blocks' scales too."""
+
+    engine: str = "bitsandbytes_4bit"
+    quant_type: FourBitType = FourBitType.nf4
+    double_quant: bool = False
+
+
+@dataclass
+class TorchaoInt8Loading(QuantisedLoading):
+    """torchao's symmetric int8 weights with a scale a row; activations stay as they are."""
+
+    engine: str = "torchao_int8"
+
+
+@dataclass
 class TensorLoading(LoadingConfig):
     """Arguments of an engine that yields tensors on the run's one device; `threads` None leaves its own choice."""
 
@@ -241,6 +279,9 @@ LOADINGS: dict[str, type[LoadingConfig]] = {
     "legacy_manager": LegacyManagerLoading,
     "streamed": StreamedLoading,
     "accelerate": AccelerateLoading,
+    "bitsandbytes_8bit": Bitsandbytes8bitLoading,
+    "bitsandbytes_4bit": Bitsandbytes4bitLoading,
+    "torchao_int8": TorchaoInt8Loading,
     "safetensors_mmap": TensorLoading,
     "safetensors_pread": TensorLoading,
     "safetensors_prefetch": TensorLoading,
@@ -471,6 +512,7 @@ def _check_numbers(config: RunConfig) -> None:
         "process.time_limit_s": (config.process.time_limit_s, 1),
         "loading.threads": (getattr(config.loading, "threads", None), 1),
         "loading.io_depth": (getattr(config.loading, "io_depth", None), 1),
+        "loading.threshold": (getattr(config.loading, "threshold", None), 0),
         "loading.buffer_bytes": (getattr(config.loading, "buffer_bytes", None), 4096),
     }
     for key, (value, least) in limits.items():

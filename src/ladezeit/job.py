@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 
 from ladezeit.checkpoint.page_cache import set_state
 from ladezeit.combination import check_combination
-from ladezeit.config import DType, RunConfig, build, to_plain
+from ladezeit.config import RunConfig, build, to_plain
 from ladezeit.errors import CheckpointError, CombinationError, LadezeitError, NotRunnableError, TrackingError
 from ladezeit.measure.ceilings import Ceilings, binding
 from ladezeit.measure.devices import ResolvedDevice, wait_until_drained
 from ladezeit.measure.first_touch import touch_free_memory
-from ladezeit.plan import check_runnable, point_id, weights_bytes
+from ladezeit.plan import check_runnable, converts, point_id, weights_bytes
 from ladezeit.result import FILE_NAME, Identity, Result, Status, SweepRecord, save
 from ladezeit.results.labels import label
 from ladezeit.results.timeline import draw
@@ -114,7 +114,7 @@ def _add_ceiling(result: Result, spec: WorkerSpec, ceilings: Ceilings) -> bool:
         ceilings,
         spec.config.cache.state,
         spec.device,
-        loading.dtype in (DType.auto, DType.__members__.get(checkpoint.dtype)),
+        not converts(loading, checkpoint.dtype),
         resident_share=result.metrics.get("cache/resident_before_share"),
         written_per_read=weights_bytes(loading, 1000, checkpoint.dtype) / 1000,
     )

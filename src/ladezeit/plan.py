@@ -9,9 +9,11 @@ from typing import Protocol
 
 from ladezeit.config import (
     NOT_MEASURED,
+    Bitsandbytes4bitLoading,
     CacheState,
     DType,
     LoadingConfig,
+    QuantisedLoading,
     RunConfig,
     TransformersLoading,
     to_plain,
@@ -23,6 +25,12 @@ from ladezeit.measure.devices import ResolvedDevice
 from ladezeit.measure.limits import available_memory_bytes
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+#: What an element takes at least once it is quantised: 4 bit and a float32 scale for 64 of them, a byte of the scale
+#: for as many where the scales are quantised too; 8 bit and a scale a row, which is next to nothing.
+_FOUR_BIT_BYTES = 0.5 + 4 / 64
+_DOUBLE_FOUR_BIT_BYTES = 0.5 + 1 / 64
+_EIGHT_BIT_BYTES = 1.0
 
 #: What a worker needs besides the weights: interpreter, libraries, activations.
 _WORKER_BYTES = 1.5 * 2**30
@@ -92,17 +100,35 @@ def varying_keys(jobs: Sequence[Job]) -> list[str]:
 
 
 def weights_bytes(loading: LoadingConfig, checkpoint_bytes: int, checkpoint_dtype: str) -> int:
-    """Return the bytes of the weights in memory: those on disk, scaled by the dtype that was asked for."""
+    """Return the bytes of the weights in memory: those on disk, scaled by the dtype that was asked for.
+
+    For a quantised load they are the least it can need, as if it kept nothing: how much it keeps (the head, embeddings)
+    is known only once the model is there. On the way one tensor at a time is there in full.
+    """
+    if isinstance(loading, QuantisedLoading):
+        return int(checkpoint_bytes * _quantised_item_bytes(loading) / _ITEM_BYTES.get(checkpoint_dtype, 2))
     if loading.dtype is DType.auto:
         return checkpoint_bytes
     return checkpoint_bytes * _ITEM_BYTES[loading.dtype.value] // _ITEM_BYTES.get(checkpoint_dtype, 2)
 
 
+def _quantised_item_bytes(loading: QuantisedLoading) -> float:
+    if not isinstance(loading, Bitsandbytes4bitLoading):
+        return _EIGHT_BIT_BYTES
+    return _DOUBLE_FOUR_BIT_BYTES if loading.double_quant else _FOUR_BIT_BYTES
+
+
+def converts(loading: LoadingConfig, checkpoint_dtype: str) -> bool:
+    """Return whether the weights in memory are other than those on disk, so that mapping the file is not enough."""
+    changed = loading.dtype is not DType.auto and loading.dtype.value != checkpoint_dtype
+    return changed or isinstance(loading, QuantisedLoading)
+
+
 def host_bytes_needed(config: RunConfig, on_gpu: bool, checkpoint: Sizes) -> int:
     """Return the host memory that a sample needs at its peak, without what the kernel can take back."""
     loading = config.loading
-    converts = loading.dtype is not DType.auto and loading.dtype.value != checkpoint.dtype
-    own = weights_bytes(loading, checkpoint.weight_bytes, checkpoint.dtype) if converts else 0
+    changed = converts(loading, checkpoint.dtype)
+    own = weights_bytes(loading, checkpoint.weight_bytes, checkpoint.dtype) if changed else 0
     if on_gpu and not (isinstance(loading, TransformersLoading) and loading.move_to_device):
         own = 0
     cached = checkpoint.file_bytes if config.cache.state is CacheState.warm else 0

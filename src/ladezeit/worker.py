@@ -148,6 +148,8 @@ class Sample:
 
     def _look_at(self, loaded: "LoadedModel", meter: "ResourceMeter") -> None:
         from ladezeit.checkpoint.page_cache import resident_share
+        from ladezeit.loading.parts import weights_bytes
+        from ladezeit.measure.memory import GIB
         from ladezeit.runtime import effective_attention
 
         self.result.metrics["cache/resident_after_share"] = resident_share(self.spec.files)
@@ -157,6 +159,7 @@ class Sample:
         first = next(loaded.model.parameters())
         self.result.effective["dtype"] = str(first.dtype).removeprefix("torch.")
         self.result.effective["device"] = str(first.device)
+        self.result.metrics["memory/weights_gib"] = weights_bytes(loaded.model) / GIB
 
     def _prove(self, loaded: "LoadedModel") -> bool:
         """Validate as far as asked; False where the model is not what was asked for."""
@@ -198,7 +201,7 @@ class Sample:
 
 def expected(spec: WorkerSpec) -> "Expected":
     """Return what the sample's config asks of the loaded model."""
-    from ladezeit.loading import placement
+    from ladezeit.loading import placement, quantisation
     from ladezeit.validation import Expected, stored_generation_config
 
     loading = spec.config.loading
@@ -209,6 +212,8 @@ def expected(spec: WorkerSpec) -> "Expected":
         single_device=placement.single_device(loading),
         offload_allowed=not loading.disable_cpu_offload,
         device_strategy=placement.is_strategy(loading),
+        quantisation=quantisation.scheme_asked(loading)
+        or (quantisation.CHECKPOINTS_OWN if "quantization_config" in spec.checkpoint.config else None),
         generation_config=stored_generation_config(spec.checkpoint.folder),
     )
 

@@ -48,6 +48,21 @@ ENGINES = {
     ),
     "streamed": EngineEntry("ladezeit.loading.streamed.engine:StreamedEngine", yields_tensors=True),
     "accelerate": EngineEntry("ladezeit.loading.accelerate_engine:AccelerateEngine"),
+    "bitsandbytes_8bit": EngineEntry(
+        "ladezeit.loading.quantised_engine:QuantisedEngine",
+        packages=("bitsandbytes",),
+        releases=("bitsandbytes>=0.50",),
+    ),
+    "bitsandbytes_4bit": EngineEntry(
+        "ladezeit.loading.quantised_engine:QuantisedEngine",
+        packages=("bitsandbytes",),
+        releases=("bitsandbytes>=0.50",),
+    ),
+    "torchao_int8": EngineEntry(
+        "ladezeit.loading.quantised_engine:QuantisedEngine",
+        packages=("torchao",),
+        releases=("torchao>=0.18",),
+    ),
     "safetensors_mmap": EngineEntry("ladezeit.loading.safetensors_engine:SafetensorsMmapEngine", yields_tensors=True),
     "safetensors_pread": EngineEntry(
         "ladezeit.loading.safetensors_engine:SafetensorsPreadEngine",

@@ -8,8 +8,9 @@ kernel faults them in order, reads ahead as it would for any reader, and nothing
 import ctypes
 import errno
 import mmap
-from itertools import chain
 from typing import Any
+
+from ladezeit.loading.parts import held, reach
 
 _MADV_POPULATE_READ = 22
 _PAGE = mmap.PAGESIZE
@@ -33,8 +34,8 @@ def touch(model: Any) -> int:
 def _extents(model: Any) -> list[tuple[int, int]]:
     """Return (address, bytes) of the host memory behind the model, merged where tensors lie on neighbouring pages."""
     spans = sorted(
-        (tensor.data_ptr(), tensor.data_ptr() + _reach(tensor))
-        for tensor in chain(model.parameters(), model.buffers())
+        (tensor.data_ptr(), tensor.data_ptr() + reach(tensor))
+        for tensor in held(model)
         if tensor.device.type == "cpu" and tensor.numel() > 0
     )
     merged: list[tuple[int, int]] = []
@@ -44,12 +45,6 @@ def _extents(model: Any) -> list[tuple[int, int]]:
         else:
             merged.append((start, end))
     return [(start, end - start) for start, end in merged]
-
-
-def _reach(tensor: Any) -> int:
-    """Return the bytes from a tensor's first element to the end of its last, strided or not."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return int((last + 1) * tensor.element_size())
 
 
 def _populate(start: int, length: int) -> bool:

@@ -126,4 +126,6 @@ def _device(place: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """Return an argument as JSON can hold it (device maps and budgets may be keyed by device number)."""
+    if hasattr(value, "to_diff_dict"):  # transformers' configs: what differs from their defaults
+        value = {key: item for key, item in value.to_diff_dict().items() if not key.startswith("_")}
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value

@@ -20,6 +20,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#1
 TOTAL = "load/total_s"
 _HEADLINES = (TOTAL, "inference/first_token_s", "cold_start/first_token_s", "validation/total_s")
 _MEMORY = (
+    "memory/weights_gib",
     "memory/gpu_allocated_peak_gib",
     "memory/gpu_reserved_peak_gib",
     "memory/host_peak_rss_gib",

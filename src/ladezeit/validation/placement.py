@@ -10,11 +10,14 @@ from typing import Any
 
 from ladezeit.config import ValidationConfig
 from ladezeit.loading.base import LoadedModel
+from ladezeit.loading.parts import parts
+from ladezeit.loading.quantisation import scheme_of
 from ladezeit.validation.all_modules import META
 from ladezeit.validation.generation import not_taken_up
 from ladezeit.validation.kept_dtype import WrongDtype, kept_float32, without_class_choices
 from ladezeit.validation.places import Places, offloads
 from ladezeit.validation.proof import Expected, Finding, Look
+from ladezeit.validation.quantised import Quantised
 from ladezeit.validation.ties import untied
 
 
@@ -27,6 +30,7 @@ class _Held:
     tensor: Any
     stored: bool
     offloaded: bool
+    is_parameter: bool
 
 
 def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> Look:
@@ -34,6 +38,7 @@ def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> L
     model = loaded.model
     places = Places(loaded, expected)
     kept = kept_float32(model, expected.dtype)
+    quantised = Quantised(model, expected)
     findings = places.refused()
     wrong_dtypes: list[WrongDtype] = []
     modules_seen = tensors_seen = 0
@@ -46,17 +51,20 @@ def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> L
             seen.add(id(held.tensor))
             tensors_seen += 1
             findings += _place_findings(held, places, expected)
-            if held.stored and held.tensor.is_floating_point():
+            if held.is_parameter:
+                findings += quantised.findings(path, module, held.name.rpartition(".")[2], held.tensor)
+            if held.stored and held.tensor.is_floating_point() and scheme_of(held.tensor) is None:
                 wanted = "float32" if kept(held.name) else expected.dtype
                 found = str(held.tensor.dtype).removeprefix("torch.")
                 if found != wanted:
                     wrong_dtypes.append(WrongDtype(held.name, found, wanted))
     findings += _dtypes(without_class_choices(model, expected.dtype, wrong_dtypes))
+    findings += quantised.missing()
     findings += untied(model, expected)
     findings += not_taken_up(model, expected.generation_config)
     findings += _keys(loaded)
     return Look(
-        claim=_claim(tensors_seen, modules_seen, expected),
+        claim=_claim(tensors_seen, modules_seen, quantised.count, expected),
         modules_seen=modules_seen,
         tensors_seen=tensors_seen,
         findings=findings,
@@ -68,11 +76,11 @@ def _tensors(path: str, module: Any) -> Iterator[_Held]:
     offloaded = offloads(module)
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            yield _Held(f"{path}.{name}" if path else name, path, parameter, True, offloaded)
+            yield _Held(f"{path}.{name}" if path else name, path, parameter, True, offloaded, True)
     for name, buffer in module._buffers.items():
         if buffer is not None:
             stored = name not in module._non_persistent_buffers_set
-            yield _Held(f"{path}.{name}" if path else name, path, buffer, stored, offloaded)
+            yield _Held(f"{path}.{name}" if path else name, path, buffer, stored, offloaded, False)
 
 
 def _place_findings(held: _Held, places: Places, expected: Expected) -> list[Finding]:
@@ -84,10 +92,13 @@ def _place_findings(held: _Held, places: Places, expected: Expected) -> list[Fin
         return [
             Finding("offload", held.name, "is kept elsewhere and brought in for every forward, which was not asked")
         ]
-    found = str(held.tensor.device)
     allowed = places.allowed(held.module, held.offloaded)
-    if found in allowed:
+    strays = {str(part.device) for part in parts(held.tensor)} - allowed
+    if not strays:
         return []
+    if "meta" in strays:
+        return [Finding("meta", held.name, META)]
+    found = " and ".join(sorted(strays))
     return [Finding("device", held.name, f"is on {found}, asked for {' or '.join(sorted(allowed))}")]
 
 
@@ -109,10 +120,13 @@ def _keys(loaded: LoadedModel) -> list[Finding]:
     ]
 
 
-def _claim(tensors: int, modules: int, expected: Expected) -> str:
+def _claim(tensors: int, modules: int, quantised: int, expected: Expected) -> str:
     where = f"on {expected.device}" if expected.single_device else "where its placement says"
+    library = (
+        f"{quantised} tensors quantised as asked: their values are the library's; the others " if quantised else ""
+    )
     offload = "offloaded as allowed" if expected.offload_allowed else "nothing offloaded"
     return (
-        f"each of {tensors} tensors in {modules} modules has data {where}, {expected.dtype} as asked; ties tied, "
-        f"{offload}, every key matched, generation config there; values were not compared"
+        f"each of {tensors} tensors in {modules} modules has data {where}, {library}{expected.dtype} as asked; ties "
+        f"tied, {offload}, every key matched, generation config there; values were not compared"
     )

@@ -14,7 +14,8 @@ class Expected:
     `device` is a torch device name with its index (``cpu``, ``cuda:0``), `dtype` a torch dtype's name (``bfloat16``),
     never ``auto``. `single_device`: one explicit device was asked for; `device_strategy`: the placement was left to a
     strategy, so several devices are legitimate. `generation_config`: what the checkpoint's generation_config.json
-    says (`stored_generation_config`), which the model must have taken up; None where it has none.
+    says (`stored_generation_config`), which the model must have taken up; None where it has none. `quantisation`: the
+    scheme asked for, in the words of `ladezeit.loading.quantisation.scheme_of`; None for none.
     """
 
     device: str
@@ -23,14 +24,16 @@ class Expected:
     offload_allowed: bool
     device_strategy: bool
     generation_config: dict[str, Any] | None = None
+    quantisation: str | None = None
 
 
 @dataclass(frozen=True)
 class Finding:
     """One thing that is not as asked.
 
-    `kind` is one of ``meta``, ``device``, ``dtype``, ``tie``, ``offload``, ``generation_config``, ``missing_key``,
-    ``mismatched_key``, ``unexpected_key``; `name` is the tensor's or module's, empty for the whole model.
+    `kind` is one of ``meta``, ``device``, ``dtype``, ``quantisation``, ``tie``, ``offload``, ``generation_config``,
+    ``missing_key``, ``mismatched_key``, ``unexpected_key``; `name` is the tensor's or module's, empty for the whole
+    model.
     """
 
     kind: str

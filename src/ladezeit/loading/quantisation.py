@@ -1,0 +1,125 @@
+"""What is quantised in a model, and what its quantiser should have quantised, read off the model itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ladezeit.config import Bitsandbytes4bitLoading, Bitsandbytes8bitLoading, LoadingConfig, TorchaoInt8Loading
+
+#: Stands for whatever scheme a checkpoint was quantised with before it was written.
+CHECKPOINTS_OWN = "the checkpoint's own"
+
+_MOST_NAMED = 10
+
+
+def scheme_asked(loading: LoadingConfig) -> str | None:
+    """Return the scheme that `loading` asks for, in the words of `scheme_of`; None where it asks for none."""
+    match loading:
+        case Bitsandbytes8bitLoading():
+            return "bitsandbytes 8 bit"
+        case Bitsandbytes4bitLoading():
+            return _four_bit(loading.quant_type.value, loading.double_quant)
+        case TorchaoInt8Loading():
+            return "torchao int8 weight-only"
+    return None
+
+
+def scheme_of(tensor: Any) -> str | None:
+    """Return how `tensor` is quantised; None where it is not, whatever its class promises."""
+    kind = type(tensor)
+    if kind.__module__.startswith("bitsandbytes."):
+        state = getattr(tensor, "quant_state", None)
+        if state is not None:
+            return _four_bit(state.quant_type, state.nested)
+        return "bitsandbytes 8 bit" if str(tensor.dtype) == "torch.int8" else None
+    if kind.__module__.startswith("torchao."):
+        weight_only = kind.__name__ == "Int8Tensor" and tensor.act_quant_kwargs is None
+        return "torchao int8 weight-only" if weight_only else f"torchao {kind.__name__}"
+    return None
+
+
+def dequantised_dtype(tensor: Any) -> str | None:
+    """Return torch's name of the dtype that a quantised tensor computes in; None where it follows its input."""
+    state = getattr(tensor, "quant_state", None)
+    found = state.dtype if state is not None else tensor.dtype
+    return str(found).removeprefix("torch.") if found.is_floating_point else None
+
+
+def rule(model: Any) -> Callable[[str, Any], bool]:
+    """Return whether the model's quantiser takes the weight of a module, given its path and itself.
+
+    The quantiser's own list of what it leaves out decides (``modules_to_not_convert``: the head, embeddings, what the
+    model class keeps), not whether the module was replaced: that is what has to be found out. See
+    ``replace_with_bnb_linear`` and ``TorchAoHfQuantizer.param_needs_quantization`` in transformers.
+    """
+    quantiser = getattr(model, "hf_quantizer", None)
+    if quantiser is None:
+        return lambda path, module: False
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    left_out = getattr(quantiser, "modules_to_not_convert", None) or []
+
+    def by_bitsandbytes(path: str, module: Any) -> bool:
+        replaced = type(module).__module__.startswith("bitsandbytes.")
+        return (type(module) in (Linear, Conv1D) or replaced) and bool(should_convert_module(path, left_out))
+
+    def by_torchao(path: str, module: Any) -> bool:
+        return isinstance(module, Linear) and bool(should_convert_module(f"{path}.weight", left_out))
+
+    library = type(quantiser).__module__.rpartition(".")[2]
+    known = {"quantizer_torchao": by_torchao}.get(library)
+    return known or (by_bitsandbytes if "bnb" in library else lambda path, module: False)
+
+
+@dataclass
+class Survey:
+    """What is quantised in a model: modules and elements, and what was kept as it is in the checkpoint.
+
+    `kept` names modules with a kept tensor of two or more dimensions; vectors (norms, biases) only count as elements.
+    """
+
+    schemes: set[str] = field(default_factory=set)
+    modules: int = 0
+    elements: int = 0
+    kept_elements: int = 0
+    kept: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for the record of what was effective."""
+        return {
+            "scheme": ", ".join(sorted(self.schemes)),
+            "quantised_modules": self.modules,
+            "quantised_elements": self.elements,
+            "kept_elements": self.kept_elements,
+            "kept_modules": len(self.kept),
+            "kept": self.kept[:_MOST_NAMED],
+        }
+
+
+def survey(model: Any) -> Survey:
+    """Look through `model`, each tensor once."""
+    found = Survey()
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        own = [tensor for tensor in module._parameters.values() if tensor is not None]
+        quantised = [tensor for tensor in own if scheme_of(tensor) is not None]
+        plain = [tensor for tensor in own if scheme_of(tensor) is None]
+        found.schemes.update(str(scheme_of(tensor)) for tensor in quantised)
+        found.modules += bool(quantised)
+        found.elements += sum(_elements(tensor) for tensor in quantised)
+        found.kept_elements += sum(tensor.numel() for tensor in plain if id(tensor) not in seen)
+        seen.update(map(id, own))
+        if any(tensor.dim() > 1 for tensor in plain):
+            found.kept.append(path)
+    return found
+
+
+def _elements(tensor: Any) -> int:
+    state = getattr(tensor, "quant_state", None)  # two of 4 bit share a byte: the tensor's own shape says less
+    return int(state.shape.numel() if state is not None else tensor.numel())
+
+
+def _four_bit(quant_type: str, double: bool) -> str:
+    return f"bitsandbytes 4 bit {quant_type}{' double' if double else ''}"
