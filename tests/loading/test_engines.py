@@ -50,6 +50,9 @@ WITH_PACKAGE = {
     "instanttensor": "instanttensor",
     "tensorizer": "tensorizer",
     "gguf": "gguf",
+    "bitsandbytes_8bit": "bitsandbytes",
+    "bitsandbytes_4bit": "bitsandbytes",
+    "torchao_int8": "torchao",
 }
 #: Engines that build the model themselves, beside `transformers` and its kin.
 BUILDERS = ["accelerate", "gguf"]

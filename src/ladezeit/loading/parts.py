@@ -30,10 +30,10 @@ def held(model: Any) -> Iterator[Any]:
         for tensor in chain(module._parameters.values(), module._buffers.values()):
             if tensor is not None:
                 yield from parts(tensor)
-        # bitsandbytes' 8 bit keeps the scales here from the first forward on.
+        # bitsandbytes' 8 bit keeps the scales here from the first forward on, beside what the last input left.
         state = vars(module).get("state")
-        if type(state).__module__.startswith("bitsandbytes."):
-            yield from _tensors_of(state)
+        if type(state).__module__.startswith("bitsandbytes.") and state.SCB is not None:
+            yield state.SCB
 
 
 def reach(tensor: Any) -> int:

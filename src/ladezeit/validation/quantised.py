@@ -13,6 +13,7 @@ class Quantised:
         self._asked = expected.quantisation
         self._dtype = expected.dtype
         self._takes = rule(model)
+        self._of_scheme = 0
         self.count = 0
 
     def findings(self, path: str, module: Any, name: str, tensor: Any) -> list[Finding]:
@@ -27,6 +28,7 @@ class Quantised:
         if found != self._asked:
             asked = f"asked for {self._asked}" if self._asked else "which was not asked"
             return [Finding("quantisation", full, f"is {found}, {asked}")]
+        self._of_scheme += 1
         if not (name == "weight" and self._takes(path, module)):
             return [Finding("quantisation", full, f"is {found}, and the quantiser's own rule leaves it out")]
         dtype = dequantised_dtype(tensor)
@@ -37,7 +39,7 @@ class Quantised:
 
     def missing(self) -> list[Finding]:
         """Return a finding where a scheme was asked for and not one tensor follows it."""
-        if self._asked in (None, CHECKPOINTS_OWN) or self.count:
+        if self._asked in (None, CHECKPOINTS_OWN) or self._of_scheme:
             return []
         return [Finding("quantisation", "", f"no tensor is {self._asked}, which was asked")]
 
