@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_assemble import MOE  # the same folder's
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from configs_for_tests import make_run_config, model_config
@@ -18,6 +19,7 @@ from ladezeit.combination import check_combination
 from ladezeit.config import Bitsandbytes4bitLoading, FourBitType, InferenceConfig, TransformersLoading
 from ladezeit.errors import CombinationError, LoadError, NotRunnableError
 from ladezeit.inference import generate
+from ladezeit.loading import registry
 from ladezeit.loading.parts import held, parts, weights_bytes
 from ladezeit.loading.quantisation import CHECKPOINTS_OWN, scheme_of
 from ladezeit.loading.touch import touch
@@ -46,7 +48,8 @@ def test_it_loads_speaks_and_is_proven(name: str, tiny: Checkpoint, tmp_path: Pa
     projections = linear_weights(load("transformers", tiny, tmp_path, device_map="cpu").model)
     assert told["scheme"] == scheme(name)
     assert told["quantised_modules"] == len(projections)
-    assert told["quantised_elements"] == sum(tensor.numel() for tensor in projections.values())
+    elements = sum(tensor.numel() for tensor in projections.values())
+    assert told["quantised_share"] == round(elements / (tiny.weight_bytes // 2), 4)
     assert "lm_head" in told["kept"] and "model.embed_tokens" in told["kept"]
     found = proof(loaded, scheme(name))
     assert found.passed, found.reason
@@ -91,6 +94,30 @@ def test_every_part_is_touched(name: str, tiny: Checkpoint, tmp_path: Path) -> N
     model = load(name, tiny, tmp_path).model
     assert all(tensor.data_ptr() for tensor in held(model) if tensor.numel())
     assert touch(model) >= weights_bytes(model)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_pickled_checkpoints_are_quantised_as_well(name: str, tiny: Checkpoint, tmp_path: Path) -> None:
+    plain = load("transformers", tiny, tmp_path, device_map="cpu").model
+    plain.config.save_pretrained(tmp_path / "pickled")
+    torch.save(plain.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    checkpoint = inspect(tmp_path / "pickled", "pickled")
+    registry.check(name, "cpu", checkpoint.file_format)
+    loaded = load(name, checkpoint, tmp_path)
+    found = proof(loaded, scheme(name))
+    assert found.passed, found.reason
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_experts_are_kept_and_the_share_says_so(name: str, cache: Path, tmp_path: Path) -> None:
+    """Experts are no linear layers: a mixture "in 4 bit" is mostly in the checkpoint's dtype, which a user must see."""
+    model = model_config("tiny")
+    model.name, model.architecture = "tiny-moe", MOE
+    loaded = load(name, prepare(model, cache), tmp_path)
+    told = loaded.effective["quantisation"]
+    assert "model.layers.0.mlp.experts" in told["kept"] and told["quantised_share"] < 0.3
+    found = proof(loaded, scheme(name))
+    assert found.passed, found.reason
 
 
 @pytest.fixture(scope="module")

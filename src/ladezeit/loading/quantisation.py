@@ -91,8 +91,7 @@ class Survey:
         return {
             "scheme": ", ".join(sorted(self.schemes)),
             "quantised_modules": self.modules,
-            "quantised_elements": self.elements,
-            "kept_elements": self.kept_elements,
+            "quantised_share": round(self.elements / max(1, self.elements + self.kept_elements), 4),
             "kept_modules": len(self.kept),
             "kept": self.kept[:_MOST_NAMED],
         }

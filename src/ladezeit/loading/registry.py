@@ -50,16 +50,19 @@ ENGINES = {
     "accelerate": EngineEntry("ladezeit.loading.accelerate_engine:AccelerateEngine"),
     "bitsandbytes_8bit": EngineEntry(
         "ladezeit.loading.quantised_engine:QuantisedEngine",
+        formats=("safetensors", "pickle"),
         packages=("bitsandbytes",),
         releases=("bitsandbytes>=0.50",),
     ),
     "bitsandbytes_4bit": EngineEntry(
         "ladezeit.loading.quantised_engine:QuantisedEngine",
+        formats=("safetensors", "pickle"),
         packages=("bitsandbytes",),
         releases=("bitsandbytes>=0.50",),
     ),
     "torchao_int8": EngineEntry(
         "ladezeit.loading.quantised_engine:QuantisedEngine",
+        formats=("safetensors", "pickle"),
         packages=("torchao",),
         releases=("torchao>=0.18",),
     ),
