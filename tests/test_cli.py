@@ -75,6 +75,14 @@ def test_tab_completion_offers_options(ladezeit: Run) -> None:
         (("+loading.max_memory.device=1GiB",), "Use loading.device_map=auto"),
         (("loading=device_map_auto", "loading.offload_folder=/tmp"), "loading.disable_cpu_offload=false"),
         (("loading=cuda_fp16", "loading.device_map=atuo"), "Did you mean 'auto'?"),
+        (("loading.device_map=cudax",), "Did you mean 'cuda'"),
+        (("loading.device_map={model.layers: dsik}",), "Did you mean 'disk'?"),
+        (("loading.device_map={model.layers: disk}",), "loading.disable_cpu_offload=false"),
+        (("loading=single_device_map", "+loading.device_map={model.layers: cpu}"), "name every module instead"),
+        (("loading=device_map_auto", "+loading.max_memory={gpu: 1GiB}"), "its keys are device, cpu or the number"),
+        (("loading=device_map_auto", "+loading.max_memory={device: lots}"), "'lots' for device"),
+        (("loading=device_map_split",), "names cuda:1"),
+        (("loading=offload_cpu",), "one and the same on a CPU run"),
         (("runtime.allocator=expandable:yes",), "allocator"),
         (("sample=0,1",), "--multirun"),
         (("-m", "sample=x,y"), "sample: Value 'x'"),
@@ -270,3 +278,20 @@ def test_the_module_runs_like_the_script(tmp_path: Path) -> None:
         [sys.executable, "-m", "ladezeit", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert shown.returncode == 0 and "loading" in shown.stdout
+
+
+def test_what_was_offloaded_is_told_and_removed(ladezeit: Run, tmp_path: Path) -> None:
+    """A user's offload folder holds the same after a sample as before it; the result says how much went there."""
+    folder = tmp_path / "fast"
+    folder.mkdir()
+    (folder / "mine").write_text("of the user")
+    arguments = ("loading=offload_disk", "loading.dtype=float32", f"loading.offload_folder={folder}")
+    shown = ladezeit(*arguments, "model=tiny", "tracking=none", "device=cpu")
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert [entry.name for entry in folder.iterdir()] == ["mine"]
+    (path,) = (tmp_path / "outputs").rglob("result.json")
+    assert not (path.parent / "scratch").exists()
+    result = json.loads(path.read_text())
+    assert set(result["effective"]["offloaded_bytes"]) == {"disk"}
+    assert result["metrics"]["memory/offloaded_gib"] == result["effective"]["offloaded_bytes"]["disk"] / 2**30
+    assert "offloaded as allowed" in result["proof"]["reason"]

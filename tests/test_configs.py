@@ -127,12 +127,23 @@ def test_what_differs_is_found_from_the_overrides() -> None:
         ["device=cuda", "loading=cuda_fp16", "loading.device_map=cpu"],
         ["device=cuda", "loading=device_map_auto", "+loading.max_memory.cpu=10GiB"],
         ["loading.device_map={lm_head:disk}"],
+        ["device=cuda", "loading=device_map_split", "loading.device_map={lm_head: cpu}"],
+        ["device=cuda", "loading=device_map_split", "+loading.max_memory={device: 1GiB}"],
+        ["device=cpu", "loading=device_map_split"],
+        ["device=cpu", "loading=offload_cpu"],
+        ["device=cpu", "loading=device_map_balanced", "+loading.max_memory.1=1GiB"],
     ],
 )
 def test_the_origins_rules_are_errors_by_name(overrides: list[str]) -> None:
     """`max_memory` without a strategy, and offload while it is disabled, were silent in the origin case."""
-    with pytest.raises(CombinationError, match=r"loading\."):
+    with pytest.raises(CombinationError, match=r"loading\.|the placement of"):
         check_combination(composed(*overrides))
+
+
+@pytest.mark.parametrize("strategy", ["auto", "balanced", "balanced_low_0", "sequential"])
+def test_a_budget_goes_with_every_strategy(strategy: str) -> None:
+    """`max_memory` means something wherever the placement is chosen for you, and nowhere else."""
+    check_combination(composed(f"loading.device_map={strategy}", "+loading.max_memory={device: 1GiB}"))
 
 
 def test_the_legacy_manager_enforces_none_of_them() -> None:

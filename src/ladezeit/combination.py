@@ -1,16 +1,14 @@
 """Which values of a config go together: what only the whole shows, checked before anything starts."""
 
 from ladezeit.config import (
-    STRATEGIES,
     AccelerateLoading,
-    LegacyManagerLoading,
     LoadingConfig,
     QuantisedLoading,
     RunConfig,
     TensorLoading,
-    TransformersLoading,
 )
-from ladezeit.errors import CombinationError, ConfigError, did_you_mean
+from ladezeit.errors import CombinationError
+from ladezeit.placement_rules import check_placement
 
 #: Engines that read with one thread, whatever is asked.
 _ONE_THREAD = ("safetensors_mmap", "safetensors_pread")
@@ -22,8 +20,7 @@ def check_combination(config: RunConfig) -> None:
     Raises:
         CombinationError: with what was asked and what to do.
     """
-    if isinstance(config.loading, TransformersLoading) and not isinstance(config.loading, LegacyManagerLoading):
-        _check_placement(config.loading, config.device)
+    check_placement(config.loading, config.device)
     _check_has_effect(config.loading)
 
 
@@ -64,40 +61,4 @@ def _check_quantised(loading: QuantisedLoading) -> None:
         raise CombinationError(
             f"loading.disable_cpu_offload=false was given with loading.engine={loading.engine}: what is offloaded is "
             f"not quantised, or not provably so. Leave it out, or use loading=device_map_auto"
-        )
-
-
-def _check_placement(loading: TransformersLoading, device: str) -> None:
-    asked = loading.device_map
-    if loading.max_memory and asked not in STRATEGIES:
-        raise CombinationError(
-            f"loading.max_memory was given with device_map={asked}: it means something only where the placement is "
-            f"chosen for you. Use loading.device_map=auto, or leave max_memory out"
-        )
-    if loading.move_to_device and asked is not None:
-        raise CombinationError(
-            f"loading.move_to_device moves a model that was loaded without a device_map, but device_map={asked} "
-            f"places it already. Leave one of the two out"
-        )
-    if isinstance(asked, str) and asked not in (*STRATEGIES, "device", "cpu") and not asked.startswith("cuda"):
-        raise ConfigError(
-            f"loading.device_map={asked} is neither a strategy, a device nor a mapping."
-            + did_you_mean(asked, (*STRATEGIES, "device", "cpu", "cuda"))
-        )
-    if loading.disable_cpu_offload:
-        _refuse_offload(loading, device)
-
-
-def _refuse_offload(loading: TransformersLoading, device: str) -> None:
-    places = loading.device_map.values() if isinstance(loading.device_map, dict) else [loading.device_map]
-    offloaded = {str(place) for place in places} & ({"disk"} if device == "cpu" else {"cpu", "disk"})
-    if device == "auto":
-        offloaded -= {"cpu"}  # known only when the device is: the plan looks again
-    if device != "cpu" and "cpu" in loading.max_memory and device != "auto":
-        offloaded.add("cpu")
-    if offloaded or loading.offload_folder is not None:
-        where = " and ".join(sorted(offloaded)) or f"the folder {loading.offload_folder}"
-        raise CombinationError(
-            f"loading.disable_cpu_offload is set, yet the placement names {where}. Set "
-            f"loading.disable_cpu_offload=false if that offload is wanted, or take {where} out of the placement"
         )

@@ -134,9 +134,12 @@ class TransformersLoading(LoadingConfig):
     """Arguments of a load through `from_pretrained`.
 
     `device_map` is None, a strategy (`auto`, `balanced`, `balanced_low_0`, `sequential`), a device, or a mapping from
-    module to device; the word `device` in it stands for the run's device. `max_memory` maps `device`, `cpu` or a GPU
-    index to a size (`20GiB`) or a share of what that device has (`90%`); empty means no limit. `async_load` (the
-    loader's threads) and `disable_mmap` (whole files read into memory) are the library's choice where they are None.
+    module to `device`, `cpu`, `disk`, `cuda:N` or a GPU's number; the word `device` stands for the run's device.
+    `max_memory` maps `device`, `cpu` or a GPU's number to a size (`20GiB`) or a share of what that device has (`90%`);
+    empty means no limit, and only a strategy takes any. With `disable_cpu_offload` a module on the disk, or in host
+    memory on a GPU run, is an error; without it disk offload goes to a folder of the sample's own, in `offload_folder`
+    where that is given, and is removed after the sample. `async_load` (the loader's threads) and `disable_mmap` (whole
+    files read into memory) are the library's choice where they are None.
     """
 
     engine: str = "transformers"
@@ -193,6 +196,14 @@ class TorchaoInt8Loading(QuantisedLoading):
     """torchao's symmetric int8 weights with a scale a row; activations stay as they are."""
 
     engine: str = "torchao_int8"
+
+
+@dataclass
+class TensorParallelLoading(LoadingConfig):
+    """Arguments of a load over several processes: each of `ranks` holds its share of every split weight."""
+
+    engine: str = "tensor_parallel"
+    ranks: int = 2
 
 
 @dataclass
@@ -277,6 +288,7 @@ LOADINGS: dict[str, type[LoadingConfig]] = {
     "auto": AutoLoading,
     "transformers": TransformersLoading,
     "legacy_manager": LegacyManagerLoading,
+    "tensor_parallel": TensorParallelLoading,
     "streamed": StreamedLoading,
     "accelerate": AccelerateLoading,
     "bitsandbytes_8bit": Bitsandbytes8bitLoading,
@@ -510,6 +522,7 @@ def _check_numbers(config: RunConfig) -> None:
         "inference.new_tokens": (config.inference.new_tokens, 0),
         "runtime.threads": (config.runtime.threads, 1),
         "process.time_limit_s": (config.process.time_limit_s, 1),
+        "loading.ranks": (getattr(config.loading, "ranks", None), 2),
         "loading.threads": (getattr(config.loading, "threads", None), 1),
         "loading.io_depth": (getattr(config.loading, "io_depth", None), 1),
         "loading.threshold": (getattr(config.loading, "threshold", None), 0),

@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 
 from ladezeit.checkpoint.page_cache import set_state
 from ladezeit.combination import check_combination
-from ladezeit.config import RunConfig, build, to_plain
+from ladezeit.config import RunConfig, TransformersLoading, build, to_plain
 from ladezeit.errors import CheckpointError, CombinationError, LadezeitError, NotRunnableError, TrackingError
+from ladezeit.loading import placement
 from ladezeit.measure.ceilings import Ceilings, binding
 from ladezeit.measure.devices import ResolvedDevice, wait_until_drained
 from ladezeit.measure.first_touch import touch_free_memory
@@ -22,7 +23,7 @@ from ladezeit.results.labels import label
 from ladezeit.results.timeline import draw
 from ladezeit.session import Session, current
 from ladezeit.worker_spec import FILE_NAME as SPEC_FILE_NAME
-from ladezeit.worker_spec import WorkerSpec
+from ladezeit.worker_spec import SCRATCH, WorkerSpec
 
 TIMELINE_FILE = "timeline.png"
 FIRST_ATTEMPT_FILE = "result.invalid.json"
@@ -48,7 +49,7 @@ def run(composed: DictConfig) -> float:
         raise LadezeitError(f"{folder} holds a result already: choose another folder, nothing measured is overwritten")
     if sweep is None:
         session.tracker(config)  # what cannot be logged is said before it is measured
-        session.enter(session.hold(session.device(config.device), "sweeps"))
+        session.enter(session.hold_all(session.devices(config), "sweeps"))
     else:
         session.recall_ceilings(Path(hydra.sweep.dir))
     try:
@@ -85,17 +86,20 @@ def measure(session: Session, config: RunConfig, identity: Identity, folder: Pat
     ceilings = session.known_ceilings(device, checkpoint) if _ceilings_apply(spec) else None
     if ceilings is not None:
         spec.environment["ceilings"] = ceilings.to_plain()
-    with session.hold(device, "samples"):
-        session.display.sample(identity.label)
-        result = _attempt(session, spec, device)
-        if result.status is Status.invalid:
-            # The kernel sometimes takes pages back between setting the cache's state and the load: once more.
-            (folder / FILE_NAME).rename(folder / FIRST_ATTEMPT_FILE)
-            result = _attempt(session, spec, device)
+    devices = session.devices(config)
+    try:
+        with session.hold_all(devices, "samples"):
+            session.display.sample(identity.label)
+            result = _attempt(session, spec, devices)
+            if result.status is Status.invalid:
+                # The kernel sometimes takes pages back between setting the cache's state and the load: once more.
+                (folder / FILE_NAME).rename(folder / FIRST_ATTEMPT_FILE)
+                result = _attempt(session, spec, devices)
+    finally:
+        _remove_scratch(config, folder)
     if ceilings is not None and _add_ceiling(result, spec, ceilings):
         save(result, folder)
     (folder / SPEC_FILE_NAME).unlink(missing_ok=True)
-    shutil.rmtree(folder / "scratch", ignore_errors=True)
     draw(result, folder / TIMELINE_FILE)
     return result
 
@@ -105,6 +109,14 @@ def _ceilings_apply(spec: WorkerSpec) -> bool:
     if spec.config.ceilings is False or spec.conversion is None:
         return spec.config.ceilings is not False
     return spec.conversion.folder.stat().st_dev == spec.checkpoint.shards[0].stat().st_dev
+
+
+def _remove_scratch(config: RunConfig, folder: Path) -> None:
+    """Remove what the sample wrote for itself, offloaded weights included, wherever they were to go."""
+    scratch = folder / SCRATCH
+    if isinstance(config.loading, TransformersLoading):
+        shutil.rmtree(placement.offload_folder(config.loading, scratch), ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _add_ceiling(result: Result, spec: WorkerSpec, ceilings: Ceilings) -> bool:
@@ -126,17 +138,18 @@ def _add_ceiling(result: Result, spec: WorkerSpec, ceilings: Ceilings) -> bool:
     return True
 
 
-def _attempt(session: Session, spec: WorkerSpec, device: ResolvedDevice) -> Result:
-    _set_the_stage(session, spec, device)
+def _attempt(session: Session, spec: WorkerSpec, devices: list[ResolvedDevice]) -> Result:
+    _set_the_stage(session, spec, devices)
     return session.supervisor.run(spec, session.display.phase)
 
 
-def _set_the_stage(session: Session, spec: WorkerSpec, device: ResolvedDevice) -> None:
-    """Wait until the GPU is free of the last sample, set the page cache's state, and note both for the record."""
-    if device.gpu is not None:
-        drain = wait_until_drained(device.gpu, session.gpu_baseline_bytes(device.gpu), _DRAIN_LIMIT_S)
-        spec.environment["gpu_memory_used_before_bytes"] = drain.used_bytes
-        spec.environment["gpu_drained"] = drain.drained
+def _set_the_stage(session: Session, spec: WorkerSpec, devices: list[ResolvedDevice]) -> None:
+    """Wait until the GPUs are free of the last sample, set the page cache's state, and note both for the record."""
+    gpus = [device.gpu for device in devices if device.gpu is not None]
+    drains = [wait_until_drained(gpu, session.gpu_baseline_bytes(gpu), _DRAIN_LIMIT_S) for gpu in gpus]
+    if drains:
+        spec.environment["gpu_memory_used_before_bytes"] = drains[0].used_bytes
+        spec.environment["gpu_drained"] = all(drain.drained for drain in drains)
     session.display.phase("cache")
     prepared = set_state(spec.files, spec.config.cache.state)
     spec.environment["cache_preparation"] = {

@@ -15,14 +15,16 @@ from ladezeit.config import (
     LoadingConfig,
     QuantisedLoading,
     RunConfig,
+    TensorParallelLoading,
     TransformersLoading,
     to_plain,
 )
 from ladezeit.errors import LadezeitError, NotRunnableError
 from ladezeit.loading import registry
-from ladezeit.loading.placement import is_strategy
+from ladezeit.loading.placement import single_device
 from ladezeit.measure.devices import ResolvedDevice
 from ladezeit.measure.limits import available_memory_bytes
+from ladezeit.placement_rules import check_on_machine
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -132,7 +134,12 @@ def host_bytes_needed(config: RunConfig, on_gpu: bool, checkpoint: Sizes) -> int
     if on_gpu and not (isinstance(loading, TransformersLoading) and loading.move_to_device):
         own = 0
     cached = checkpoint.file_bytes if config.cache.state is CacheState.warm else 0
-    return int(own + cached + _WORKER_BYTES)
+    return int(own + cached + _WORKER_BYTES * ranks_of(loading))
+
+
+def ranks_of(loading: LoadingConfig) -> int:
+    """Return how many processes a sample is."""
+    return loading.ranks if isinstance(loading, TensorParallelLoading) else 1
 
 
 def check_runnable(config: RunConfig, device: ResolvedDevice, checkpoint: Sizes) -> None:
@@ -140,10 +147,12 @@ def check_runnable(config: RunConfig, device: ResolvedDevice, checkpoint: Sizes)
 
     Raises:
         ConfigError: there is no such engine.
+        CombinationError, NotRunnableError: the placement does not go with the device, or names GPUs that are not there.
         TooLittleMemoryError: naming what is needed and what there is.
     """
     loading = config.loading
     registry.check(loading.engine, device.name, checkpoint.file_format)
+    check_on_machine(loading, device)
     needed = host_bytes_needed(config, device.gpu is not None, checkpoint)
     available = available_memory_bytes()
     if needed > available:
@@ -152,8 +161,8 @@ def check_runnable(config: RunConfig, device: ResolvedDevice, checkpoint: Sizes)
             f"{needed / 2**30:.1f} GiB of host memory, {available / 2**30:.1f} GiB are available: take a smaller "
             f"model, cache=cold, or loading.dtype=auto, which keeps the checkpoint's own"
         )
-    weights = weights_bytes(loading, checkpoint.weight_bytes, checkpoint.dtype)
-    if device.gpu is not None and not is_strategy(loading) and weights > device.gpu.total_bytes:
+    weights = weights_bytes(loading, checkpoint.weight_bytes, checkpoint.dtype) / ranks_of(loading)
+    if device.gpu is not None and single_device(loading) and weights > device.gpu.total_bytes:
         raise TooLittleMemoryError(
             f"{config.model.name} by {loading.name} needs {weights / 2**30:.1f} GiB on {device.gpu.name}, which has "
             f"{device.gpu.total_bytes / 2**30:.1f} GiB: take a smaller dtype, or a placement over several devices"

@@ -2,7 +2,8 @@
 
 import atexit
 import json
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ladezeit.measure.ceilings import Ceilings, measure_apart
 from ladezeit.measure.device_lock import Against, Holder, lock
 from ladezeit.measure.devices import Gpu, ResolvedDevice, gpu_memory_used_bytes, resolve_device
 from ladezeit.measure.environment import collect
+from ladezeit.placement_rules import devices_used
 from ladezeit.plan import Sizes
 from ladezeit.result import Result, write_atomically
 from ladezeit.supervisor import Supervisor
@@ -94,6 +96,18 @@ class Session:
         if gpu.uuid not in self._baselines:
             self._baselines[gpu.uuid] = gpu_memory_used_bytes(gpu)
         return self._baselines[gpu.uuid]
+
+    def devices(self, config: RunConfig) -> list[ResolvedDevice]:
+        """Return all devices that a sample of `config` may be on, the run's own first."""
+        return devices_used(config.loading, self.device(config.device))
+
+    @contextmanager
+    def hold_all(self, devices: Iterable[ResolvedDevice], against: Against) -> Iterator[None]:
+        """Hold several devices at once, always in the same order, so that two processes never wait for each other."""
+        with ExitStack() as taken:
+            for device in sorted(set(devices), key=lambda device: device.gpu.uuid if device.gpu else ""):
+                taken.enter_context(self.hold(device, against))
+            yield
 
     def hold(self, device: ResolvedDevice, against: Against) -> AbstractContextManager[None]:
         """Hold the device for the block, against other samples or other sweeps, saying who has it while waiting."""

@@ -59,8 +59,8 @@ def conduct(overrides: list[list[str]], compose: Compose, launch: Launch, folder
     _make(folder)
     record = _record(jobs, folder)
     session.planned = len(jobs)
-    for device in dict.fromkeys(session.device(job.config.device) for job in jobs if job.refusal is None):
-        session.enter(session.hold(device, "sweeps"))
+    used = {device for job in jobs if job.refusal is None for device in session.devices(job.config)}
+    session.enter(session.hold_all(used, "sweeps"))
     with _tracked(session, jobs[0].config, record, folder):
         if jobs[0].config.discard_first:
             _warm_up(session, jobs, folder)

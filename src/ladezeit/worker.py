@@ -22,7 +22,7 @@ from ladezeit.config import ProcessKind, to_plain
 from ladezeit.errors import LadezeitError, LoadError
 from ladezeit.measure.clock import LOAD, Clock
 from ladezeit.result import ErrorReport, Result, Status, save
-from ladezeit.worker_spec import WorkerSpec
+from ladezeit.worker_spec import SCRATCH, WorkerSpec
 
 if TYPE_CHECKING:
     from ladezeit.loading.base import Engine, LoadedModel, LoadRequest
@@ -110,7 +110,7 @@ class Sample:
         from ladezeit.loading.base import LoadRequest
         from ladezeit.loading.reading_progress import told_rarely
 
-        scratch = self.spec.folder / "scratch"
+        scratch = self.spec.folder / SCRATCH
         scratch.mkdir(exist_ok=True)
         return LoadRequest(
             checkpoint=self.spec.checkpoint,
@@ -151,10 +151,15 @@ class Sample:
         from ladezeit.loading.parts import weights_bytes
         from ladezeit.measure.memory import GIB
         from ladezeit.runtime import effective_attention
+        from ladezeit.validation.places import offloaded_bytes
 
         self.result.metrics["cache/resident_after_share"] = resident_share(self.spec.files)
         self.result.effective.update(loaded.effective)
         self.result.effective["device_map"] = loaded.device_map
+        offloaded = offloaded_bytes(loaded)
+        if offloaded:
+            self.result.effective["offloaded_bytes"] = offloaded
+            self.result.metrics["memory/offloaded_gib"] = sum(offloaded.values()) / GIB
         self.result.effective["attention"] = effective_attention(loaded.model)
         first = next(loaded.model.parameters())
         self.result.effective["dtype"] = str(first.dtype).removeprefix("torch.")

@@ -12,6 +12,9 @@ from ladezeit.result import Identity, write_atomically
 
 FILE_NAME = "worker.json"
 
+#: The folder beside it that a sample may write to; whoever runs the sample removes it afterwards.
+SCRATCH = "scratch"
+
 
 @dataclass
 class WorkerSpec:

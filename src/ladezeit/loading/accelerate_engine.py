@@ -15,6 +15,7 @@ from ladezeit.config import STRATEGIES, AccelerateLoading, DType
 from ladezeit.errors import LoadError
 from ladezeit.loading import placement
 from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.mapped_modules import refuse_uncovered, refuse_unknown_modules
 from ladezeit.loading.model_class import model_class
 from ladezeit.loading.transformers_engine import TransformersEngine, refuse_offload
 from ladezeit.measure.clock import Clock
@@ -39,12 +40,15 @@ class AccelerateEngine(TransformersEngine):
         assert isinstance(loading, AccelerateLoading)
         model = _skeleton(request, clock)
         _refuse_other_keys(model, request)
+        refuse_unknown_modules(model, loading)
+        refuse_uncovered(model, loading)
         with clock.span("load/plan"):
             device_map = _device_map(model, request)
         named = {name: _device(place) for name, place in device_map.items()}
         loaded = LoadedModel(model, named, effective={"engine": f"accelerate {version('accelerate')}"})
         if loading.disable_cpu_offload:
             refuse_offload(loaded, request.device)  # before anything is read: offloading writes to the disk
+        _refuse_unconverted(device_map, request)
         loaded.model = _fill(model, device_map, request, clock)
         self.after_load(loaded, request, clock)
         return loaded
@@ -95,6 +99,17 @@ def _refuse_other_keys(model: Any, request: LoadRequest) -> None:
         )
 
 
+def _refuse_unconverted(device_map: dict[str, Any], request: LoadRequest) -> None:
+    """Refuse what accelerate does without a word: it keeps weights on the disk as they are in the file."""
+    asked = request.loading.dtype
+    if "disk" in device_map.values() and asked.value not in ("auto", request.checkpoint.dtype):
+        raise LoadError(
+            f"loading.engine=accelerate leaves weights on the disk as {request.checkpoint.dtype}, and "
+            f"loading.dtype={asked.value} was asked for. Use loading.dtype=auto, or "
+            f"loading=offload_disk, which converts"
+        )
+
+
 def _device_map(model: Any, request: LoadRequest) -> dict[str, Any]:
     """Return the placement by module; a strategy is resolved as `load_checkpoint_and_dispatch` itself would."""
     from accelerate import infer_auto_device_map
@@ -120,7 +135,7 @@ def _fill(model: Any, device_map: dict[str, Any], request: LoadRequest, clock: C
 
     loading = request.loading
     assert isinstance(loading, AccelerateLoading)
-    folder = loading.offload_folder or (str(request.scratch) if "disk" in device_map.values() else None)
+    folder = str(placement.offload_folder(loading, request.scratch)) if "disk" in device_map.values() else None
     with clock.span("load/read"):
         return load_checkpoint_and_dispatch(model, _weights(request), device_map=device_map, offload_folder=folder)
 

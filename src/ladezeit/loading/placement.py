@@ -1,5 +1,7 @@
 """Turns the words of a loading method (`device`, `90%`) into what `from_pretrained` takes."""
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 from ladezeit.config import STRATEGIES, LoadingConfig, TransformersLoading
@@ -17,9 +19,12 @@ def device_map(loading: TransformersLoading, device: str) -> Any:
 
 
 def max_memory(loading: TransformersLoading, device: str) -> dict[int | str, int] | None:
-    """Return the `max_memory` argument in bytes, keyed as accelerate keys devices; None where none was asked."""
+    """Return the `max_memory` argument in bytes, keyed as accelerate keys devices; None where none was asked.
+
+    A strategy takes every GPU it finds, so a run on the CPU of a machine with GPUs gets a budget of host memory alone.
+    """
     if not loading.max_memory:
-        return None
+        return {"cpu": _total_bytes("cpu")} if device == "cpu" and is_strategy(loading) and _has_gpu() else None
     budget: dict[int | str, int] = {}
     for key, size in loading.max_memory.items():
         place = _place(device if key == "device" else key)
@@ -42,29 +47,78 @@ def is_strategy(loading: LoadingConfig) -> bool:
     return isinstance(loading, TransformersLoading) and loading.device_map in STRATEGIES
 
 
-def _place(device: str) -> int | str:
-    if device.startswith("cuda"):
-        return int(device.partition(":")[2] or 0)
-    if device.isdigit():
-        return int(device)
-    if device == "cpu":
+def places(loading: TransformersLoading) -> list[str]:
+    """Return the places that the config names, as it names them: of the device map, or of the budget for a strategy."""
+    if is_strategy(loading):
+        return list(map(str, loading.max_memory))
+    asked = loading.device_map
+    return [str(place) for place in (asked.values() if isinstance(asked, dict) else [asked]) if place is not None]
+
+
+def gpu_index(place: str) -> int | None:
+    """Return the N of a place ``cuda:N``, ``cuda`` or ``N``; None for other places."""
+    kind, _, index = place.partition(":")
+    if kind == "cuda" and (index.isdigit() or place == "cuda"):
+        return int(index or 0)
+    return int(place) if place.isdigit() else None
+
+
+def check_budget(loading: TransformersLoading) -> None:
+    """Check how `max_memory` is written; raises `ConfigError`."""
+    for key, size in loading.max_memory.items():
+        if key != "device":
+            _place(key)
+        _amount(str(size), key)
+
+
+def offload_folder(loading: TransformersLoading, scratch: Path) -> Path:
+    """Return the folder that this sample alone offloads to: in its scratch folder, or in the one that was asked for.
+
+    Whoever runs the sample removes it afterwards, and nothing else of what lies beside it.
+    """
+    if loading.offload_folder is None:
+        return scratch / "offload"
+    return Path(loading.offload_folder) / f"ladezeit-{hashlib.sha256(str(scratch).encode()).hexdigest()[:12]}"
+
+
+def may_offload_to_disk(loading: TransformersLoading) -> bool:
+    """Return whether the placement can come to name the disk, asked or not."""
+    return is_strategy(loading) or "disk" in places(loading)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _place(key: str) -> int | str:
+    index = gpu_index(key)
+    if index is not None:
+        return index
+    if key == "cpu":
         return "cpu"
-    raise ConfigError(f"loading.max_memory names '{device}': its keys are device, cpu or the number of a GPU")
+    raise ConfigError(f"loading.max_memory names '{key}': its keys are device, cpu or the number of a GPU")
 
 
 def _bytes(size: str, place: int | str) -> int:
+    number, unit = _amount(size, str(place))
+    return int(_total_bytes(place) * number / 100 if unit == "%" else number * _UNITS[unit])
+
+
+def _amount(size: str, place: str) -> tuple[float, str]:
+    """Return the number and the unit (one of `_UNITS`, or ``%``) of a size."""
     text = size.strip().upper()
+    unit = next((unit for unit in ("%", *sorted(_UNITS, key=len, reverse=True)) if text.endswith(unit)), "")
     try:
-        if text.endswith("%"):
-            return int(_total_bytes(place) * float(text[:-1]) / 100)
-        for unit in sorted(_UNITS, key=len, reverse=True):
-            if text.endswith(unit):
-                return int(float(text[: -len(unit)]) * _UNITS[unit])
-        return int(text)
+        number = float(text.removesuffix(unit))
     except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
         raise ConfigError(
             f"loading.max_memory has the size '{size}' for {place}: write a share such as 90%, or a size such as 20GiB"
-        ) from None
+        )
+    return number, unit or "B"
 
 
 def _total_bytes(place: int | str) -> int:

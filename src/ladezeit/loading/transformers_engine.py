@@ -7,6 +7,7 @@ from ladezeit.config import TransformersLoading
 from ladezeit.errors import LoadError, NotRunnableError
 from ladezeit.loading import placement, seams
 from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.mapped_modules import explain_map, refuse_unknown_modules
 from ladezeit.loading.model_class import model_class
 from ladezeit.loading.process_environment import variables
 from ladezeit.loading.touch import touch
@@ -27,14 +28,22 @@ class TransformersEngine:
         """See `Engine.load`."""
         loading = request.loading
         assert isinstance(loading, TransformersLoading)
-        loaded = from_pretrained(request, clock, **placement_arguments(loading, request.device))
+        arguments = placement_arguments(loading, request.device)
+        if placement.may_offload_to_disk(loading):
+            arguments["offload_folder"] = str(placement.offload_folder(loading, request.scratch))
+        try:
+            loaded = from_pretrained(request, clock, **arguments)
+        except ValueError as cause:
+            explain_map(loading, request, cause)
+            raise
         self.after_load(loaded, request, clock)
         return loaded
 
     def after_load(self, loaded: LoadedModel, request: LoadRequest, clock: Clock) -> None:
-        """Refuse unasked offload, move the model where that was asked, and touch it."""
+        """Refuse a placement of no module and unasked offload, move the model where that was asked, and touch it."""
         loading = request.loading
         assert isinstance(loading, TransformersLoading)
+        refuse_unknown_modules(loaded.model, loading)
         if loading.disable_cpu_offload:
             refuse_offload(loaded, request.device)
         if loading.move_to_device:

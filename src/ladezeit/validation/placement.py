@@ -33,6 +33,16 @@ class _Held:
     is_parameter: bool
 
 
+@dataclass(frozen=True)
+class _Counts:
+    """How much was seen, and how much of that is quantised or offloaded."""
+
+    tensors: int
+    modules: int
+    quantised: int
+    offloaded: int
+
+
 def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> Look:
     """Check meta, device, dtype, ties, offload, generation config and the keys that the load could not match."""
     model = loaded.model
@@ -41,7 +51,7 @@ def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> L
     quantised = Quantised(model, expected)
     findings = places.refused()
     wrong_dtypes: list[WrongDtype] = []
-    modules_seen = tensors_seen = 0
+    modules_seen = tensors_seen = offloaded = 0
     seen: set[int] = set()
     for path, module in model.named_modules():
         modules_seen += 1
@@ -50,6 +60,7 @@ def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> L
                 continue
             seen.add(id(held.tensor))
             tensors_seen += 1
+            offloaded += held.tensor.is_meta and held.offloaded
             findings += _place_findings(held, places, expected)
             if held.is_parameter:
                 findings += quantised.findings(path, module, held.name.rpartition(".")[2], held.tensor)
@@ -64,7 +75,7 @@ def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> L
     findings += not_taken_up(model, expected.generation_config)
     findings += _keys(loaded)
     return Look(
-        claim=_claim(tensors_seen, modules_seen, quantised.count, expected),
+        claim=_claim(_Counts(tensors_seen, modules_seen, quantised.count, offloaded), expected),
         modules_seen=modules_seen,
         tensors_seen=tensors_seen,
         findings=findings,
@@ -120,13 +131,12 @@ def _keys(loaded: LoadedModel) -> list[Finding]:
     ]
 
 
-def _claim(tensors: int, modules: int, quantised: int, expected: Expected) -> str:
+def _claim(seen: _Counts, expected: Expected) -> str:
     where = f"on {expected.device}" if expected.single_device else "where its placement says"
-    library = (
-        f"{quantised} tensors quantised as asked: their values are the library's; the others " if quantised else ""
-    )
-    offload = "offloaded as allowed" if expected.offload_allowed else "nothing offloaded"
+    library = f"{seen.quantised} tensors quantised as asked: their values are the library's; the others "
+    offload = f"{seen.offloaded} offloaded as allowed" if seen.offloaded else "nothing offloaded"
     return (
-        f"each of {tensors} tensors in {modules} modules has data {where}, {library}{expected.dtype} as asked; ties "
-        f"tied, {offload}, every key matched, generation config there; values were not compared"
+        f"each of {seen.tensors} tensors in {seen.modules} modules has data {where}, "
+        f"{library if seen.quantised else ''}{expected.dtype} as asked; ties tied, {offload}, every key "
+        f"matched, generation config there; values were not compared"
     )

@@ -1,5 +1,6 @@
 """Where each module's tensors may be: the resolved placement, held against what was asked for."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from ladezeit.loading.base import LoadedModel
@@ -72,3 +73,28 @@ def offloads(module: Any) -> bool:
     if hook is None:
         return False
     return any(getattr(part, "offload", False) for part in getattr(hook, "hooks", (hook,)))
+
+
+def offloaded_bytes(loaded: LoadedModel) -> dict[str, int]:
+    """Return the bytes of weights that accelerate keeps elsewhere between forwards, by place (``cpu``, ``disk``).
+
+    A tied weight counts once. Empty where nothing is offloaded.
+    """
+    mapped = loaded.device_map or {}
+    tied = set(getattr(loaded.model, "all_tied_weights_keys", None) or {})
+    found: dict[str, int] = {}
+    for path, module in loaded.model.named_modules():
+        if not offloads(module):
+            continue
+        above = next((part for part in _upwards(path) if part in mapped), "")
+        place = mapped.get(above, _CPU)
+        for name, tensor in module.named_parameters(prefix=path, recurse=False):
+            if tensor.is_meta and name not in tied:
+                found[place] = found.get(place, 0) + tensor.numel() * tensor.element_size()
+    return found
+
+
+def _upwards(path: str) -> Iterator[str]:
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
