@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 
+from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.tensor_parallel_engine import TensorParallelEngine
 from ladezeit.loading.transformers_engine import TransformersEngine
 from ladezeit.measure.clock import Clock
 
@@ -89,4 +91,67 @@ class Steady(TransformersEngine):
     def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
         with clock.span("load/read"):
             time.sleep(1.5)
+        return super().load(request, clock)
+
+
+class ComparesWithThePlainLoad(TensorParallelEngine):
+    """Loads its part, puts all ranks' parts together and compares each weight with the plain load's, bit for bit."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        loaded = super().load(request, clock)
+        plain = AutoModelForCausalLM.from_pretrained(request.checkpoint.folder).state_dict()
+        whole = {
+            name: (weight.full_tensor() if hasattr(weight, "full_tensor") else weight).cpu()
+            for name, weight in loaded.model.state_dict().items()
+        }
+        assert whole.keys() == plain.keys()
+        differing = [name for name, weight in whole.items() if not torch.equal(weight, plain[name])]
+        parts = [name for name, weight in loaded.model.state_dict().items() if hasattr(weight, "to_local")]
+        loaded.effective["compared"] = {"equal": len(whole) - len(differing), "differing": differing, "split": parts}
+        return loaded
+
+
+class LosesARank(TensorParallelEngine):
+    """Rank 1 dies of SIGKILL while rank 0 waits for it."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load(request, clock)
+
+
+class OneRankRefuses(TensorParallelEngine):
+    """Rank 1 finds that its part is not what was asked for."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+        loaded = super().load(request, clock)
+        if os.environ["RANK"] == "1":
+            raise LoadError("a weight is missing")
+        return loaded
+
+
+class OneRankUnties(TensorParallelEngine):
+    """Rank 1 holds its head as a tensor of its own."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+        loaded = super().load(request, clock)
+        if os.environ["RANK"] == "1":
+            from torch.nn import Parameter
+
+            head = loaded.model.get_output_embeddings()
+            head.weight = Parameter(head.weight.detach().clone(), requires_grad=False)
+        return loaded
+
+
+class OneRankHangs(TensorParallelEngine):
+    """Rank 1 never comes to the end of its load, deaf to SIGTERM; rank 0 waits for it."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+        (request.scratch.parent / "pid").write_text(str(os.getpid()))
+        if os.environ["RANK"] == "1":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(600)
         return super().load(request, clock)

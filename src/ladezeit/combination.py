@@ -1,11 +1,15 @@
 """Which values of a config go together: what only the whole shows, checked before anything starts."""
 
+import os
+
 from ladezeit.config import (
     AccelerateLoading,
     LoadingConfig,
+    ProcessKind,
     QuantisedLoading,
     RunConfig,
     TensorLoading,
+    TensorParallelLoading,
 )
 from ladezeit.errors import CombinationError
 from ladezeit.placement_rules import check_placement
@@ -22,6 +26,24 @@ def check_combination(config: RunConfig) -> None:
     """
     check_placement(config.loading, config.device)
     _check_has_effect(config.loading)
+    if isinstance(config.loading, TensorParallelLoading):
+        _check_ranks(config, config.loading)
+
+
+def _check_ranks(config: RunConfig, loading: TensorParallelLoading) -> None:
+    asked = f"loading.ranks={loading.ranks} (loading={loading.name})"
+    if config.process.kind is not ProcessKind.fresh:
+        raise CombinationError(
+            f"{asked} was given with process={config.process.kind.value}: each rank is a new interpreter, because a "
+            f"process group cannot be forked or shared. Use process=fresh"
+        )
+    if config.device.startswith("cuda:") and config.device != "cuda:0":
+        raise CombinationError(
+            f"{asked} takes the GPUs from cuda:0 on, and device={config.device} was asked for. Use device=cuda, and "
+            f"CUDA_VISIBLE_DEVICES to choose among the GPUs"
+        )
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise CombinationError(f"{asked} starts its ranks itself: run ladezeit alone, without torchrun")
 
 
 def _check_has_effect(loading: LoadingConfig) -> None:

@@ -478,7 +478,7 @@ def from_plain(plain: dict[str, Any]) -> RunConfig:
     """Rebuild the objects that `to_plain` flattened; the worker's way to its config."""
     groups = {
         "model": _model_class(plain["model"]),
-        "loading": LOADINGS.get(plain["loading"]["engine"], TransformersLoading),
+        "loading": _loading_class(plain["loading"]),
     }
     node = OmegaConf.structured(RunConfig)
     for key, cls in groups.items():
@@ -486,6 +486,14 @@ def from_plain(plain: dict[str, Any]) -> RunConfig:
     config = OmegaConf.to_object(OmegaConf.merge(node, plain))
     assert isinstance(config, RunConfig)
     return config
+
+
+def _loading_class(plain: dict[str, Any]) -> type[LoadingConfig]:
+    """Return an engine's schema; that of a user's own engine is the one whose arguments it was given."""
+    if plain["engine"] in LOADINGS:
+        return LOADINGS[plain["engine"]]
+    fitting = (cls for cls in LOADINGS.values() if set(cls.__dataclass_fields__) == set(plain))
+    return next(fitting, TransformersLoading)
 
 
 def _model_class(plain: dict[str, Any]) -> type[ModelConfig]:

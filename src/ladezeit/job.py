@@ -17,6 +17,7 @@ from ladezeit.loading import placement
 from ladezeit.measure.ceilings import Ceilings, binding
 from ladezeit.measure.devices import ResolvedDevice, wait_until_drained
 from ladezeit.measure.first_touch import touch_free_memory
+from ladezeit.placement_rules import check_on_model
 from ladezeit.plan import check_runnable, converts, point_id, weights_bytes
 from ladezeit.result import FILE_NAME, Identity, Result, Status, SweepRecord, save
 from ladezeit.results.labels import label
@@ -73,6 +74,7 @@ def measure(session: Session, config: RunConfig, identity: Identity, folder: Pat
     device = session.device(config.device)
     checkpoint = session.checkpoint(config.model)
     check_runnable(config, device, checkpoint)
+    check_on_model(config.loading, checkpoint.config)
     conversion = session.conversion(config)
     spec = WorkerSpec(
         config=config,

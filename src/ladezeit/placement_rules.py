@@ -67,6 +67,25 @@ def check_on_machine(loading: LoadingConfig, device: ResolvedDevice) -> None:
         )
 
 
+def check_on_model(loading: LoadingConfig, model: dict[str, Any]) -> None:
+    """Check that the ranks can share the model's heads; `model` is the checkpoint's config.json.
+
+    Raises:
+        CombinationError: they cannot be split evenly.
+    """
+    if not isinstance(loading, TensorParallelLoading):
+        return
+    counts = {
+        key: model[key] for key in ("num_attention_heads", "num_key_value_heads") if isinstance(model.get(key), int)
+    }
+    uneven = [f"{key}={count}" for key, count in counts.items() if count % loading.ranks]
+    if uneven:
+        raise CombinationError(
+            f"loading.ranks={loading.ranks} does not divide the model's {' and '.join(uneven)}: each rank holds whole "
+            f"heads. Use a number of ranks that divides them"
+        )
+
+
 def devices_used(loading: LoadingConfig, device: ResolvedDevice) -> list[ResolvedDevice]:
     """Return all devices that a sample may be on, the run's own first: each is locked, and waited for, alone."""
     if device.gpu is None:

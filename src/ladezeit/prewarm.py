@@ -23,6 +23,7 @@ from typing import Any
 
 from ladezeit import worker
 from ladezeit.errors import WorkerError
+from ladezeit.lifetime import die_with_parent
 
 _MESSAGE_BYTES = 1 << 20
 
@@ -144,7 +145,7 @@ def _be_worker(spec: Path, origin_ns: int, events: int, log: int) -> None:
     started_ns = time.monotonic_ns()
     code = 1
     try:
-        worker.die_with_parent()
+        die_with_parent()
         os.setsid()
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -180,7 +181,7 @@ def _watch(connection: socket.socket, pid: int) -> None:
 
 def main(arguments: list[str]) -> None:
     """Entry of ``python -m ladezeit.prewarm``."""
-    worker.die_with_parent()
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(socket.socket(fileno=int(arguments[0])))
 

@@ -19,9 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from ladezeit.config import ProcessKind, to_plain
+from ladezeit.config import ProcessKind, TensorParallelLoading, to_plain
 from ladezeit.errors import WorkerError
 from ladezeit.prewarm import PrewarmServer
+from ladezeit.ranks import lost_rank
 from ladezeit.result import FILE_NAME, ErrorReport, Result, Status, read, save
 from ladezeit.worker import STACKS_SIGNAL
 from ladezeit.worker_spec import WorkerSpec
@@ -48,11 +49,11 @@ class Worker(Protocol):
 
 
 class FreshWorker:
-    """A worker in a new interpreter."""
+    """A worker in a new interpreter; where a sample is several ranks, the process that starts them."""
 
-    def __init__(self, spec: Path, events: int, log: int, origin_ns: int, environment: dict[str, str]) -> None:
+    def __init__(self, command: list[str], events: int, log: int, environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "ladezeit.worker", str(spec), str(events), str(origin_ns)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -149,7 +150,7 @@ class Supervisor:
         with _worker_files(spec.folder) as (events, events_write, log):
             origin_ns = time.monotonic_ns()
             worker: Worker = (
-                FreshWorker(path, events_write, log, origin_ns, environment)
+                FreshWorker(_command(spec, path, events_write, origin_ns), events_write, log, environment)
                 if server is None
                 else PrewarmedWorker(path, events_write, log, origin_ns, server)
             )
@@ -161,6 +162,11 @@ class Supervisor:
             self._servers[key] = PrewarmServer(environment, spec.folder / "prewarm.log")
         self._servers[key].imports({"model_type": spec.checkpoint.config.get("model_type")})
         return self._servers[key]
+
+
+def _command(spec: WorkerSpec, path: Path, events: int, origin_ns: int) -> list[str]:
+    module = "ladezeit.ranks" if isinstance(spec.config.loading, TensorParallelLoading) else "ladezeit.worker"
+    return [sys.executable, "-m", module, str(path), str(events), str(origin_ns)]
 
 
 def _inline(spec: WorkerSpec, progress: Progress) -> Result:
@@ -234,7 +240,9 @@ def _end(worker: Worker) -> None:
 
 def _without_result(spec: WorkerSpec, ended: Ended, origin_ns: int) -> Result:
     """Return what is known of a worker that left no result."""
-    status, reason = _explain(ended, spec.config.process.time_limit_s)
+    rank = lost_rank(spec.folder)
+    who = "the worker" if rank is None else f"rank {rank}"
+    status, reason = _explain(ended, spec.config.process.time_limit_s, who)
     return _result(spec, status, reason, (time.monotonic_ns() - origin_ns) / 1e9)
 
 
@@ -251,7 +259,7 @@ def _result(spec: WorkerSpec, status: Status, reason: str, wall_s: float) -> Res
     )
 
 
-def _explain(ended: Ended, limit_s: float) -> tuple[Status, str]:
+def _explain(ended: Ended, limit_s: float, who: str) -> tuple[Status, str]:
     if ended.reason is Status.timeout:
         return (
             Status.timeout,
@@ -262,12 +270,12 @@ def _explain(ended: Ended, limit_s: float) -> tuple[Status, str]:
     if ended.exit_code >= 0:
         return (
             Status.failed,
-            f"the worker left with exit code {ended.exit_code} and no result; see {LOG_FILE}",
+            f"{who} left with exit code {ended.exit_code} and no result; see {LOG_FILE}",
         )
     name = signal.Signals(-ended.exit_code).name
     if name == "SIGKILL" and ended.kernel_out_of_memory:
-        return Status.oom, "the kernel ended the worker because host memory ran out"
-    return Status.killed, f"the worker was ended by {name} from outside; see {LOG_FILE}"
+        return Status.oom, f"the kernel ended {who} because host memory ran out"
+    return Status.killed, f"{who} was ended by {name} from outside; see {LOG_FILE}"
 
 
 def last_words(folder: Path) -> str:

@@ -24,6 +24,7 @@ from ladezeit.errors import (
     TrackingError,
 )
 from ladezeit.measure.environment import git_state
+from ladezeit.placement_rules import check_on_model
 from ladezeit.plan import Job, TooLittleMemoryError, check_runnable, in_blocks, point_id, varying_keys
 from ladezeit.result import SWEEP_FILE_NAME, Identity, Result, SweepRecord
 from ladezeit.results.before_after import sentences
@@ -117,7 +118,7 @@ def _refusal(session: Session, config: RunConfig) -> LadezeitError | None:
         check_combination(config)
         device = session.device(config.device)
         check_runnable(config, device, session.sizes(config.model))
-        session.checkpoint(config.model)
+        check_on_model(config.loading, session.checkpoint(config.model).config)
         session.conversion(config)
     except (CheckpointError, CombinationError, NotRunnableError) as refusal:
         return refusal

@@ -18,8 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ladezeit.config import ProcessKind, to_plain
+from ladezeit.config import ProcessKind, TensorParallelLoading, to_plain
 from ladezeit.errors import LadezeitError, LoadError
+from ladezeit.lifetime import die_with_parent
 from ladezeit.measure.clock import LOAD, Clock
 from ladezeit.result import ErrorReport, Result, Status, save
 from ladezeit.worker_spec import SCRATCH, WorkerSpec
@@ -35,6 +36,7 @@ STACKS_SIGNAL = signal.SIGUSR1
 FIRST_TOKEN = "inference/first_token"
 CACHE_CHECK = "cache_check"
 TEXT_FILE = "generated.txt"
+RANK_FAILED = 3
 
 
 class Sample:
@@ -259,7 +261,10 @@ def status_of(error: BaseException) -> Status:
 
 
 def run(spec_path: Path, event_descriptor: int, origin_ns: int, started_ns: int) -> int:
-    """Be a worker process: measure one sample and return the exit code (0: a result was written, whatever it says)."""
+    """Be a worker process: measure one sample and return the exit code.
+
+    0: a result was written, whatever it says. `RANK_FAILED`: this is a rank whose error ends the others too.
+    """
     faulthandler.enable()
     faulthandler.register(STACKS_SIGNAL, all_threads=True)
     os.set_blocking(event_descriptor, False)
@@ -270,18 +275,20 @@ def run(spec_path: Path, event_descriptor: int, origin_ns: int, started_ns: int)
             os.write(event_descriptor, (json.dumps({"phase": path}) + "\n").encode())
 
     spec = WorkerSpec.read(spec_path)
-    sample = Sample(spec, origin_ns, notify)
+    sample = _sample(spec, origin_ns, notify)
     sample.clock.record("process_start", origin_ns, started_ns)
-    save(sample.run(), spec.folder)
-    return 0
+    result = sample.run()
+    save(result, sample.spec.folder)
+    is_rank = sample.spec is not spec
+    return RANK_FAILED if is_rank and result.error is not None else 0
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when the process that started it dies: no load survives its supervisor."""
-    import ctypes
+def _sample(spec: WorkerSpec, origin_ns: int, notify: Callable[[str], None]) -> Sample:
+    if not isinstance(spec.config.loading, TensorParallelLoading):
+        return Sample(spec, origin_ns, notify)
+    from ladezeit.rank_sample import RankSample
 
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return RankSample(spec, origin_ns, notify)
 
 
 def main(arguments: list[str]) -> int:

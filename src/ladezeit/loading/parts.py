@@ -24,6 +24,11 @@ def parts(tensor: Any) -> Iterator[Any]:
         state = getattr(state, "state2", None)
 
 
+def local_part(tensor: Any) -> Any:
+    """Return what this process holds of a tensor: of one that is split over ranks its own part, otherwise itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def held(model: Any) -> Iterator[Any]:
     """Yield the plain tensors behind all parameters and buffers of `model`; a tied one as often as it is tied."""
     for module in model.modules():

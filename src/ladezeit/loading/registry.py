@@ -46,6 +46,7 @@ ENGINES = {
     "legacy_manager": EngineEntry(
         "ladezeit.loading.legacy_manager:LegacyManagerEngine", formats=("safetensors", "pickle")
     ),
+    "tensor_parallel": EngineEntry("ladezeit.loading.tensor_parallel_engine:TensorParallelEngine"),
     "streamed": EngineEntry("ladezeit.loading.streamed.engine:StreamedEngine", yields_tensors=True),
     "accelerate": EngineEntry("ladezeit.loading.accelerate_engine:AccelerateEngine"),
     "bitsandbytes_8bit": EngineEntry(

@@ -238,7 +238,7 @@ def _opened(paths: Sequence[Path], flags: int = 0) -> Iterator[list[int]]:
 
 def main(arguments: list[str]) -> int:
     """Entry of ``python -m ladezeit.measure.ceilings``; returns the exit code."""
-    from ladezeit.worker import die_with_parent
+    from ladezeit.lifetime import die_with_parent
 
     die_with_parent()
     request = json.loads(Path(arguments[0]).read_text())

@@ -1,0 +1,164 @@
+"""Tensor parallelism: a sample of several processes that load together, are proven together and end together."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from configs_for_tests import make_run_config
+from ladezeit.checkpoint.page_cache import set_state
+from ladezeit.combination import check_combination
+from ladezeit.config import (
+    CacheConfig,
+    CacheState,
+    DType,
+    InferenceConfig,
+    ProcessConfig,
+    ProcessKind,
+    TensorParallelLoading,
+    TransformersLoading,
+)
+from ladezeit.errors import CombinationError, NotRunnableError
+from ladezeit.measure.devices import Gpu, ResolvedDevice
+from ladezeit.placement_rules import check_on_machine, check_on_model
+from ladezeit.result import Identity, Result, Status
+from ladezeit.supervisor import Supervisor
+from ladezeit.worker_spec import WorkerSpec
+
+Measure = Callable[..., Result]
+ONE_GPU = ResolvedDevice("cuda:0", Gpu(0, "GPU-0", "a GPU", 2**34, "1", None, None), None)
+
+
+@pytest.fixture
+def measure(tiny: Any, tmp_path: Path) -> Measure:
+    """Measure one sample of model=tiny in processes of its own; two ranks of an engine of the tests by default."""
+
+    def run(engine: str = "", limit_s: float = 120, device: str = "cpu", **changes: Any) -> Result:
+        loading = TensorParallelLoading(name="tensor_parallel", dtype=DType.float32)
+        if engine:
+            loading.engine = f"engines_for_tests:{engine}"
+        fields = {"loading": loading, "process": ProcessConfig(ProcessKind.fresh, time_limit_s=limit_s)}
+        config = make_run_config(tmp_path, **(fields | changes))
+        spec = WorkerSpec(config, tiny, Identity("0" * 12, 0, 0, "test", [], "ladezeit"), device, tmp_path)
+        set_state(tiny.shards, config.cache.state)
+        with Supervisor() as supervisor:
+            return supervisor.run(spec)
+
+    return run
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_two_ranks_say_what_one_process_says(measure: Measure, tmp_path: Path) -> None:
+    """The same continuation as the plain load's; one result, which tells of both ranks and ends with the slower."""
+    inference = InferenceConfig(new_tokens=8, token_ids=[5, 700, 41, 3])
+    result = measure(inference=inference, cache=CacheConfig(CacheState.cold))
+    assert result.status is Status.ok, result.reason
+    ranks = result.effective["ranks"]
+    assert [rank["rank"] for rank in ranks] == [0, 1]
+    assert all(rank["memory/host_peak_rss_gib"] > 0 for rank in ranks)
+    assert result.metrics["load/total_s"] >= result.effective["own_s"]
+    assert "load/slowest_rank_s" in result.metrics
+    loads = [phase.self_s for phase in result.phases if phase.path.split("/")[0] == "load"]
+    assert sum(loads) == pytest.approx(result.metrics["load/total_s"], abs=1e-6)
+    assert not (tmp_path / "lost_rank.json").exists()
+    plain = measure(
+        loading=TransformersLoading(name="t", device_map="device", dtype=DType.float32), inference=inference
+    )
+    assert result.effective["inference"] == plain.effective["inference"]
+
+
+def test_the_parts_of_all_ranks_are_the_checkpoint(measure: Measure) -> None:
+    """Put together, every weight is bit-equal to the plain load's, and the large ones really were split."""
+    loading = TensorParallelLoading(name="tp", engine="engines_for_tests:ComparesWithThePlainLoad")
+    result = measure(loading=loading)
+    assert result.status is Status.ok, result.reason
+    compared = result.effective["compared"]
+    assert compared["differing"] == []
+    assert compared["equal"] > 50
+    assert {"model.layers.0.mlp.down_proj.weight", "model.layers.3.self_attn.q_proj.weight"} <= set(compared["split"])
+    assert {rank["local_bytes"] for rank in result.effective["ranks"]} == {result.effective["local_bytes"]}
+    assert result.effective["local_bytes"] < 0.6 * result.metrics["load/checkpoint_bytes"]
+
+
+def test_a_rank_that_dies_takes_the_sample_with_it(measure: Measure) -> None:
+    """The others would wait for ever: they are ended at once, and the result says who was lost and of what."""
+    result = measure("LosesARank")
+    assert result.status is Status.killed
+    assert result.reason is not None
+    assert result.reason.startswith("rank 1 was ended by SIGKILL")
+    assert result.metrics["sample/wall_s"] < 100
+
+
+def test_an_error_of_one_rank_is_the_samples(measure: Measure) -> None:
+    """What rank 1 found is not drowned in what rank 0 made of its silence."""
+    result = measure("OneRankRefuses")
+    assert (result.status, result.reason) == (Status.wrong, "rank 1: a weight is missing")
+
+
+def test_the_model_is_proven_only_where_each_part_is(measure: Measure) -> None:
+    """A head that is untied on one rank alone is found, though every address of a split tensor reads 0."""
+    result = measure("OneRankUnties")
+    assert result.status is Status.wrong
+    assert result.reason is not None
+    assert result.reason.startswith("rank 1: tie lm_head.weight")
+
+
+def test_a_rank_that_hangs_is_ended_with_all_others(measure: Measure, tmp_path: Path) -> None:
+    """The time limit ends the whole group, deaf ranks too."""
+    result = measure("OneRankHangs", limit_s=40)
+    assert result.status is Status.timeout
+    pids = [int(path.read_text()) for path in tmp_path.rglob("pid")]
+    assert len(pids) == 2
+    deadline = time.monotonic() + 10
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, pids))
+
+
+@pytest.mark.parametrize("kind", [ProcessKind.prewarmed, ProcessKind.inline])
+def test_ranks_are_fresh_processes(tmp_path: Path, kind: ProcessKind) -> None:
+    config = make_run_config(tmp_path, loading=TensorParallelLoading(name="tp"), process=ProcessConfig(kind))
+    with pytest.raises(CombinationError, match="process=fresh"):
+        check_combination(config)
+
+
+def test_ranks_are_not_started_by_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun every rank would measure a sweep of its own."""
+    monkeypatch.setitem(os.environ, "TORCHELASTIC_RUN_ID", "none")
+    loading = TensorParallelLoading(name="tp")
+    config = make_run_config(tmp_path, loading=loading, process=ProcessConfig(ProcessKind.fresh))
+    with pytest.raises(CombinationError, match="without torchrun"):
+        check_combination(config)
+
+
+def test_ranks_need_a_gpu_each() -> None:
+    """Asked before anything starts: a sweep skips it."""
+    with pytest.raises(NotRunnableError, match=r"loading\.ranks=99 needs .*cuda:98, found"):
+        check_on_machine(TensorParallelLoading(name="tp", ranks=99), ONE_GPU)
+
+
+def test_ranks_hold_whole_heads(tiny: Any) -> None:
+    with pytest.raises(CombinationError, match=r"ranks=3 does not divide .*num_attention_heads=4"):
+        check_on_model(TensorParallelLoading(name="tp", ranks=3), tiny.config)
+    check_on_model(TensorParallelLoading(name="tp", ranks=2), tiny.config)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_ranks_on_two_gpus(measure: Measure) -> None:
+    """NCCL, one GPU a rank, each with its part of the weights and no more."""
+    loading = TensorParallelLoading(name="tp", engine="engines_for_tests:ComparesWithThePlainLoad")
+    result = measure(loading=loading, device="cuda:0")
+    assert result.status is Status.ok, result.reason
+    assert [rank["device"] for rank in result.effective["ranks"]] == ["cuda:0", "cuda:1"]
+    assert result.effective["compared"]["differing"] == []
