@@ -101,11 +101,15 @@ class Sample:
         if device.startswith("cuda"):
             import torch
 
+            from ladezeit.loading import placement
+            from ladezeit.measure.memory import synchronise_gpus
+
             with self.clock.span("cuda_context"):
                 torch.cuda.set_device(device)
                 torch.zeros(1, device=device)
                 torch.cuda.synchronize()
-            self.clock.synchronise = torch.cuda.synchronize
+            several = not placement.single_device(self.spec.config.loading)
+            self.clock.synchronise = synchronise_gpus if several else torch.cuda.synchronize
         return device
 
     def _request(self) -> "LoadRequest":

@@ -197,3 +197,12 @@ def test_strategies_over_two_gpus(tiny: Checkpoint, tmp_path: Path, strategy: st
     used = {str(parameter.device) for parameter in loaded.model.parameters()}
     assert used == ({"cuda:0"} if strategy == "sequential" and not budget else {"cuda:0", "cuda:1"})
     assert not any(parameter.is_meta for parameter in loaded.model.parameters())
+
+
+def test_a_run_on_the_cpu_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strategy takes every GPU that it finds, so with device=cpu it is given host memory alone; elsewhere nothing."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    auto = TransformersLoading(name="x", device_map="auto")
+    assert list(placement.max_memory(auto, "cpu") or {}) == ["cpu"]
+    assert placement.max_memory(auto, "cuda:0") is None
+    assert placement.max_memory(TransformersLoading(name="x", device_map="device"), "cpu") is None

@@ -11,11 +11,17 @@ _UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 1
 
 
 def device_map(loading: TransformersLoading, device: str) -> Any:
-    """Return the `device_map` argument with the word ``device`` replaced by the run's device."""
+    """Return the `device_map` argument with the word ``device`` replaced by the run's device, and GPUs as numbers."""
     asked = loading.device_map
     if isinstance(asked, dict):
-        return {module: device if place == "device" else place for module, place in asked.items()}
-    return device if asked == "device" else asked
+        return {module: _argument(place, device) for module, place in asked.items()}
+    return _argument(asked, device)
+
+
+def _argument(place: Any, device: str) -> Any:
+    if place == "device":
+        return device
+    return int(place) if isinstance(place, str) and place.isdigit() else place
 
 
 def max_memory(loading: TransformersLoading, device: str) -> dict[int | str, int] | None:

@@ -73,9 +73,10 @@ class ResourceMeter:
         if torch is None:
             return {}
         free, total = torch.cuda.mem_get_info(self.device)
+        every = range(torch.cuda.device_count())  # a GPU that this process does not use has 0
         return {
-            "memory/gpu_allocated_peak_gib": torch.cuda.max_memory_allocated(self.device) / GIB,
-            "memory/gpu_reserved_peak_gib": torch.cuda.max_memory_reserved(self.device) / GIB,
+            "memory/gpu_allocated_peak_gib": sum(map(torch.cuda.max_memory_allocated, every)) / GIB,
+            "memory/gpu_reserved_peak_gib": sum(map(torch.cuda.max_memory_reserved, every)) / GIB,
             "memory/gpu_used_gib": (total - free) / GIB,
         }
 
@@ -96,6 +97,15 @@ class ResourceMeter:
         torch = sys.modules.get("torch")
         used = self.device.startswith("cuda") and torch is not None and torch.cuda.is_initialized()
         return torch if used else None
+
+
+def synchronise_gpus() -> None:
+    """Wait until every GPU that this process has memory on has done what it was given; opens no context elsewhere."""
+    import torch
+
+    for index in range(torch.cuda.device_count()):
+        if torch.cuda.memory_reserved(index):
+            torch.cuda.synchronize(index)
 
 
 def _reset_host_peak() -> bool:
