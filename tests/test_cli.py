@@ -81,6 +81,7 @@ def test_tab_completion_offers_options(ladezeit: Run) -> None:
         (("loading=single_device_map", "+loading.device_map={model.layers: cpu}"), "name every module instead"),
         (("loading=device_map_auto", "+loading.max_memory={gpu: 1GiB}"), "its keys are device, cpu or the number"),
         (("loading=device_map_auto", "+loading.max_memory={device: lots}"), "'lots' for device"),
+        (("loading=device_map_auto", "+loading.max_memory={1: 1GiB}"), "+loading.max_memory.1=VALUE"),
         (("loading=device_map_split",), "names cuda:1"),
         (("loading=offload_cpu",), "one and the same on a CPU run"),
         (("runtime.allocator=expandable:yes",), "allocator"),
