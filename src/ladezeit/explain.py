@@ -58,9 +58,7 @@ def _omegaconf_cause(error: BaseException | None) -> OmegaConfBaseException | No
 def _value(cause: OmegaConfBaseException) -> str:
     key = cause.full_key or ""
     if isinstance(cause, KeyValidationError):
-        return (
-            f"{_first(cause)}: in a mapping on the command line write a number as its own key, {key or 'GROUP.KEY'}.1=…"
-        )
+        return f"{_first(cause)}: on the command line write a number as a key of its own, +{key}=VALUE"
     if isinstance(cause, MissingMandatoryValue):
         return f"{key} has no value and needs one: give it as {key}=VALUE"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
