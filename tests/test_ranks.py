@@ -13,8 +13,6 @@ from configs_for_tests import make_run_config
 from ladezeit.checkpoint.page_cache import set_state
 from ladezeit.combination import check_combination
 from ladezeit.config import (
-    CacheConfig,
-    CacheState,
     DType,
     InferenceConfig,
     ProcessConfig,
@@ -61,7 +59,7 @@ def alive(pid: int) -> bool:
 def test_two_ranks_say_what_one_process_says(measure: Measure, tmp_path: Path) -> None:
     """The same continuation as the plain load's; one result, which tells of both ranks and ends with the slower."""
     inference = InferenceConfig(new_tokens=8, token_ids=[5, 700, 41, 3])
-    result = measure(inference=inference, cache=CacheConfig(CacheState.cold))
+    result = measure(inference=inference)
     assert result.status is Status.ok, result.reason
     ranks = result.effective["ranks"]
     assert [rank["rank"] for rank in ranks] == [0, 1]
