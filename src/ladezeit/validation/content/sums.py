@@ -1,0 +1,57 @@
+"""The arithmetic of a digest: what is summed, over which words, with which multipliers.
+
+A tensor's bytes, in the order of its elements, are little-endian 64-bit words, the last row filled up with zeros::
+
+    x[r, c]    row r of ROW_WORDS words (8 KiB), column c
+    row sums   R[r] = Σ_c m[c]·x[r, c]  mod 2^64     m: fixed, odd, pseudo-random, all different
+    columns    C[c] = Σ_r x[r, c]       mod 2^64
+
+What that finds for certain:
+
+* any change inside one word, so every flipped bit: m[c] is odd, hence invertible mod 2^64, and R[r] changes;
+* any change that touches at most one word of each row: each of those row sums changes;
+* any change, however large, inside one row: at least one column sum changes;
+* so any change of up to three words, and any swap of two elements of up to 8 bytes wherever they lie.
+
+What is left must change two words or more in each of two rows or more, with column sums that stay. A fault that knows
+nothing of m then passes with a probability of about 2^-64 for each row that it changes in a low bit; only where it
+changes nothing but the highest bits of words in every row does that fall to 2^-k for k rows (m is odd: the highest bit
+is counted without its position in the row). Swapped or shifted rows and blocks change the order of R, which is hashed
+in order.
+
+Integers wrap the same on every device, so a sum is the same wherever and in whatever pieces it is made.
+"""
+
+from functools import cache
+
+import numpy as np
+
+ROW_WORDS = 1024
+WORD_BYTES = 8
+ROW_BYTES = ROW_WORDS * WORD_BYTES
+
+#: Names this arithmetic in files: digests of another name are not comparable.
+ARITHMETIC = "rows1024-splitmix64-blake2b"
+
+_SEED = 0x6C6164657A656974
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 2**64 - 1
+
+
+@cache
+def multipliers() -> "np.ndarray[tuple[int], np.dtype[np.uint64]]":
+    """Return m: ROW_WORDS odd numbers of splitmix64 (Steele, Lea, Flood 2014), read-only."""
+    found, state = [], _SEED
+    for _ in range(ROW_WORDS):
+        state = (state + _GOLDEN) & _MASK
+        mixed = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+        found.append((mixed ^ (mixed >> 31)) | 1)
+    made = np.array(found, dtype=np.uint64)
+    made.setflags(write=False)
+    return made
+
+
+def rows_of(size_bytes: int) -> int:
+    """Return how many rows a tensor of `size_bytes` has; the last one may be partly filling."""
+    return -(-size_bytes // ROW_BYTES)
