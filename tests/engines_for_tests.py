@@ -155,3 +155,16 @@ class OneRankHangs(TensorParallelEngine):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(600)
         return super().load(request, clock)
+
+
+class FlipsABit(TransformersEngine):
+    """Loads, then flips the lowest bit of one weight, as bad memory does."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+        import torch
+
+        loaded = super().load(request, clock)
+        weight = loaded.model.model.norm.weight
+        weight.data = weight.data.clone()
+        weight.data.view(torch.int16)[3] ^= 1
+        return loaded

@@ -10,6 +10,7 @@ from ladezeit.config import (
     RunConfig,
     TensorLoading,
     TensorParallelLoading,
+    ValidationLevel,
 )
 from ladezeit.errors import CombinationError
 from ladezeit.placement_rules import check_placement
@@ -28,6 +29,17 @@ def check_combination(config: RunConfig) -> None:
     _check_has_effect(config.loading)
     if isinstance(config.loading, TensorParallelLoading):
         _check_ranks(config, config.loading)
+    if isinstance(config.loading, (TensorParallelLoading, QuantisedLoading)):
+        _check_provable(config)
+
+
+def _check_provable(config: RunConfig) -> None:
+    """Refuse what a plain reference load cannot prove: parts of weights, and weights made by a quantiser."""
+    if config.validation.level in (ValidationLevel.content, ValidationLevel.logits, ValidationLevel.full):
+        raise CombinationError(
+            f"validation={config.validation.level.value} compares with a plain load, and loading={config.loading.name} "
+            f"makes other tensors of the weights (quantised, or a part for each rank). Use validation=placement"
+        )
 
 
 def _check_ranks(config: RunConfig, loading: TensorParallelLoading) -> None:

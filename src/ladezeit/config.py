@@ -50,6 +50,9 @@ class ValidationLevel(Enum):
     all_modules = "all_modules"
     origin_rule = "origin_rule"
     placement = "placement"
+    content = "content"
+    logits = "logits"
+    full = "full"
 
 
 class FourBitType(Enum):

@@ -118,7 +118,7 @@ class _Greedy:
         import torch
 
         self._model = model
-        self._ids = torch.tensor([prompt], device=_input_device(model))
+        self._ids = torch.tensor([prompt], device=input_device(model))
         self._cache: Any = None
         self._penalties = _penalties(model)
         # Logits of the last position are enough: those of a whole prompt can take gigabytes.
@@ -207,7 +207,7 @@ def _penalties(model: Any) -> list[Callable[[Any, Any], Any]]:
     ]
 
 
-def _input_device(model: Any) -> Any:
+def input_device(model: Any) -> Any:
     """Return where ids are to be: beside the embedding, or where its hook will bring it when it is offloaded."""
     embedding = model.get_input_embeddings()
     device = embedding.weight.device

@@ -76,6 +76,7 @@ def measure(session: Session, config: RunConfig, identity: Identity, folder: Pat
     check_runnable(config, device, checkpoint)
     check_on_model(config.loading, checkpoint.config)
     conversion = session.conversion(config)
+    proof_files = session.proof_files(config, device, checkpoint)
     spec = WorkerSpec(
         config=config,
         checkpoint=checkpoint,
@@ -84,6 +85,8 @@ def measure(session: Session, config: RunConfig, identity: Identity, folder: Pat
         folder=folder,
         environment=session.environment(device, conversion.folder if conversion else checkpoint.folder),
         conversion=conversion,
+        manifest=proof_files.manifest,
+        reference=proof_files.reference,
     )
     ceilings = session.known_ceilings(device, checkpoint) if _ceilings_apply(spec) else None
     if ceilings is not None:

@@ -14,6 +14,7 @@ from ladezeit.worker_spec import WorkerSpec
 if TYPE_CHECKING:
     from ladezeit.loading.base import LoadedModel
     from ladezeit.measure.memory import ResourceMeter
+    from ladezeit.validation import Expected, Proof
 
 
 class RankSample(Sample):
@@ -40,16 +41,16 @@ class RankSample(Sample):
         memory = {key: value for key, value in meter.read().items() if key.startswith("memory/")}
         self.result.effective["ranks"] = _gather({"rank": self.rank, "device": self.spec.device, **own, **memory})
 
-    def _prove(self, loaded: "LoadedModel") -> bool:
+    def _prove(self, loaded: "LoadedModel", wanted: "Expected") -> "Proof | None":
         """Prove this rank's part; the model is proven only where every rank's part is."""
-        passed = super()._prove(loaded)
-        verdicts = _gather((passed, self.result.reason))
+        proof = super()._prove(loaded, wanted)
+        verdicts = _gather((proof is not None, self.result.reason))
         for rank, (right, reason) in enumerate(verdicts):
             if not right:
                 self.result.status = Status.wrong
                 self.result.reason = f"rank {rank}: {reason}"
-                return False
-        return True
+                return None
+        return proof
 
     def _infer(self, loaded: "LoadedModel") -> None:
         super()._infer(loaded)

@@ -14,7 +14,7 @@ from ladezeit.checkpoint.resolve import Checkpoint, Progress, prepare
 from ladezeit.checkpoint.synthetic import synthetic_sizes
 from ladezeit.config import ModelConfig, RunConfig, SyntheticModel, TrackingConfig
 from ladezeit.display import Display
-from ladezeit.errors import LadezeitError
+from ladezeit.errors import CheckpointError, LadezeitError, NotRunnableError
 from ladezeit.loading.conversion import Conversion, convert
 from ladezeit.loading.registry import converter
 from ladezeit.measure.ceilings import Ceilings, measure_apart
@@ -26,6 +26,9 @@ from ladezeit.plan import Sizes
 from ladezeit.result import Result, write_atomically
 from ladezeit.supervisor import Supervisor
 from ladezeit.tracking import Tracker, open_tracker
+from ladezeit.validation import NEED_MANIFEST, NEED_REFERENCE
+from ladezeit.validation.prepare import ProofFiles
+from ladezeit.validation.prepare import prepare as make_proof_files
 
 CEILINGS_FILE = "ceilings.json"
 
@@ -45,6 +48,7 @@ class Session:
         self._baselines: dict[str, int] = {}
         self._environments: dict[tuple[str, Path], dict[str, Any]] = {}
         self._ceilings: dict[tuple[str, Path], Ceilings | None] = {}
+        self._proof_files: dict[tuple[str, ...], ProofFiles | LadezeitError] = {}
         self._trackers: dict[tuple[str, str, str], Tracker] = {}
 
     def close(self) -> None:
@@ -159,6 +163,41 @@ class Session:
             for entry in json.loads((folder / CEILINGS_FILE).read_text(encoding="utf-8")):
                 key = (entry["device"], Path(entry["checkpoint"]))
                 self._ceilings.setdefault(key, Ceilings.from_plain(entry["ceilings"]))
+
+    def proof_files(self, config: RunConfig, device: ResolvedDevice, checkpoint: Checkpoint) -> ProofFiles:
+        """Return what the config's validation level proves a sample by, made at the first call where it is not there.
+
+        Raises:
+            CheckpointError, NotRunnableError: it cannot be made; the same at every call.
+        """
+        key = tuple(
+            map(repr, (config.validation.level, config.model, config.loading.dtype, config.runtime, device.name))
+        )
+        if key not in self._proof_files:
+            try:
+                self._proof_files[key] = self._make_proof_files(config, device, checkpoint)
+            except (CheckpointError, NotRunnableError) as refusal:
+                self._proof_files[key] = refusal
+        found = self._proof_files[key]
+        if isinstance(found, LadezeitError):
+            raise found
+        return found
+
+    def _make_proof_files(self, config: RunConfig, device: ResolvedDevice, checkpoint: Checkpoint) -> ProofFiles:
+        if config.validation.level not in (*NEED_MANIFEST, *NEED_REFERENCE):
+            return ProofFiles()
+        cpu = self.environment(device, checkpoint.folder)["cpu"]["model"]
+        if device.gpu is not None:
+            self.gpu_baseline_bytes(device.gpu)  # before a process of ours is on it
+        with self.hold(device, "samples"), self.display.console.status(f"{config.model.name}: proof") as status:
+            return make_proof_files(
+                config,
+                checkpoint,
+                device=device.name,
+                hardware=device.gpu.name if device.gpu is not None else str(cpu),
+                cache=cache_folder(),
+                building=lambda what: status.update(f"{config.model.name}: {what}"),
+            )
 
     def tracker(self, config: RunConfig) -> Tracker:
         """Return the tracker of the config; opened once a process."""

@@ -63,6 +63,7 @@ def conduct(overrides: list[list[str]], compose: Compose, launch: Launch, folder
     used = {device for job in jobs if job.refusal is None for device in session.devices(job.config)}
     session.enter(session.hold_all(used, "sweeps"))
     with _tracked(session, jobs[0].config, record, folder):
+        _make_proof_files(session, jobs)
         if jobs[0].config.discard_first:
             _warm_up(session, jobs, folder)
         _measure_ceilings(session, jobs, folder)
@@ -209,6 +210,16 @@ def _warm_up(session: Session, jobs: Sequence[Job], folder: Path) -> None:
     identity = Identity(point_id(job.config), 0, -1, "warm-up", job.overrides, one_job.command(job.overrides, True))
     session.display.sample("warm-up")
     session.display.done(one_job.measure(session, job.config, identity, own), counted=False)
+
+
+def _make_proof_files(session: Session, jobs: Sequence[Job]) -> None:
+    """Make what the samples are proven by before the first of them; what cannot be made skips those that need it."""
+    for job in jobs:
+        if job.refusal is None:
+            try:
+                session.proof_files(job.config, session.device(job.config.device), session.checkpoint(job.config.model))
+            except (CheckpointError, NotRunnableError) as refusal:
+                session.display.note(f"cannot be proven: {refusal}", "yellow")
 
 
 def _measure_ceilings(session: Session, jobs: Sequence[Job], folder: Path) -> None:

@@ -22,13 +22,13 @@ from ladezeit.config import ProcessKind, TensorParallelLoading, to_plain
 from ladezeit.errors import LadezeitError, LoadError
 from ladezeit.lifetime import die_with_parent
 from ladezeit.measure.clock import LOAD, Clock
-from ladezeit.result import ErrorReport, Result, Status, save
+from ladezeit.result import ErrorReport, Result, Status, save, write_atomically
 from ladezeit.worker_spec import SCRATCH, WorkerSpec
 
 if TYPE_CHECKING:
     from ladezeit.loading.base import Engine, LoadedModel, LoadRequest
     from ladezeit.measure.memory import ResourceMeter
-    from ladezeit.validation import Expected
+    from ladezeit.validation import Expected, Proof
 
 #: Sent by the supervisor before it ends a worker: the stacks of all threads go to the log.
 STACKS_SIGNAL = signal.SIGUSR1
@@ -37,6 +37,7 @@ FIRST_TOKEN = "inference/first_token"
 CACHE_CHECK = "cache_check"
 TEXT_FILE = "generated.txt"
 RANK_FAILED = 3
+FINDINGS_FILE = "findings.json"
 
 
 class Sample:
@@ -85,9 +86,12 @@ class Sample:
             return
         loaded = self._load(chosen, request, meter)
         self._look_at(loaded, meter)
-        if self._prove(loaded):
+        wanted = expected(self.spec)
+        proof = self._prove(loaded, wanted)
+        if proof is not None:
             self._infer(loaded)
-            self.result.status = Status.ok
+            if self._prove_spoken(loaded, wanted, proof):
+                self.result.status = Status.ok
         self.result.metrics.update(meter.read())
 
     def _import(self) -> None:
@@ -172,18 +176,29 @@ class Sample:
         self.result.effective["device"] = str(first.device)
         self.result.metrics["memory/weights_gib"] = weights_bytes(loaded.model) / GIB
 
-    def _prove(self, loaded: "LoadedModel") -> bool:
-        """Validate as far as asked; False where the model is not what was asked for."""
+    def _prove(self, loaded: "LoadedModel", wanted: "Expected") -> "Proof | None":
+        """Validate as far as asked; None where the model is not what was asked for."""
         from ladezeit.validation import prove
 
-        proof = prove(loaded, expected(self.spec), self.spec.config.validation, self.clock)
+        proof = prove(loaded, wanted, self.spec.config.validation, self.clock)
+        return proof if self._passed(proof) else None
+
+    def _prove_spoken(self, loaded: "LoadedModel", wanted: "Expected", before: "Proof") -> bool:
+        from ladezeit.validation import prove_spoken
+
+        return self._passed(prove_spoken(loaded, wanted, before, self.clock))
+
+    def _passed(self, proof: "Proof") -> bool:
+        """Note the proof; False where it found something: then all of it is in a file of its own too."""
         self.result.proof = proof.to_dict()
         self.result.metrics["validation/total_s"] = proof.total_s
-        if proof.ran and not proof.passed:
-            self.result.status = Status.wrong
-            self.result.reason = proof.reason
-            return False
-        return True
+        self.result.metrics.update(proof.metrics)
+        if not proof.ran or proof.passed:
+            return True
+        self.result.status = Status.wrong
+        self.result.reason = proof.reason
+        write_atomically(self.spec.folder / FINDINGS_FILE, json.dumps(self.result.proof["findings"], indent=2) + "\n")
+        return False
 
     def _infer(self, loaded: "LoadedModel") -> None:
         from ladezeit import inference
@@ -214,6 +229,8 @@ def expected(spec: WorkerSpec) -> "Expected":
     """Return what the sample's config asks of the loaded model."""
     from ladezeit.loading import placement, quantisation
     from ladezeit.validation import Expected, stored_generation_config
+    from ladezeit.validation.content import manifest
+    from ladezeit.validation.logits import reference
 
     loading = spec.config.loading
     asked = loading.dtype.value
@@ -226,6 +243,8 @@ def expected(spec: WorkerSpec) -> "Expected":
         quantisation=quantisation.scheme_asked(loading)
         or (quantisation.CHECKPOINTS_OWN if "quantization_config" in spec.checkpoint.config else None),
         generation_config=stored_generation_config(spec.checkpoint.folder),
+        manifest=manifest.read(spec.manifest) if spec.manifest else None,
+        spoken=reference.read(spec.reference) if spec.reference else None,
     )
 
 

@@ -21,7 +21,8 @@ class WorkerSpec:
     """One sample to measure.
 
     `folder` is where it leaves what it finds; `environment` goes into the result as it is; `conversion` is the
-    checkpoint in the engine's own format, where it has one.
+    checkpoint in the engine's own format, where it has one. `manifest` and `reference` are the files that contents and
+    logits are proven by, where the config asks for that.
     """
 
     config: RunConfig
@@ -32,6 +33,8 @@ class WorkerSpec:
     started_at: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
     conversion: Conversion | None = None
+    manifest: Path | None = None
+    reference: Path | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -54,6 +57,8 @@ class WorkerSpec:
             "started_at": self.started_at,
             "environment": self.environment,
             "conversion": self.conversion.to_json() if self.conversion else None,
+            "manifest": self.manifest and str(self.manifest),
+            "reference": self.reference and str(self.reference),
         }
         path = self.folder / FILE_NAME
         write_atomically(path, json.dumps(plain))
@@ -72,4 +77,6 @@ class WorkerSpec:
             started_at=plain["started_at"],
             environment=plain["environment"],
             conversion=Conversion.from_json(plain["conversion"]) if plain["conversion"] else None,
+            manifest=plain["manifest"] and Path(plain["manifest"]),
+            reference=plain["reference"] and Path(plain["reference"]),
         )

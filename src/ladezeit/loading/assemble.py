@@ -9,7 +9,7 @@ for every missing or unexpected key. What it does too much is taken out: reservi
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from ladezeit.errors import LoadError
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Phases of the call that mean something else where the tensors are there already.
 _PHASES = {"load/read": "load/assign"}
+#: Blocks of an engine's memory that are noted; thousands would cost milliseconds of the load.
+_MOST_LENT = 500
 
 
 class Assembling:
@@ -47,7 +49,9 @@ class Assembling:
         with clock.span("load/arrange"):
             request = replace(request, arrangement=arrange(request))
         with self._engine.open(request, clock) as loaded:
+            lent_bytes = _lent_bytes(loaded)
             made = assemble(loaded, request, clock)
+            made.lent_bytes = lent_bytes
         with clock.span("load/touch"):
             made.effective["touched_bytes"] = touch(made.model)
         return made
@@ -143,6 +147,12 @@ def _own(model: Any, loaded: LoadedTensors) -> int:
                 copied += tensor.numel() * tensor.element_size()
             tensor.data = seen[key].view(tensor.shape)
     return copied
+
+
+def _lent_bytes(loaded: LoadedTensors) -> list[int]:
+    """Return the sizes of the blocks of memory behind the engine's first tensors; what is done with them is bounded."""
+    storages = [tensor.untyped_storage() for tensor in islice(loaded.tensors.values(), _MOST_LENT)]
+    return list({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def finish(model: Any, folder: str) -> None:

@@ -46,7 +46,8 @@ class LoadedModel:
     """A `transformers` model in memory and what its load was found to have done.
 
     `device_map` is the resolved placement (module to device) where there was one. `effective` says what really
-    happened, whatever was asked for. Key lists hold parameter names of the model.
+    happened, whatever was asked for. Key lists hold parameter names of the model. `lent_bytes` are the sizes of the
+    blocks of memory that an engine's tensors lay in before it was closed.
     """
 
     model: Any
@@ -55,6 +56,7 @@ class LoadedModel:
     unexpected_keys: list[str] = field(default_factory=list)
     mismatched_keys: list[str] = field(default_factory=list)
     effective: dict[str, Any] = field(default_factory=dict)
+    lent_bytes: list[int] = field(default_factory=list)
 
 
 class Engine(Protocol):

@@ -13,7 +13,7 @@ MARKER = ".mlflow_run_id"
 TIMELINE_FILE = "timeline.png"
 TRACE_FILE = "traceback.txt"
 
-_TEXTS = (FILE_NAME, ".hydra/config.yaml", ".hydra/overrides.yaml", "worker.log", "generated.txt")
+_TEXTS = (FILE_NAME, ".hydra/config.yaml", ".hydra/overrides.yaml", "worker.log", "generated.txt", "findings.json")
 _MOST_TEXT_BYTES = 1_000_000
 
 

@@ -1,25 +1,38 @@
 """What is proven about a loaded model, and what the proof costs: one module a level.
 
-Only `placement` looks at every tensor for everything that can be seen without reading the checkpoint again. The other
-levels are the origin case's: they look for meta tensors, more or less thoroughly, and find nothing else.
+`placement` looks at every tensor for everything that can be seen without reading it; `content` reads every tensor too
+and holds it against what the checkpoint says; `logits` listens to the model; `full` is all three. The other levels are
+the origin case's: they look for meta tensors, more or less thoroughly, and find nothing else.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ladezeit.config import ValidationConfig, ValidationLevel
 from ladezeit.loading.base import LoadedModel
 from ladezeit.measure.clock import Clock
 from ladezeit.validation import all_modules, origin_rule, placement, sampled
+from ladezeit.validation.content import level as content
 from ladezeit.validation.generation import stored_generation_config
+from ladezeit.validation.logits import level as logits
 from ladezeit.validation.proof import Expected, Finding, Look, Proof
 
-__all__ = ["SPAN", "Expected", "Finding", "Proof", "prove", "stored_generation_config"]
+__all__ = ["SPAN", "Expected", "Finding", "Proof", "prove", "prove_spoken", "stored_generation_config"]
 
 SPAN = "validation"
+LOGITS_SPAN = "validation/logits"
+
+#: Levels that hold contents against a manifest, and those that hold what the model says against a reference.
+NEED_MANIFEST = (ValidationLevel.content, ValidationLevel.full)
+NEED_REFERENCE = (ValidationLevel.logits, ValidationLevel.full)
 
 
 def _none(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> Look:
     return Look("nothing was looked at (validation=none)", ran=False)
+
+
+def _later(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> Look:
+    return Look("the model was not asked yet", ran=False)
 
 
 _LEVELS: dict[ValidationLevel, Callable[[LoadedModel, Expected, ValidationConfig], Look]] = {
@@ -28,13 +41,16 @@ _LEVELS: dict[ValidationLevel, Callable[[LoadedModel, Expected, ValidationConfig
     ValidationLevel.all_modules: all_modules.look,
     ValidationLevel.origin_rule: origin_rule.look,
     ValidationLevel.placement: placement.look,
+    ValidationLevel.content: content.look,
+    ValidationLevel.logits: _later,
+    ValidationLevel.full: content.look,
 }
 
 
 def prove(loaded: LoadedModel, expected: Expected, config: ValidationConfig, clock: Clock) -> Proof:
     """Look at `loaded` as far as `config.level` says, inside the span ``validation``; changes nothing in the model.
 
-    What is wrong is in the proof's findings; nothing is raised for it.
+    What is wrong is in the proof's findings; nothing is raised for it. What the model says is proven by `prove_spoken`.
     """
     with clock.span(SPAN):
         look = _LEVELS[config.level](loaded, expected, config)
@@ -47,4 +63,29 @@ def prove(loaded: LoadedModel, expected: Expected, config: ValidationConfig, clo
         tensors_seen=look.tensors_seen,
         findings=look.findings,
         total_s=clock.phases[-1].duration_s,
+        metrics=look.metrics,
+    )
+
+
+def prove_spoken(loaded: LoadedModel, expected: Expected, before: Proof, clock: Clock) -> Proof:
+    """Return `before` with what the model says proven too, inside a span of its own, where its level asks for that.
+
+    Call it after the measured first tokens: they must meet the model as its load left it.
+    """
+    if ValidationLevel(before.level) not in NEED_REFERENCE:
+        return before
+    assert expected.spoken is not None, f"validation={before.level} needs a reference"
+    with clock.span(LOGITS_SPAN):
+        look = logits.look(loaded.model, expected.spoken)
+    own_s = clock.phases[-1].duration_s
+    findings = [*before.findings, *look.findings]
+    claim = f"{before.reason}; {look.claim}" if before.ran else look.claim
+    return replace(
+        before,
+        passed=not findings,
+        ran=True,
+        reason=replace(look, claim=claim, findings=findings).reason(),
+        findings=findings,
+        total_s=before.total_s + own_s,
+        metrics={**before.metrics, **look.metrics, "validation/logits_s": own_s},
     )

@@ -1,7 +1,11 @@
 """What a validation is given and what it gives back."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ladezeit.validation.content.manifest import Manifest
+    from ladezeit.validation.logits.reference import Reference
 
 #: A reason names this many findings; the rest is counted.
 NAMED_IN_REASON = 10
@@ -15,7 +19,8 @@ class Expected:
     never ``auto``. `single_device`: one explicit device was asked for; `device_strategy`: the placement was left to a
     strategy, so several devices are legitimate. `generation_config`: what the checkpoint's generation_config.json
     says (`stored_generation_config`), which the model must have taken up; None where it has none. `quantisation`: the
-    scheme asked for, in the words of `ladezeit.loading.quantisation.scheme_of`; None for none.
+    scheme asked for, in the words of `ladezeit.loading.quantisation.scheme_of`; None for none. `manifest`: what every
+    tensor must hold, for the levels that look at contents; `spoken`: what the model must say, for those that listen.
     """
 
     device: str
@@ -25,6 +30,8 @@ class Expected:
     device_strategy: bool
     generation_config: dict[str, Any] | None = None
     quantisation: str | None = None
+    manifest: "Manifest | None" = None
+    spoken: "Reference | None" = None
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,9 @@ class Finding:
     """One thing that is not as asked.
 
     `kind` is one of ``meta``, ``device``, ``dtype``, ``quantisation``, ``tie``, ``offload``, ``generation_config``,
-    ``missing_key``, ``mismatched_key``, ``unexpected_key``; `name` is the tensor's or module's, empty for the whole
-    model.
+    ``missing_key``, ``mismatched_key``, ``unexpected_key``; of level ``content`` also ``content``, ``shape``,
+    ``missing``, ``unexpected``; of level ``logits`` ``logits`` and ``tokens``. `name` is the tensor's or module's,
+    empty for the whole model.
     """
 
     kind: str
@@ -48,7 +56,8 @@ class Finding:
 class Look:
     """What one level looked at and found; `claim` says what it means that nothing was found, or why it did not run.
 
-    `tensors_seen` counts looks: a level that looks at a tensor five times counts five.
+    `tensors_seen` counts looks: a level that looks at a tensor five times counts five. `metrics` are what the level
+    measured besides, by the names that the result file gives them.
     """
 
     claim: str
@@ -56,6 +65,7 @@ class Look:
     modules_seen: int = 0
     tensors_seen: int = 0
     findings: list[Finding] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def reason(self) -> str:
         """Return one line: the claim, or the first findings and how many more there are."""
@@ -81,7 +91,10 @@ class Proof:
     tensors_seen: int
     findings: list[Finding] = field(default_factory=list)
     total_s: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, ready for the result file."""
-        return asdict(self)
+        """Return plain data, ready for the result file, whose metrics have a place of their own."""
+        plain = asdict(self)
+        del plain["metrics"]
+        return plain

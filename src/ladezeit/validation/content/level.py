@@ -1,0 +1,183 @@
+"""The level `content`: all that `placement` looks at, and every bit of every tensor against the manifest."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ladezeit.config import ValidationConfig
+from ladezeit.loading.base import LoadedModel
+from ladezeit.validation import placement
+from ladezeit.validation.content.digest import digest, digests
+from ladezeit.validation.content.inventory import COMPUTED, Held, groups, inventory
+from ladezeit.validation.content.manifest import Manifest
+from ladezeit.validation.content.scribble import scribble
+from ladezeit.validation.proof import Expected, Finding, Look
+
+
+def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> Look:
+    """Look at the placement, then read every tensor where it lies and compare its digest with the manifest's.
+
+    The engine is closed by then. Memory of the sizes that it lent is overwritten first, so that a tensor which still
+    lies in what was given back does not pass by luck.
+    """
+    assert expected.manifest is not None, "validation=content needs a manifest"
+    placed = placement.look(loaded, expected, config)
+    started = time.perf_counter()
+    scribbled = scribble(loaded.lent_bytes, expected.device)
+    held = inventory(loaded.model)
+    findings, digested = compare(held, expected.manifest, placed.findings, expected)
+    return Look(
+        claim=_claim(placed.claim, digested, expected.manifest),
+        modules_seen=placed.modules_seen,
+        tensors_seen=placed.tensors_seen,
+        findings=[*placed.findings, *findings],
+        metrics={
+            "validation/content_s": time.perf_counter() - started,
+            "validation/content_bytes": float(digested),
+            "validation/scribbled_bytes": float(scribbled),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was read of one name."""
+
+    digest: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def compare(
+    held: list[Held], manifest: Manifest, already: Iterable[Finding], expected: Expected
+) -> tuple[list[Finding], int]:
+    """Return what in `held` is not as `manifest` has it, and how many bytes were read for it.
+
+    What is in `already` by kind and name is not said twice. Each tensor is read once, however many names it has.
+    """
+    said = {(finding.kind, finding.name) for finding in already}
+    grouped = groups(held)
+    seen, read_bytes = _read(grouped)
+    findings = _names(held, manifest)
+    for one in held:
+        if one.name in seen:
+            findings += _contents(one.name, seen[one.name], manifest)
+        else:
+            findings.append(Finding("meta", one.name, _why_unread(one.tensor)))
+    findings += _ties(grouped, manifest, expected)
+    return [finding for finding in findings if (finding.kind, finding.name) not in said], read_bytes
+
+
+def _read(grouped: list[list[Held]]) -> tuple[dict[str, _Seen], int]:
+    """Read each tensor once, those that are kept elsewhere one after the other, and return what each name holds."""
+    here = {group[0].name: group[0].tensor for group in grouped if _is_readable(group[0].tensor)}
+    found = digests(here)
+    seen: dict[str, _Seen] = {}
+    read_bytes = 0
+    for group in grouped:
+        tensor = here.get(group[0].name)
+        if tensor is None:
+            tensor = _fetched(group[0])
+            if tensor is None:
+                continue
+            found[group[0].name] = digest(tensor)
+        one = _Seen(found[group[0].name], str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        seen.update(dict.fromkeys((held.name for held in group), one))
+        read_bytes += tensor.numel() * tensor.element_size()
+    return seen, read_bytes
+
+
+def _fetched(held: Held) -> Any:
+    """Return the tensor as a forward would find it, None where there is nothing to find."""
+    if held.fetch is None:
+        return None
+    try:
+        tensor = held.fetch()
+    except (KeyError, OSError):
+        return None
+    return tensor if _is_readable(tensor) else None
+
+
+def _names(held: list[Held], manifest: Manifest) -> list[Finding]:
+    there = {one.name for one in held}
+    return [
+        *(Finding("missing", name, "is not in the model") for name in manifest.tensors if name not in there),
+        *(
+            Finding("unexpected", one.name, "is in the model, and not in the reference load")
+            for one in held
+            if one.name not in manifest.tensors
+        ),
+    ]
+
+
+def _contents(name: str, seen: _Seen, manifest: Manifest) -> list[Finding]:
+    wanted = manifest.tensors.get(name)
+    if wanted is None or wanted.digest == seen.digest:
+        return []
+    if seen.dtype != wanted.dtype:
+        return [Finding("dtype", name, f"is {seen.dtype}, the reference load has {wanted.dtype}")]
+    if seen.shape != wanted.shape:
+        return [Finding("shape", name, f"has the shape {seen.shape}, the reference load has {wanted.shape}")]
+    what = "the model's class computes" if wanted.kind == COMPUTED else "the checkpoint holds"
+    twin = _twin(seen.digest, wanted.shape, manifest)
+    return [Finding("content", name, f"is not what {what}{twin}")]
+
+
+def _twin(digest: str, shape: tuple[int, ...], manifest: Manifest) -> str:
+    """Return whose content it is instead, where it is another tensor's of the checkpoint."""
+    for name, entry in manifest.tensors.items():
+        if entry.digest == digest and entry.shape == shape:
+            return f": it is that of {name}"
+    return ""
+
+
+def _ties(grouped: list[list[Held]], manifest: Manifest, expected: Expected) -> list[Finding]:
+    """Return a finding for each name that should share a tensor and does not, or shares one and should not.
+
+    Offloaded tensors are not judged: each is brought in by itself.
+    """
+    findings = []
+    number = {one.name: index for index, group in enumerate(grouped) for one in group if not one.tensor.is_meta}
+    device = {one.name: str(one.tensor.device) for group in grouped for one in group}
+    for tied in manifest.ties:
+        there = [name for name in tied if name in number]
+        for name in there[1:]:
+            apart = number[name] != number[there[0]]
+            if apart and (expected.single_device or device[name] == device[there[0]]):
+                what = f"is a tensor of its own, and the reference load ties it to {there[0]}"
+                findings.append(Finding("tie", name, what))
+    together = {name: index for index, tied in enumerate(manifest.ties) for name in tied}
+    for group in grouped:
+        first = together.get(group[0].name)
+        for one in group[1:]:
+            if first is None or together.get(one.name) != first:
+                findings.append(Finding("tie", one.name, f"shares the memory of {group[0].name}, and should not"))
+    return findings
+
+
+def _is_readable(tensor: Any) -> bool:
+    return not tensor.is_meta and str(tensor.layout) == "torch.strided" and not hasattr(tensor, "device_mesh")
+
+
+def _why_unread(tensor: Any) -> str:
+    if tensor.is_meta:
+        return "has no data: it is on the meta device"
+    if hasattr(tensor, "device_mesh"):
+        return "is spread over several processes (DTensor): its content is not proven by one of them"
+    return f"has no plain bytes to read ({tensor.layout})"
+
+
+def _claim(placed: str, read_bytes: int, manifest: Manifest) -> str:
+    traced = sum(manifest.anchored.values())
+    ways = ", ".join(f"{count} {way}" for way, count in manifest.anchored.items() if count) or "none"
+    claim = (
+        f"{placed.removesuffix('values were not compared')}all {read_bytes} bytes of {len(manifest.tensors)} names "
+        f"bit for bit those of a reference load by transformers {manifest.origin.get('transformers')}, of which "
+        f"{traced} tensors were traced to the files ({ways})"
+    )
+    if manifest.unanchored:
+        claim += f" and {len(manifest.unanchored)} rest on the library's conversion"
+    if manifest.origin.get("quantization"):
+        claim += "; quantised: the same quantised weights, which says nothing of how near they are to the original"
+    return claim

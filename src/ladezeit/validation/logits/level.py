@@ -1,0 +1,35 @@
+"""The level `logits`: first-token logits and greedy continuation against the reference's, after the sample's tokens.
+
+It comes after the measured first tokens, because it would do for them what a loader put off until then.
+"""
+
+from typing import Any
+
+from ladezeit.validation.logits.reference import Reference
+from ladezeit.validation.logits.spoken import speak
+from ladezeit.validation.proof import Finding, Look
+
+
+def look(model: Any, reference: Reference) -> Look:
+    """Let the model continue the reference's prompt, and compare."""
+    spoken = speak(model)
+    apart = reference.spoken.difference(spoken)
+    equal = spoken.token_ids == reference.spoken.token_ids
+    findings = []
+    if not apart <= reference.tolerance:
+        what = f"are up to {apart:.3g} from the reference's, where {reference.tolerance:.3g} are let pass"
+        findings.append(Finding("logits", "", f"the first token's {what}"))
+    if not equal and reference.steady_tokens:
+        what = f"{spoken.token_ids} where the reference says {reference.spoken.token_ids}"
+        findings.append(Finding("tokens", "", f"the greedy continuation is {what}"))
+    return Look(
+        claim=f"first-token logits within {apart:.3g} of a reference load on this device "
+        f"(two reference loads: {reference.noise:.3g}), "
+        f"{len(spoken.token_ids)} greedy tokens {'equal' if equal else 'not equal, as between two reference loads'}",
+        findings=findings,
+        metrics={
+            "validation/logits_difference": apart,
+            "validation/logits_tolerance": reference.tolerance,
+            "validation/tokens_equal": float(equal),
+        },
+    )

@@ -1,0 +1,56 @@
+"""A real checkpoint with its manifest, and engines to load it by."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from proven_checkpoints import UP, flip_in_file, made, manifest_of, own_copy
+
+from ladezeit.checkpoint.resolve import Checkpoint
+from ladezeit.config import LOADINGS, DType, ValidationConfig, ValidationLevel
+from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.registry import engine
+from ladezeit.measure.clock import LOAD, Clock
+from ladezeit.validation import Expected, Proof, prove
+from ladezeit.validation.content import manifest
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., LoadedModel]:
+    """Load a checkpoint by an engine, as a worker does."""
+
+    def loaded(checkpoint: Checkpoint, name: str = "transformers", **arguments: Any) -> LoadedModel:
+        loading = LOADINGS.get(name, LOADINGS["transformers"])(name=name, engine=name, **arguments)
+        request = LoadRequest(checkpoint, loading, "cpu", tmp_path)
+        clock = Clock(time.monotonic_ns())
+        chosen = engine(name)
+        chosen.prepare(request)
+        with clock.span(LOAD):
+            return chosen.load(request, clock)
+
+    return loaded
+
+
+@pytest.fixture
+def proof(cache: Path) -> Callable[..., Proof]:
+    """Prove the content of what was loaded by the manifest of a checkpoint as it was before a test damaged it."""
+
+    def proven(loaded: LoadedModel, file: Path, dtype: DType = DType.bfloat16, **changes: Any) -> Proof:
+        asked = SimpleNamespace(single_device=True, offload_allowed=False, device_strategy=False)
+        asked.__dict__.update(changes)
+        expected = Expected("cpu", dtype.value, **vars(asked), manifest=manifest.read(file))
+        return prove(loaded, expected, ValidationConfig(ValidationLevel.content), Clock(time.monotonic_ns()))
+
+    return proven
+
+
+@pytest.fixture(scope="session")
+def damaged(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Path]:
+    """A checkpoint in whose file a bit flipped after its manifest was made, and that manifest."""
+    copy = own_copy(made("tied", cache), tmp_path_factory.mktemp("damaged") / "copy")
+    file = manifest_of(copy, cache)
+    flip_in_file(copy, UP)
+    return copy, file

@@ -1,0 +1,70 @@
+"""Checkpoints of tiny models and their manifests, made by real reference loads."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from configs_for_tests import model_config
+from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
+from ladezeit.validation.content.reference import manifest_file
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+MOE: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 128,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 0,
+    "eos_token_id": 127,
+}
+
+
+def made(kind: str, cache: Path) -> Checkpoint:
+    """Return the checkpoint of a tiny model: ``tied``, ``untied``, ``shards`` or ``experts``."""
+    model = model_config("tiny")
+    if kind == "untied":
+        model.name, model.architecture = "tiny-untied", {**model.architecture, "tie_word_embeddings": False}
+    elif kind == "shards":
+        model.name, model.shard_bytes = "tiny-shards", 500_000
+    elif kind == "experts":
+        model.name, model.architecture = "tiny-experts", MOE
+    return prepare(model, cache)
+
+
+def own_copy(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """Return a copy of a checkpoint that a test may damage."""
+    shutil.copytree(checkpoint.folder, folder)
+    return inspect(folder, "copy")
+
+
+def manifest_of(checkpoint: Checkpoint, cache: Path, dtype: str = "bfloat16", **arguments: Any) -> Path:
+    """Return the manifest's file, made by a real reference load where it is not there."""
+    return manifest_file(checkpoint, name="test", dtype=dtype, device="cpu", cache=cache, **arguments)
+
+
+def flip_in_file(checkpoint: Checkpoint, name: str) -> None:
+    """Flip one bit of a tensor in its file and leave the file's times as they were, as a failing disk does."""
+    entry = next(entry for entry in checkpoint.tensors if entry.name == name)
+    path = checkpoint.shards[entry.shard]
+    before = path.stat()
+    with path.open("r+b") as shard:
+        shard.seek((entry.begin + entry.end) // 2)
+        byte = shard.read(1)[0]
+        shard.seek(-1, 1)
+        shard.write(bytes([byte ^ 16]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -1,0 +1,170 @@
+"""The level `logits`: what a model says, against a reference load; and `full` through a real worker."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from configs_for_tests import make_run_config
+from ladezeit.checkpoint.resolve import Checkpoint
+from ladezeit.combination import check_combination
+from ladezeit.config import (
+    ProcessConfig,
+    ProcessKind,
+    RuntimeConfig,
+    TensorParallelLoading,
+    TorchaoInt8Loading,
+    TransformersLoading,
+    ValidationConfig,
+    ValidationLevel,
+)
+from ladezeit.errors import CombinationError
+from ladezeit.result import Identity, Result, Status
+from ladezeit.supervisor import Supervisor
+from ladezeit.validation.logits.level import look
+from ladezeit.validation.logits.reference import Reference, read, reference_file, tolerance
+from ladezeit.validation.logits.spoken import Spoken, speak
+from ladezeit.validation.prepare import prepare
+from ladezeit.worker_spec import WorkerSpec
+
+
+@pytest.fixture(scope="module")
+def reference(tiny: Checkpoint, cache: Path) -> Reference:
+    """What two real reference loads of model=tiny say."""
+    asked: Any = {"name": "tiny", "dtype": "bfloat16", "device": "cpu", "hardware": "this", "cache": cache}
+    file = reference_file(tiny, runtime=RuntimeConfig(), **asked)
+    made: list[str] = []
+    assert reference_file(tiny, runtime=RuntimeConfig(), building=lambda: made.append("again"), **asked) == file
+    assert made == []
+    return read(file)
+
+
+@pytest.fixture
+def model(tiny: Checkpoint) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny.folder, dtype=torch.bfloat16)
+
+
+def test_the_same_weights_say_the_same(model: Any, reference: Reference) -> None:
+    """No false alarm, and figures that say how near it was."""
+    found = look(model, reference)
+    assert found.findings == []
+    assert found.metrics["validation/tokens_equal"] == 1
+    assert found.metrics["validation/logits_difference"] <= reference.tolerance
+    assert reference.noise <= reference.tolerance
+    assert reference.steady_tokens
+
+
+@pytest.mark.parametrize("planted", [2.0, float("nan"), float("inf")])
+def test_other_weights_are_heard(model: Any, reference: Reference, planted: float) -> None:
+    """A value that matters is heard, and a NaN always: no comparison with it passes."""
+    model.model.norm.weight.data[:8] = planted
+    kinds = {finding.kind for finding in look(model, reference).findings}
+    assert "logits" in kinds
+
+
+def test_differences_count_numbers_and_what_is_none() -> None:
+    """NaN on both sides is equal, on one side it is infinitely far."""
+    one = Spoken(np.array([1.0, np.nan, np.inf], dtype=np.float32), [1])
+    assert one.difference(one) == 0
+    assert one.difference(replace(one, logits=np.array([1.5, np.nan, np.inf], dtype=np.float32))) == 0.5
+    assert one.difference(replace(one, logits=np.array([1.0, 0.0, np.inf], dtype=np.float32))) == float("inf")
+    assert one.difference(replace(one, logits=np.array([1.0, np.nan, -np.inf], dtype=np.float32))) == float("inf")
+    assert one.difference(replace(one, logits=np.zeros(2, dtype=np.float32))) == float("inf")
+    assert Spoken.from_plain(one.to_plain()).difference(one) == 0
+
+
+def test_tolerance_is_noise_times_four_or_one_step() -> None:
+    """A device that repeats itself bit for bit still rounds: one step of its dtype is let pass."""
+    said = Spoken(np.array([-16.0, 3.0], dtype=np.float32), [0])
+    assert tolerance(said, 0.0, "bfloat16") == 16 * 2**-7
+    assert tolerance(said, 1.0, "bfloat16") == 4.0
+
+
+def test_tokens_that_two_references_disagree_on_prove_nothing(model: Any, reference: Reference) -> None:
+    """Where the device's own noise decides, other tokens are told and are no fault."""
+    other = replace(reference, spoken=replace(reference.spoken, token_ids=[-1] * 8))
+    assert [finding.kind for finding in look(model, other).findings] == ["tokens"]
+    unsteady = look(model, replace(other, steady_tokens=False))
+    assert unsteady.findings == []
+    assert "not equal" in unsteady.claim
+
+
+def test_speaking_changes_nothing(model: Any) -> None:
+    """The proof leaves the model as it was."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    said = speak(model)
+    assert speak(model).difference(said) == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def sample(tiny: Checkpoint, folder: Path, cache: Path, level: str, engine: str = "transformers") -> Result:
+    """Measure one sample in a real worker, by what `prepare` made ready."""
+    loading = TransformersLoading(name="t", engine=engine, device_map="device")
+    config = make_run_config(folder, validation=ValidationConfig(ValidationLevel(level)), loading=loading)
+    files = prepare(config, tiny, device="cpu", hardware="this", cache=cache)
+    own = folder / "sample"
+    own.mkdir()
+    spec = WorkerSpec(
+        config,
+        tiny,
+        Identity("p", 0, 0, "test", [], "command"),
+        "cpu",
+        own,
+        manifest=files.manifest,
+        reference=files.reference,
+    )
+    with Supervisor() as supervisor:
+        return supervisor.run(spec)
+
+
+@pytest.mark.parametrize(
+    ("level", "costs"),
+    [
+        ("placement", set()),
+        ("content", {"validation/content_s"}),
+        ("logits", {"validation/logits_s"}),
+        ("full", {"validation/content_s", "validation/logits_s"}),
+    ],
+)
+def test_a_worker_proves_as_far_as_asked(
+    *, level: str, costs: set[str], tiny: Checkpoint, cache: Path, tmp_path: Path
+) -> None:
+    """The proof, its claim and its cost are in the sample's result."""
+    result = sample(tiny, tmp_path, cache, level)
+    assert result.status is Status.ok, result.reason
+    assert result.proof is not None
+    assert result.proof["passed"]
+    assert {name for name in result.metrics if name in {"validation/content_s", "validation/logits_s"}} == costs
+    assert result.metrics["validation/total_s"] >= sum(result.metrics[name] for name in costs)
+    order = [phase.path for phase in result.phases]
+    if level in ("logits", "full"):
+        assert order.index("validation/logits") > order.index("inference/first_token")
+    assert not (tmp_path / "sample" / "findings.json").exists()
+
+
+def test_a_wrong_model_is_wrong_with_all_findings_in_a_file(tiny: Checkpoint, cache: Path, tmp_path: Path) -> None:
+    """One flipped bit in a worker's memory ends the sample as `wrong`, and the file names the tensor."""
+    result = sample(tiny, tmp_path, cache, "full", "engines_for_tests:FlipsABit")
+    assert result.status is Status.wrong
+    assert result.reason is not None
+    assert "content model.norm.weight" in result.reason
+    findings = json.loads((tmp_path / "sample" / "findings.json").read_text())
+    assert [(finding["kind"], finding["name"]) for finding in findings] == [("content", "model.norm.weight")]
+    assert "inference/first_token_s" not in result.metrics
+
+
+@pytest.mark.parametrize("level", ["content", "logits", "full"])
+@pytest.mark.parametrize("kind", [TorchaoInt8Loading, TensorParallelLoading])
+def test_what_a_plain_load_cannot_prove_is_refused(level: str, kind: type, tmp_path: Path) -> None:
+    """Quantised and split weights are never called wrong for not being the plain ones: the level says no beforehand."""
+    own = {"ranks": 2} if kind is TensorParallelLoading else {}
+    changes: Any = {"process": ProcessConfig(ProcessKind.fresh), "loading": kind(name="x", **own)}
+    config = make_run_config(tmp_path, validation=ValidationConfig(ValidationLevel(level)), **changes)
+    with pytest.raises(CombinationError, match="validation=placement"):
+        check_combination(config)
