@@ -1,0 +1,132 @@
+"""What the proof of a model costs: content and placement beside one pass over the same memory.
+
+    python benchmarks/proof.py [--model NAME …] [--device cpu] [--samples 10] [--output FILE]
+
+The model is loaded once by transformers and touched. Then, interleaved: one pass over the memory, the least that
+reading every bit can cost, as `torch.sum` of 64-bit words with torch's own threads and, on the CPU, as sums by numpy
+in a pool of threads (torch's threads wait for one another at every tensor); the digests of all tensors; the whole
+level `content`; the level `placement`. Run it on a quiet machine. The first run of a model makes its manifest.
+
+Output: a line a model, and one JSON document as the last line: medians and ranges in seconds, and
+`content_over_pass`, by the faster of the passes.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from ladezeit.cache_folder import cache_folder
+from ladezeit.checkpoint.resolve import prepare
+from ladezeit.config import ValidationConfig, ValidationLevel, build, register
+from ladezeit.loading.base import LoadedModel
+from ladezeit.loading.touch import touch
+from ladezeit.measure.clock import Clock
+from ladezeit.measure.limits import available_cpus
+from ladezeit.validation import Expected, prove
+from ladezeit.validation.content import manifest
+from ladezeit.validation.content.digest import digests
+from ladezeit.validation.content.inventory import groups, inventory
+from ladezeit.validation.content.reference import manifest_file
+
+SLICE_BYTES = 8 * 2**20
+
+
+def main() -> None:
+    """Measure each model and report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", nargs="+", default=["qwen2.5-1.5b-shape", "qwen3-moe-shape"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--samples", type=int, default=10)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    report: dict[str, Any] = {"benchmark": "proof", "device": arguments.device, "samples": arguments.samples}
+    report |= {"cpus": available_cpus(), "torch": torch.__version__, "models": {}}
+    if arguments.device != "cpu":
+        report["gpu"] = torch.cuda.get_device_name(arguments.device)
+    for name in arguments.model:
+        report["models"][name] = measured(name, arguments.device, arguments.samples)
+        print(name, json.dumps(report["models"][name]))
+    report["load_average"] = os.getloadavg()
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report))
+
+
+def measured(name: str, device: str, samples: int) -> dict[str, Any]:
+    """Return what proving one model costs; raises `AssertionError` where it is not proven."""
+    register()
+    with initialize_config_module("ladezeit.conf", version_base="1.3"):
+        config = build(compose("config", [f"model={name}", "outputs=outputs", "hydra/sweeper=basic"]))
+    checkpoint = prepare(config.model, cache_folder())
+    file = manifest_file(checkpoint, name=name, dtype=checkpoint.dtype, device=device, cache=cache_folder())
+    placed = {} if device == "cpu" else {"device_map": {"": device}}
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=getattr(torch, checkpoint.dtype), **placed)
+    touch(model)
+    tensors = {group[0].name: group[0].tensor for group in groups(inventory(model))}
+    asked = Expected(device, checkpoint.dtype, True, False, False, manifest=manifest.read(file))
+    ways: dict[str, Callable[[], object]] = {
+        "pass_torch": lambda: one_pass(tensors, device),
+        **({"pass_threads": lambda: one_pass_by_threads(tensors)} if device == "cpu" else {}),
+        "digests": lambda: digests(tensors),
+        "content": lambda: proven(model, asked, ValidationLevel.content),
+        "placement": lambda: proven(model, asked, ValidationLevel.placement),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(samples + 1):
+        for way, run in ways.items():
+            started = time.perf_counter()
+            run()
+            if number:  # the first round warms
+                seconds[way].append(time.perf_counter() - started)
+    medians = {way: statistics.median(times) for way, times in seconds.items()}
+    return {
+        "tensors": len(tensors),
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+        **{f"{way}_median_s": round(median, 5) for way, median in medians.items()},
+        **{f"{way}_range_s": [round(min(times), 5), round(max(times), 5)] for way, times in seconds.items()},
+        "content_over_pass": round(medians["content"] / min(medians[way] for way in medians if "pass" in way), 3),
+    }
+
+
+def one_pass(tensors: dict[str, torch.Tensor], device: str) -> None:
+    """Read every tensor once, as fast as torch does."""
+    for tensor in tensors.values():
+        data = tensor.detach().reshape(-1).view(torch.uint8)
+        data[: len(data) // 8 * 8].view(torch.int64).sum()
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def one_pass_by_threads(tensors: dict[str, torch.Tensor]) -> None:
+    """Read every tensor once, by as many threads as a digest takes."""
+    words = [
+        data[at : at + SLICE_BYTES].view("u8")
+        for tensor in tensors.values()
+        for data in [tensor.detach().reshape(-1).view(torch.uint8).numpy()]
+        for at in range(0, len(data) // 8 * 8, SLICE_BYTES)
+        if len(data[at : at + SLICE_BYTES]) % 8 == 0
+    ]
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        list(pool.map(lambda part: part.sum(), words))
+
+
+def proven(model: Any, asked: Expected, level: ValidationLevel) -> None:
+    """Prove as a worker does."""
+    proof = prove(LoadedModel(model), asked, ValidationConfig(level), Clock(time.monotonic_ns()))
+    assert proof.passed, proof.reason
+
+
+if __name__ == "__main__":
+    main()
