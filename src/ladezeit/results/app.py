@@ -1,0 +1,37 @@
+"""The console script `ladezeit-results`: what measured samples say, without torch.
+
+Exit codes: 0 answered ("not distinguishable" is an answer), 2 usage: nothing to read, or not to be compared.
+"""
+
+import sys
+
+import typer
+
+from ladezeit.errors import LadezeitError
+from ladezeit.results.commands import compare
+
+USAGE = 2
+
+app = typer.Typer(
+    name="ladezeit-results",
+    help="What was measured, and what follows from it. Reads sweep folders, results and MLflow experiments.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("compare")(compare.command)
+
+
+@app.callback()
+def _several_commands() -> None:
+    """Keep the command's name on the command line, however many commands there are."""
+
+
+def main() -> None:
+    """Entry of the console script."""
+    try:
+        app()
+    except LadezeitError as error:
+        print(f"ladezeit-results: {error}", file=sys.stderr)
+        sys.exit(USAGE)

@@ -1,0 +1,72 @@
+"""`ladezeit-results compare`: all points in one table, ranked where they can be told apart."""
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from ladezeit.results.commands.sources import (
+    AcrossMachines,
+    Baseline,
+    Experiment,
+    Paths,
+    TrackingUri,
+    Where,
+    read_source,
+)
+
+
+class Format(Enum):
+    """How the comparison is written."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    md = "md"
+
+
+def command(
+    paths: Paths = None,
+    experiment: Experiment = None,
+    tracking_uri: TrackingUri = None,
+    metric: Annotated[
+        str, typer.Option(help="load, cold_start, gpu_memory, host_memory, or any metric of a result.")
+    ] = "load",
+    where: Where = None,
+    baseline: Baseline = None,
+    by: Annotated[
+        str | None, typer.Option(help="Keys in which points must be equal.  [default: model,cache,process,device]")
+    ] = None,
+    sort: Annotated[str, typer.Option(help="rank, median, min, mad, n, or a key that varies.")] = "rank",
+    format: Annotated[Format, typer.Option(help="How it is written.")] = Format.table,
+    across_machines: AcrossMachines = False,
+) -> None:
+    """Compare points: median, spread, ratio to the baseline, exact test, shared ranks."""
+    from ladezeit.errors import LadezeitError
+    from ladezeit.results import comparison_table as text
+    from ladezeit.results.commands.printing import console
+    from ladezeit.results.comparison import CONDITIONS, compare_points
+    from ladezeit.results.objectives import metric_named
+    from ladezeit.results.selection import parse_conditions
+
+    samples = read_source(paths, experiment, tracking_uri, where)
+    compared = compare_points(
+        samples.results,
+        samples.varying,
+        metric=metric_named(metric, samples.results),
+        baseline=parse_conditions(baseline) if baseline else None,
+        by=[key.strip() for key in by.split(",") if key.strip()] if by is not None else CONDITIONS,
+        across_machines=across_machines,
+    )
+    known = ("rank", "median", "min", "mad", "n", *compared.keys)
+    if sort not in known:
+        raise LadezeitError(f"--sort {sort}: use one of {', '.join(known)}")
+    if format is Format.table:
+        screen = console()
+        screen.print(text.as_rich(compared, screen.width, sort))
+    elif format is Format.md:
+        print(text.as_markdown(compared, sort), end="")
+    elif format is Format.csv:
+        print(text.as_csv(compared, sort), end="")
+    else:
+        print(text.as_json(compared, sort, unreadable=samples.unreadable, left_out=samples.left_out))

@@ -1,0 +1,207 @@
+"""Points compared by one metric: grouped over their samples, ranked where they are proven, apart where they are not."""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ladezeit.errors import LadezeitError
+from ladezeit.result import Result, Status
+from ladezeit.results.machines import check_one_machine, library_notes, machine_name
+from ladezeit.results.objectives import LOAD, more_is_better
+from ladezeit.results.points import metric_of, why
+from ladezeit.results.proven import exclusion, level_of
+from ladezeit.results.ranking import against, ranks
+from ladezeit.results.selection import Condition, matches
+from ladezeit.results.statistics import LEAST_TO_RANK, Ratio, Spread, ratio
+from ladezeit.results.varying import value_of
+
+#: What a person does not choose when choosing a method: points are compared where these are equal.
+CONDITIONS = ("model", "cache", "process", "device")
+
+#: What everything is compared with unless the caller says otherwise.
+BASELINE: tuple[Condition, ...] = (("loading", "transformers"),)
+
+_MACHINE = "machine"
+
+
+@dataclass(frozen=True)
+class PointFigures:
+    """One point: what its samples say about the metric, and how it stands to the baseline and to the others.
+
+    `p` is that of the exact Mann-Whitney test against the baseline, adjusted by Holm over the section; `rank` is None
+    below five samples; `excluded` says why the point is not ranked at all. `values` are its varying config values.
+    """
+
+    point: str
+    values: dict[str, str]
+    level: str
+    counts: dict[str, int]
+    spread: Spread | None
+    ratio: Ratio | None
+    p: float | None
+    rank: int | None
+    ceiling_share: float | None
+    excluded: str | None
+    problems: list[str]
+    samples: tuple[Result, ...] = field(repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The point in words: its varying values."""
+        return " · ".join(value for value in self.values.values() if value) or "all samples"
+
+    def measured(self, metric: str) -> list[float]:
+        """Return the values of `metric` over the point's `ok` samples, in the order of their blocks."""
+        return metric_of(sorted(self.samples, key=lambda result: result.identity.sample), metric)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Points that may be compared: equal in `conditions`. The best come first; `apart` are not ranked, with a reason.
+
+    `baseline` is the point that ratios and p refer to, None where no point has a value.
+    """
+
+    conditions: dict[str, str]
+    ranked: list[PointFigures]
+    apart: list[PointFigures]
+    baseline: PointFigures | None
+
+    @property
+    def title(self) -> str:
+        """The conditions in words."""
+        return " · ".join(f"{key} {value}" for key, value in self.conditions.items() if value)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All sections, and what a reader has to know besides."""
+
+    metric: str
+    keys: list[str]
+    sections: list[Section]
+    notes: list[str]
+
+
+def compare_points(
+    results: Sequence[Result],
+    varying: Sequence[str],
+    *,
+    metric: str = LOAD,
+    baseline: Sequence[Condition] | None = None,
+    by: Sequence[str] = CONDITIONS,
+    across_machines: bool = False,
+) -> Comparison:
+    """Compare all points of `results` by `metric`.
+
+    Args:
+        results: samples, in any order.
+        varying: the config keys that tell the points apart.
+        metric: the name of a metric, as in the result file.
+        baseline: which point ratios refer to, as conditions that one point of a section meets; None takes
+            ``loading=transformers``, or the best point where a section has none such.
+        by: config keys in which points must be equal to be compared.
+        across_machines: take the machine as one more of these keys' companions, instead of refusing.
+
+    Raises:
+        LadezeitError: the samples ran on different machines; several points of a section meet `baseline`, or none of
+            any section does.
+    """
+    if not across_machines:
+        check_one_machine(results)
+    keys = [key for key in varying if key not in by and key != "sample"]
+    keys += [_MACHINE] if across_machines else []
+    groups: dict[tuple[str, ...], dict[tuple[str, str], list[Result]]] = {}
+    for result in results:
+        machine = machine_name(result) if across_machines and result.environment else ""
+        where = tuple(value_of(result, key) for key in by)
+        groups.setdefault(where, {}).setdefault((result.identity.point, machine), []).append(result)
+    sections = [
+        _section(dict(zip(by, where, strict=True)), points, keys, metric, baseline)
+        for where, points in sorted(groups.items())
+    ]
+    if baseline is not None and all(section.baseline is None for section in sections):
+        wanted = " ".join(f"{key}={value}" for key, value in baseline)
+        raise LadezeitError(f"no proven point with a {metric} meets the baseline {wanted}: see the values in the table")
+    return Comparison(metric, keys, sections, library_notes(results))
+
+
+def _section(
+    conditions: dict[str, str],
+    points: Mapping[tuple[str, str], list[Result]],
+    keys: Sequence[str],
+    metric: str,
+    wanted: Sequence[Condition] | None,
+) -> Section:
+    plain = [_plain_figures(samples, machine, keys, metric) for (_, machine), samples in points.items()]
+    ranked = [point for point in plain if point.spread and not point.excluded]
+    apart = [point for point in plain if not point.spread or point.excluded]
+    more = more_is_better(metric)
+    ranked.sort(key=lambda point: (-1 if more else 1) * (point.spread.median if point.spread else 0.0))
+    base = _baseline(ranked, conditions, wanted)
+    values = {str(index): point.measured(metric) for index, point in enumerate(ranked)}
+    level = ranks(values, more_is_better=more)
+    at = str(ranked.index(base)) if base else ""
+    chances = against(values, at) if base else {}
+    finished = [
+        _finished(point, values, str(index), at, chances.get(str(index)), level.get(str(index)))
+        for index, point in enumerate(ranked)
+    ]
+    finished.sort(key=lambda point: (point.rank is None, point.rank or 0))
+    reference = next((point for point in finished if base and point.samples is base.samples), None)
+    return Section(conditions, finished, apart, reference)
+
+
+def _plain_figures(samples: list[Result], machine: str, keys: Sequence[str], metric: str) -> PointFigures:
+    first = samples[0]
+    values = {key: machine if key == _MACHINE else value_of(first, key) for key in keys}
+    excluded = exclusion(samples)
+    spread = Spread.of(metric_of(samples, metric))
+    shares = metric_of(samples, "load/ceiling_share")
+    counts = Counter(result.status for result in samples)
+    problems = Counter((r.status, why(r)) for r in samples if r.status is not Status.ok)
+    return PointFigures(
+        point=first.identity.point,
+        values=values,
+        level=level_of(first),
+        counts={status.value: counts[status] for status in Status if status in counts},
+        spread=spread,
+        ratio=None,
+        p=None,
+        rank=None,
+        ceiling_share=statistics.median(shares) if shares else None,
+        excluded=excluded or (None if spread else f"no sample has {metric}"),
+        problems=[f"{count} {status.value}: {reason}" for (status, reason), count in problems.items()],
+        samples=tuple(samples),
+    )
+
+
+def _baseline(
+    ranked: Sequence[PointFigures], conditions: Mapping[str, str], wanted: Sequence[Condition] | None
+) -> PointFigures | None:
+    found = [point for point in ranked if matches(point.samples[0], wanted or BASELINE)]
+    if wanted is not None and len(found) > 1:
+        where = ", ".join(point.name for point in found)
+        asked = " ".join(f"{key}={value}" for key, value in wanted)
+        title = " · ".join(value for value in conditions.values() if value)
+        raise LadezeitError(f"{len(found)} points meet {asked} ({title}: {where}): add a key that tells them apart")
+    if len(found) == 1:
+        return found[0]
+    return ranked[0] if ranked and wanted is None else None
+
+
+def _finished(
+    point: PointFigures,
+    values: Mapping[str, list[float]],
+    own: str,
+    base: str,
+    p: float | None,
+    rank: int | None,
+) -> PointFigures:
+    known: dict[str, Any] = {name: getattr(point, name) for name in point.__dataclass_fields__}
+    enough = base != "" and min(len(values[own]), len(values[base])) >= LEAST_TO_RANK
+    known |= {"p": p if enough else None, "rank": rank}
+    known["ratio"] = ratio(values[own], values[base]) if base not in ("", own) else None
+    return PointFigures(**known)

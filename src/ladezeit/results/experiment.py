@@ -1,0 +1,160 @@
+"""Samples from an MLflow experiment: each run's ``result.json``, or what its tags and metrics still tell."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from ladezeit.errors import LadezeitError, TrackingError, did_you_mean
+from ladezeit.result import FILE_NAME, Identity, Result, Status
+from ladezeit.results.reading import Samples, check_any
+
+_PAGE = 1000
+_DOWNLOADS_AT_ONCE = 16
+_RUNNING = ("RUNNING", "SCHEDULED")
+_SELECTION = "tags.`ladezeit.role` = 'sample'"
+
+
+def read_experiment(name: str, uri: str | None = None) -> Samples:
+    """Read all samples of the experiment `name`.
+
+    Args:
+        name: the experiment's name, as in `tracking.experiment`.
+        uri: the store's address; None takes $MLFLOW_TRACKING_URI, then ``outputs/mlflow.db``.
+
+    Raises:
+        LadezeitError: there is no such store or experiment, or it holds no sample.
+    """
+    from ladezeit.tracking.store import reported
+
+    client = _open(uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_store())
+    with reported(f"reading the experiment '{name}'"):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            names = sorted(experiment.name for experiment in client.search_experiments())
+            raise TrackingError(
+                f"there is no experiment '{name}' in this store: it has {', '.join(names)}." + did_you_mean(name, names)
+            )
+        samples = _read_runs(client, list(_runs(client, found.experiment_id)))
+    check_any(samples, f"the experiment '{name}'")
+    return samples
+
+
+def _local_store() -> str:
+    folder = Path(os.environ.get("LADEZEIT_OUTPUTS", "outputs")).absolute()
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def _open(uri: str) -> Any:
+    from ladezeit.tracking.reach import check_reachable
+    from ladezeit.tracking.store import client_class, reported
+
+    if uri.startswith("sqlite:///"):
+        database = Path(uri.removeprefix("sqlite:///"))
+        if not database.is_file():
+            raise TrackingError(
+                f"there is no store at {database}: give --tracking-uri sqlite:////absolute/path/mlflow.db or "
+                f"http://host:5000, or the folder of a sweep instead of --experiment"
+            )
+    else:
+        check_reachable(uri)
+    with reported("opening the store"):
+        return client_class()(uri)
+
+
+def _runs(client: Any, experiment_id: str) -> Iterator[Any]:
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], _SELECTION, max_results=_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _read_runs(client: Any, runs: Sequence[Any]) -> Samples:
+    samples = Samples()
+    seen: set[tuple[object, ...]] = set()
+    done = [run for run in runs if run.info.status not in _RUNNING]
+    for run in runs:
+        if run.info.status in _RUNNING:
+            samples.left_out.append(f"run {run.info.run_id}: still running, or its process died")
+    texts: list[str | None]
+    with TemporaryDirectory(prefix="ladezeit-") as staging, ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
+        texts = list(pool.map(lambda run: _artifact(client, run, Path(staging)), done))
+    pairs = [(run, _parsed(run, text, samples)) for run, text in zip(done, texts, strict=True)]
+    known = [(run, result) for run, result in pairs if result is not None]
+    for run, result in sorted(known, key=lambda pair: (pair[1].identity.sweep or "", pair[1].identity.job)):
+        samples.add(result, f"run {run.info.run_id}", seen)
+    return samples
+
+
+def _artifact(client: Any, run: Any, staging: Path) -> str | None:
+    """Return the text of the run's ``result.json``, None where there is none; local stores are read directly."""
+    address = urlsplit(run.info.artifact_uri)
+    try:
+        if address.scheme in ("", "file"):
+            return (Path(unquote(address.path)) / FILE_NAME).read_text(encoding="utf-8")
+        own = staging / run.info.run_id
+        own.mkdir()
+        return Path(client.download_artifacts(run.info.run_id, FILE_NAME, str(own))).read_text(encoding="utf-8")
+    except Exception:  # whatever a store raises for an artifact that is not there
+        return None
+
+
+def _parsed(run: Any, text: str | None, samples: Samples) -> Result | None:
+    """Return the result, from its file or else from the run's tags; a file that is damaged is named."""
+    try:
+        if text is not None:
+            return Result.from_dict(json.loads(text))
+        return _from_tags(run)
+    except (LadezeitError, ValueError, KeyError) as cause:
+        samples.unreadable.append(f"run {run.info.run_id}: {' '.join(str(cause).split())}")
+        return None
+
+
+def _from_tags(run: Any) -> Result:
+    """Rebuild what a comparison needs from the run itself; phases and the full config are lost with the artifact."""
+    tags, params = run.data.tags, run.data.params
+    return Result(
+        status=Status(tags["ladezeit.status"]),
+        reason=tags.get("ladezeit.reason"),
+        identity=Identity(
+            point=tags["ladezeit.point"],
+            sample=int(params.get("sample", 0)),
+            job=int(tags.get("ladezeit.job", 0)),
+            label=run.info.run_name or "",
+            overrides=[f"{key}={value}" for key, value in params.items()],
+            command=tags.get("ladezeit.command", ""),
+            sweep=tags.get("ladezeit.sweep"),
+        ),
+        config=_unflattened(tags, "config."),
+        effective=_unflattened(tags, "effective."),
+        metrics=dict(run.data.metrics),
+        proof=_unflattened(tags, "proof.") or None,
+        environment=_unflattened(tags, "environment."),
+        started_at=str(run.info.start_time),
+    )
+
+
+def _unflattened(tags: Mapping[str, str], prefix: str) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, text in tags.items():
+        if key.startswith(prefix):
+            *path, last = key.removeprefix(prefix).split(".")
+            node = tree
+            for part in path:
+                node = node.setdefault(part, {}) if isinstance(node.get(part, {}), dict) else {}
+            node[last] = _value(text)
+    return tree
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,118 @@
+"""Samples from wherever they lie: sweep folders, single results, an MLflow experiment; what cannot be read is named."""
+
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ladezeit.errors import LadezeitError
+from ladezeit.result import FILE_NAME, SWEEP_FILE_NAME, Result, SweepRecord, read
+from ladezeit.results.gather import gather
+from ladezeit.results.found_varying import found_varying
+
+#: The job number of the discarded first sample of a sweep.
+WARM_UP_JOB = -1
+
+
+@dataclass
+class Samples:
+    """Results with the place each came from, and everything that is not among them, with the reason.
+
+    `places` runs parallel to `results`: the sample's folder, or the run's address. `sweeps` are the records that were
+    found. `unreadable` is damaged or foreign; `left_out` was read and is no measurement to compare.
+    """
+
+    results: list[Result] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    sweeps: list[SweepRecord] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def varying(self) -> list[str]:
+        """The config keys that tell the points apart: those the sweeps declare, then what else is found to differ."""
+        declared = dict.fromkeys(key for record in self.sweeps for key in record.varying if key != "sample")
+        return found_varying(self.results, list(declared))
+
+    @property
+    def missing(self) -> int:
+        """How many samples the sweeps had planned that have no result."""
+        planned = sum(record.samples_planned for record in self.sweeps)
+        ids = {record.id for record in self.sweeps}
+        return max(0, planned - sum(result.identity.sweep in ids for result in self.results))
+
+    def add(self, result: Result, place: str, seen: set[tuple[object, ...]]) -> None:
+        """Take a result in, unless it is a warm-up or the same sample came from another place already."""
+        key = (result.identity.sweep, result.identity.job, result.identity.point, result.started_at)
+        if result.identity.job == WARM_UP_JOB:
+            self.left_out.append(f"{place}: the discarded first sample of a sweep")
+        elif result.config.get("profile"):
+            self.left_out.append(f"{place}: measured under a profiler")
+        elif key in seen:
+            self.left_out.append(f"{place}: the same sample as one already read")
+        else:
+            seen.add(key)
+            self.results.append(result)
+            self.places.append(place)
+
+
+def read_paths(paths: Sequence[Path]) -> Samples:
+    """Read sweep folders, folders of single runs and ``result.json`` files.
+
+    Raises:
+        LadezeitError: a path does not exist, or no result lies at any of them.
+    """
+    samples = Samples()
+    seen: set[tuple[object, ...]] = set()
+    with _collector_paused():
+        for path in paths:
+            _read_path(path, samples, seen)
+    check_any(samples, " ".join(str(path) for path in paths))
+    return samples
+
+
+def check_any(samples: Samples, source: str) -> None:
+    """Raise `LadezeitError`, which names what was found instead, where no result was read."""
+    if samples.results:
+        return
+    found = "".join(f"\n  {line}" for line in [*samples.unreadable, *samples.left_out][:5])
+    raise LadezeitError(
+        f"no result to read in {source}: give the folder of a sweep (outputs/sweeps/<date>), of a run, or a "
+        f"{FILE_NAME}{found and f'{chr(10)}found, but not usable:{found}'}"
+    )
+
+
+def _read_path(path: Path, samples: Samples, seen: set[tuple[object, ...]]) -> None:
+    if path.is_file():
+        samples.add(read(path), str(path.parent), seen)
+        return
+    if not path.exists():
+        raise LadezeitError(f"{path} does not exist: give the folder of a sweep, of a run, or a {FILE_NAME}")
+    gathered = gather(path)
+    for folder, result in gathered.by_folder.items():
+        samples.add(result, str(folder), seen)
+    samples.unreadable += gathered.problems
+    for record in _records(path):
+        try:
+            samples.sweeps.append(SweepRecord.read(record.parent))
+        except LadezeitError as cause:
+            samples.unreadable.append(str(cause))
+
+
+def _records(folder: Path) -> Iterable[Path]:
+    """Return the sweep records in `folder` or, where it holds several sweeps, below it."""
+    own = folder / SWEEP_FILE_NAME
+    return [own] if own.is_file() else sorted(folder.rglob(SWEEP_FILE_NAME))
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause the cyclic garbage collector: it walks the growing heap again and again, for data that has no cycles."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
