@@ -8,7 +8,7 @@ import sys
 import typer
 
 from ladezeit.errors import LadezeitError
-from ladezeit.results.commands import compare
+from ladezeit.results.commands import compare, rerun, show, verdict
 
 USAGE = 2
 
@@ -21,6 +21,9 @@ app = typer.Typer(
 )
 
 app.command("compare")(compare.command)
+app.command("verdict")(verdict.command)
+app.command("show")(show.command)
+app.command("rerun")(rerun.command)
 
 
 @app.callback()

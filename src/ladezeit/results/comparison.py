@@ -3,8 +3,7 @@
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from ladezeit.errors import LadezeitError
 from ladezeit.result import Result, Status
@@ -57,6 +56,12 @@ class PointFigures:
         return metric_of(sorted(self.samples, key=lambda result: result.identity.sample), metric)
 
 
+def title_of(conditions: Mapping[str, str]) -> str:
+    """Return conditions in words: ``tiny · cold cache · fresh process · device cpu``."""
+    words = {"model": "{}", "cache": "{} cache", "process": "{} process"}
+    return " · ".join(words.get(key, key + " {}").format(value) for key, value in conditions.items() if value)
+
+
 @dataclass(frozen=True)
 class Section:
     """Points that may be compared: equal in `conditions`. The best come first; `apart` are not ranked, with a reason.
@@ -72,7 +77,7 @@ class Section:
     @property
     def title(self) -> str:
         """The conditions in words."""
-        return " · ".join(f"{key} {value}" for key, value in self.conditions.items() if value)
+        return title_of(self.conditions)
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ def _section(
     at = str(ranked.index(base)) if base else ""
     chances = against(values, at) if base else {}
     finished = [
-        _finished(point, values, str(index), at, chances.get(str(index)), level.get(str(index)))
+        _finished(point, values[str(index)], values.get(at, []), chances.get(str(index)), level.get(str(index)))
         for index, point in enumerate(ranked)
     ]
     finished.sort(key=lambda point: (point.rank is None, point.rank or 0))
@@ -193,15 +198,10 @@ def _baseline(
 
 
 def _finished(
-    point: PointFigures,
-    values: Mapping[str, list[float]],
-    own: str,
-    base: str,
-    p: float | None,
-    rank: int | None,
+    point: PointFigures, own: list[float], base: list[float], p: float | None, rank: int | None
 ) -> PointFigures:
-    known: dict[str, Any] = {name: getattr(point, name) for name in point.__dataclass_fields__}
-    enough = base != "" and min(len(values[own]), len(values[base])) >= LEAST_TO_RANK
-    known |= {"p": p if enough else None, "rank": rank}
-    known["ratio"] = ratio(values[own], values[base]) if base not in ("", own) else None
-    return PointFigures(**known)
+    """Return the point with what follows from its standing to the baseline; `p` is None for the baseline itself."""
+    enough = min(len(own), len(base)) >= LEAST_TO_RANK
+    return replace(
+        point, p=p if enough else None, rank=rank, ratio=ratio(own, base) if p is not None and base else None
+    )

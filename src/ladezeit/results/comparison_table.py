@@ -40,7 +40,7 @@ def columns(comparison: Comparison, section: Section) -> list[Column]:
     base = section.baseline
     found = [Column("#", lambda point: str(point.rank or NOTHING))]
     keys = [key for key in comparison.keys if any(point.values[key] for point in [*section.ranked, *section.apart])]
-    found += [Column(key, lambda point, key=key: point.values[key] or NOTHING, left=True) for key in keys or []]
+    found += [Column(key, _value_of(key), left=True) for key in keys]
     found += [
         Column("n", lambda point: str(point.spread.n if point.spread else 0)),
         Column(f"median {unit}".strip(), lambda point: _of(point, metric, "median")),
@@ -51,11 +51,15 @@ def columns(comparison: Comparison, section: Section) -> list[Column]:
         Column("p", lambda point: p_text(point.p)),
         Column("of ceiling", lambda point: percent(point.ceiling_share)),
         Column("proof", lambda point: point.level, left=True),
-        Column("samples", lambda point: counts_text(point), left=True),
+        Column("samples", counts_text, left=True),
     ]
     if all(point.ceiling_share is None for point in section.ranked):
         found = [column for column in found if column.head != "of ceiling"]
     return found
+
+
+def _value_of(key: str) -> Callable[[PointFigures], str]:
+    return lambda point: point.values[key] or NOTHING
 
 
 def as_rich(comparison: Comparison, width: int, sort: str = "rank") -> RenderableType:
@@ -68,8 +72,10 @@ def as_rich(comparison: Comparison, width: int, sort: str = "rank") -> Renderabl
             parts.append(Text(f"{section.title}: no proven sample, nothing to rank", style="bold"))
         if section.apart:
             parts.append(Text("not ranked" + ("" if section.ranked else ":"), style="yellow"))
-            parts += [Text.assemble("  ", (point.name, "bold"), f": {apart_text(point, comparison)}")
-                      for point in section.apart]
+            parts += [
+                Text.assemble("  ", (point.name, "bold"), f": {apart_text_of(point, comparison.metric)}")
+                for point in section.apart
+            ]
         parts.append(Text(""))
     parts += [Text(f"note: {note}", style="yellow") for note in comparison.notes]
     return Group(*parts)
@@ -88,7 +94,7 @@ def _rich_section(comparison: Comparison, section: Section, width: int, sort: st
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=escape(section.title), title_justify="left")
     for column in shown:
         table.add_column(
-            escape(column.head),
+            escape(_stacked(column)),
             justify="left" if column.left else "right",
             no_wrap=not column.left,
             overflow="fold",
@@ -99,11 +105,22 @@ def _rich_section(comparison: Comparison, section: Section, width: int, sort: st
     legend = legend_of(comparison, section)
     if hidden:
         legend += f" Not shown at this width: {', '.join(hidden)}."
-    return [table, Text(legend, style="dim"), *(Text(f"  {line}", style="yellow") for line in oddities(section, comparison.metric))]
+    return [
+        table,
+        Text(legend, style="dim"),
+        *(Text(f"  {line}", style="yellow") for line in oddities(section, comparison.metric)),
+    ]
 
 
 def _width(shown: Sequence[Column], rows: Sequence[PointFigures]) -> int:
-    return sum(1 + max(len(column.head), *(len(column.cell(point)) for point in rows)) for column in shown) + 1
+    heads = (max(map(len, _stacked(column).split("\n"))) for column in shown)
+    cells = (max(len(column.cell(point)) for point in rows) for column in shown)
+    return sum(2 + max(pair) for pair in zip(heads, cells, strict=True))
+
+
+def _stacked(column: Column) -> str:
+    """Return a column's head, its words below each other where figures stand under it."""
+    return column.head if column.left else "\n".join(column.head.split())
 
 
 def ordered(points: Sequence[PointFigures], sort: str) -> list[PointFigures]:
@@ -125,7 +142,7 @@ def legend_of(comparison: Comparison, section: Section) -> str:
     """Return what a reader has to know about the figures of a section, in a few sentences."""
     sizes = sorted({point.spread.n for point in section.ranked if point.spread})
     covers = min(point.spread.interval.coverage for point in section.ranked if point.spread)
-    text = f"Equal # = not distinguishable from the best of that rank (exact Mann-Whitney, Holm). "
+    text = "Equal # = not distinguishable from the best of that rank (exact Mann-Whitney, Holm). "
     if sizes[0] < LEAST_TO_RANK:
         text = f"Points below {LEAST_TO_RANK} samples have no #: too few to tell them apart. " + (
             "" if sizes[-1] < LEAST_TO_RANK else text
@@ -149,11 +166,11 @@ def oddities(section: Section, metric: str) -> list[str]:
     return lines[:_ODDITIES] + ([f"… and {more} more such lines (--format json has all)"] if more > 0 else [])
 
 
-def apart_text(point: PointFigures, comparison: Comparison) -> str:
+def apart_text_of(point: PointFigures, metric: str) -> str:
     """Return why a point is not ranked and what it measured all the same."""
     measured = ""
     if point.spread:
-        measured = f" (median {figure(point.spread.median, comparison.metric)} {unit_of(comparison.metric)}, n = {point.spread.n})"
+        measured = f" (median {figure(point.spread.median, metric)} {unit_of(metric)}, n = {point.spread.n})"
     return f"{cut(point.excluded or '')}{measured}"
 
 
@@ -169,7 +186,7 @@ def as_markdown(comparison: Comparison, sort: str = "rank") -> str:
             parts.append("\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines))
             parts.append(legend_of(comparison, section))
         odd = oddities(section, comparison.metric)
-        odd += [f"not ranked: {point.name}: {apart_text(point, comparison)}" for point in section.apart]
+        odd += [f"not ranked: {point.name}: {apart_text_of(point, comparison.metric)}" for point in section.apart]
         if odd:
             parts.append("\n".join(f"- {_plain(line)}" for line in odd))
     parts += [f"Note: {note}" for note in comparison.notes]
@@ -177,7 +194,7 @@ def as_markdown(comparison: Comparison, sort: str = "rank") -> str:
 
 
 def records(comparison: Comparison, sort: str = "rank") -> list[dict[str, Any]]:
-    """Return one flat record a point, unrounded, the ranked ones of each section first; for CSV, JSON and data frames."""
+    """Return one flat record a point, unrounded, the ranked ones of each section first."""
     return [
         _record(comparison, section, point)
         for section in comparison.sections

@@ -140,7 +140,7 @@ def _total(side: Sequence[Result]) -> float:
 
 def _phase_differences(slower: list[Result], faster: list[Result], total_s: float) -> list[PhaseDifference]:
     """Return every phase of the load by size of its difference, the rest of the medians last."""
-    times = [_self_times(slower), _self_times(faster)]
+    times = [self_times(slower), self_times(faster)]
     phases = []
     for path in dict.fromkeys(chain(*times)):
         sides = [statistics.median(by_path.get(path, [0.0])) for by_path in times]
@@ -150,7 +150,7 @@ def _phase_differences(slower: list[Result], faster: list[Result], total_s: floa
     return [*phases, PhaseDifference(REST, max(rest, 0.0), max(-rest, 0.0), rest)]
 
 
-def _self_times(side: list[Result]) -> dict[str, list[float]]:
+def self_times(side: list[Result]) -> dict[str, list[float]]:
     """Return the self time of each phase of the load in every sample, 0.0 where a sample does not have the phase."""
     samples = []
     for result in side:
@@ -183,7 +183,7 @@ def _cause(total_s: float, phases: list[PhaseDifference]) -> str:
     if total_s <= 0:
         return ""
     savings = [phase for phase in phases if phase.difference_s < -(1 - _SHARE_TO_NAME) * total_s]
-    longer = _largest(phases, total_s - sum(phase.difference_s for phase in savings))
+    longer = largest(phases, total_s - sum(phase.difference_s for phase in savings))
     if savings:
         parts = [f"{seconds(phase.difference_s)} s more in {phase.path}" for phase in longer]
         parts += [f"{seconds(-phase.difference_s)} s less in {phase.path}" for phase in savings]
@@ -196,7 +196,7 @@ def _cause(total_s: float, phases: list[PhaseDifference]) -> str:
     return ": " + ", ".join(parts)
 
 
-def _largest(phases: list[PhaseDifference], lost_s: float) -> list[PhaseDifference]:
+def largest(phases: list[PhaseDifference], lost_s: float) -> list[PhaseDifference]:
     """Return the phases that took longer, largest first, until they explain most of `lost_s`."""
     named: list[PhaseDifference] = []
     for phase in sorted(phases, key=lambda phase: -phase.difference_s):

@@ -74,4 +74,6 @@ def figure(value: float | None, metric: str) -> str:
     unit = unit_of(metric)
     if unit == "s":
         return seconds(value)
+    if unit == "" and float(value).is_integer():
+        return f"{value:.0f}"
     return f"{value:.0f}" if unit == "B" or abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"

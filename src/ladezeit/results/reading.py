@@ -1,4 +1,4 @@
-"""Samples from wherever they lie: sweep folders, single results, an MLflow experiment; what cannot be read is named."""
+"""Samples from wherever they lie: sweep folders, single results, experiments; what cannot be read is named."""
 
 import gc
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ladezeit.errors import LadezeitError
 from ladezeit.result import FILE_NAME, SWEEP_FILE_NAME, Result, SweepRecord, read
-from ladezeit.results.gather import gather
 from ladezeit.results.found_varying import found_varying
+from ladezeit.results.gather import gather
 
 #: The job number of the discarded first sample of a sweep.
 WARM_UP_JOB = -1
@@ -20,7 +20,8 @@ class Samples:
     """Results with the place each came from, and everything that is not among them, with the reason.
 
     `places` runs parallel to `results`: the sample's folder, or the run's address. `sweeps` are the records that were
-    found. `unreadable` is damaged or foreign; `left_out` was read and is no measurement to compare.
+    found. `unreadable` is damaged or foreign; `left_out` was read and is no measurement to compare;
+    `missing` counts what the sweeps had planned and nobody finished.
     """
 
     results: list[Result] = field(default_factory=list)
@@ -28,6 +29,7 @@ class Samples:
     sweeps: list[SweepRecord] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    missing: int = 0
 
     @property
     def varying(self) -> list[str]:
@@ -35,12 +37,13 @@ class Samples:
         declared = dict.fromkeys(key for record in self.sweeps for key in record.varying if key != "sample")
         return found_varying(self.results, list(declared))
 
-    @property
-    def missing(self) -> int:
-        """How many samples the sweeps had planned that have no result."""
-        planned = sum(record.samples_planned for record in self.sweeps)
-        ids = {record.id for record in self.sweeps}
-        return max(0, planned - sum(result.identity.sweep in ids for result in self.results))
+    def left_out_by_reason(self) -> dict[str, list[str]]:
+        """Return the places of what was left out, by the reason."""
+        found: dict[str, list[str]] = {}
+        for line in self.left_out:
+            place, _, reason = line.rpartition(": ")
+            found.setdefault(reason, []).append(place)
+        return found
 
     def add(self, result: Result, place: str, seen: set[tuple[object, ...]]) -> None:
         """Take a result in, unless it is a warm-up or the same sample came from another place already."""
@@ -68,8 +71,15 @@ def read_paths(paths: Sequence[Path]) -> Samples:
     with _collector_paused():
         for path in paths:
             _read_path(path, samples, seen)
+    samples.missing = _missing(samples)
     check_any(samples, " ".join(str(path) for path in paths))
     return samples
+
+
+def _missing(samples: Samples) -> int:
+    planned = sum(record.samples_planned for record in samples.sweeps)
+    ids = {record.id for record in samples.sweeps}
+    return max(0, planned - sum(result.identity.sweep in ids for result in samples.results))
 
 
 def check_any(samples: Samples, source: str) -> None:

@@ -1,4 +1,4 @@
-"""What few values can tell: spreads, intervals and tests that promise what they say at n = 5, whatever the distribution.
+"""What few values can tell: spreads, intervals and tests that keep their promise at n = 5, whatever the distribution.
 
 The one primary test is the exact two-sided Mann-Whitney test, adjusted by Holm's method over all comparisons of a
 family. Samples are measured in shuffled blocks, so drift widens both sides alike: that costs the test power and never

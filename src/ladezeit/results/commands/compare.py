@@ -27,6 +27,7 @@ class Format(Enum):
 
 def command(
     paths: Paths = None,
+    *,
     experiment: Experiment = None,
     tracking_uri: TrackingUri = None,
     metric: Annotated[

@@ -77,13 +77,14 @@ def newest_sweep() -> Path:
 
 def _tell(samples: "Samples") -> None:
     """Say on stderr, where no table or JSON is disturbed, what is not among the samples."""
-    groups = (("could not be read", samples.unreadable), ("left out", samples.left_out))
-    for what, lines in groups:
-        if lines:
-            print(f"{len(lines)} {what}:", file=sys.stderr)
-            for line in lines[:_MOST_LINES]:
-                print(f"  {line}", file=sys.stderr)
-            if len(lines) > _MOST_LINES:
-                print(f"  … and {len(lines) - _MOST_LINES} more", file=sys.stderr)
+    if samples.unreadable:
+        print(f"{len(samples.unreadable)} could not be read:", file=sys.stderr)
+        for line in samples.unreadable[:_MOST_LINES]:
+            print(f"  {line}", file=sys.stderr)
+        if len(samples.unreadable) > _MOST_LINES:
+            print(f"  … and {len(samples.unreadable) - _MOST_LINES} more", file=sys.stderr)
+    for reason, places in samples.left_out_by_reason().items():
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        print(f"left out, {reason}: {places[0]}{more}", file=sys.stderr)
     if samples.missing:
         print(f"{samples.missing} planned samples have no result: the sweep is unfinished", file=sys.stderr)

@@ -1,0 +1,98 @@
+"""Where the time of one point goes that another one does not spend, and whether the settings are the cause."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ladezeit.result import Result, Status
+from ladezeit.results.comparison import PointFigures
+from ladezeit.results.difference import REST, UNATTRIBUTED, Difference, PhaseDifference, compare, largest, self_times
+from ladezeit.results.seconds import seconds
+
+#: A phase that takes this share of a load is said to be where the time goes.
+_MOST_OF_IT = 0.5
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The difference between a slower and a faster point, in phases.
+
+    `settings` names what both ended up with that differs (dtype, device, …); empty where they are the same, so that
+    the settings cannot be the cause.
+    """
+
+    slower: str
+    faster: str
+    difference: Difference
+    named: list[PhaseDifference]
+    settings: dict[str, tuple[str, str]]
+
+    @property
+    def sentences(self) -> list[str]:
+        """What was found, in words."""
+        total_s, faster_s = self.difference.medians_s
+        causes = [
+            f"{seconds(phase.difference_s)} s more in {_phase_name(phase)}{_elsewhere(self.faster, phase)}"
+            for phase in self.named
+        ]
+        said = [f"{self.slower} takes {seconds(total_s)} s, {seconds(total_s - faster_s)} s longer than {self.faster}"]
+        said[0] += f": {', '.join(causes)}." if causes else "; no single phase explains it."
+        main = self.named[0] if self.named else None
+        if main and main.slower_s >= _MOST_OF_IT * total_s:
+            said.append(
+                f"{seconds(main.slower_s)} s of {seconds(total_s)} s ({100 * main.slower_s / total_s:.0f} %) are spent "
+                f"in {_phase_name(main)}."
+            )
+        if self.settings:
+            differ = "; ".join(f"{key}: {one} / {other}" for key, (one, other) in self.settings.items())
+            said.append(f"They do not load the same: {differ}. The settings may be the cause.")
+        else:
+            said.append("Both end with the same dtype on the same device: the settings are not the cause.")
+        return said
+
+
+def attribute(slower: PointFigures, faster: PointFigures) -> Attribution:
+    """Say where `slower` spends what `faster` does not; both have proven samples of one model and cache state."""
+    difference = compare(slower.samples, faster.samples)
+    named = largest(difference.phases, difference.total_s) if difference.total_s > 0 else []
+    return Attribution(
+        slower=slower.name,
+        faster=faster.name,
+        difference=difference,
+        named=[phase for phase in named if phase.path != REST],
+        settings=_differing_settings(slower.samples, faster.samples),
+    )
+
+
+def main_phases(point: PointFigures, share: float = 0.8) -> list[tuple[str, float, float]]:
+    """Return the phases that make up most of a point's load: name, median seconds, share of the load."""
+    ok = [result for result in point.samples if result.status is Status.ok]
+    times = {path: statistics.median(values) for path, values in self_times(ok).items()}
+    total_s = sum(times.values())
+    found: list[tuple[str, float, float]] = []
+    for path, spent_s in sorted(times.items(), key=lambda pair: -pair[1]):
+        if total_s <= 0 or len(found) == 3 or sum(part for _, _, part in found) >= share:
+            break
+        found.append((path, spent_s, spent_s / total_s))
+    return found
+
+
+def _phase_name(phase: PhaseDifference) -> str:
+    return "no phase that is known (profile it)" if phase.path == UNATTRIBUTED else phase.path
+
+
+def _elsewhere(faster: str, phase: PhaseDifference) -> str:
+    return f", which {faster} does not have" if phase.faster_s == 0 and phase.path != UNATTRIBUTED else ""
+
+
+def _differing_settings(one: Sequence[Result], other: Sequence[Result]) -> dict[str, tuple[str, str]]:
+    """Return what was effective in both and differs: dtype, device, attention."""
+    found = {}
+    for key in ("dtype", "device", "attention"):
+        sides = [
+            "/".join(sorted({str(r.effective[key]) for r in side if r.effective.get(key) is not None}))
+            for side in (one, other)
+        ]
+        if all(sides) and sides[0] != sides[1]:
+            found[key] = (sides[0], sides[1])
+    return found

@@ -1,0 +1,31 @@
+"""`ladezeit-results rerun`: the command that repeats a sample, or a whole point."""
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from ladezeit.results.commands.one_sample import Job, Label, choose
+from ladezeit.results.commands.sources import Experiment, Paths, TrackingUri, Where, read_source
+
+
+def command(
+    paths: Paths = None,
+    *,
+    experiment: Experiment = None,
+    tracking_uri: TrackingUri = None,
+    where: Where = None,
+    job: Job = None,
+    label: Label = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Repeat the sample's whole point this many times, as a sweep.")
+    ] = None,
+) -> None:
+    """Print the exact command that measures a sample again; nothing is run."""
+    result, _ = choose(read_source(paths, experiment, tracking_uri, where), job, label)
+    if samples is None:
+        print(result.identity.command)
+        return
+    own = [word for word in result.identity.overrides if word.lstrip("+~").partition("=")[0] != "sample"]
+    words = [word for word in own if not word.startswith("hydra.")]
+    print(shlex.join(["ladezeit", "-m", *words, f"sample=range({samples})"]))

@@ -1,0 +1,83 @@
+"""`ladezeit-results verdict`: which method to use, what the current one costs, where the time goes."""
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ladezeit.results.commands.sources import Experiment, Paths, TrackingUri, Where, read_source
+
+if TYPE_CHECKING:
+    from ladezeit.results.decision import Decision
+    from ladezeit.results.reading import Samples
+
+
+class Format(Enum):
+    """How the verdict is written."""
+
+    text = "text"
+    md = "md"
+    json = "json"
+
+
+def command(
+    paths: Paths = None,
+    *,
+    experiment: Experiment = None,
+    tracking_uri: TrackingUri = None,
+    where: Where = None,
+    current: Annotated[
+        list[str] | None,
+        typer.Option("--current", metavar="KEY=VALUE", help="The config in use.  [default: loading=transformers]"),
+    ] = None,
+    format: Annotated[Format, typer.Option(help="How it is written.")] = Format.text,
+    write_profile: Annotated[
+        Path | None,
+        typer.Option(help="Write the best methods as a loading profile: YAML, or by the ending .json keyed by model."),
+    ] = None,
+) -> None:
+    """Decide: the best method per model and cache state, what the current one costs, where the time goes."""
+    from ladezeit.results.commands.printing import console
+    from ladezeit.results.decision import decide
+    from ladezeit.results.selection import parse_conditions
+    from ladezeit.results.verdict_document import as_document
+    from ladezeit.results.verdict_words import as_markdown
+
+    samples = read_source(paths, experiment, tracking_uri, where)
+    decisions, notes = decide(samples.results, samples.varying, current=parse_conditions(current) if current else None)
+    if format is Format.json:
+        read = {"unreadable": samples.unreadable, "left_out": samples.left_out, "samples_missing": samples.missing}
+        document = as_document(decisions, notes, read=_head(samples), **read)
+        print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        words = as_markdown(decisions, notes, _head(samples))
+        if format is Format.md:
+            print(words, end="")
+        else:
+            from rich.markdown import Markdown
+
+            console().print(Markdown(words))
+    if write_profile is not None:
+        _write_profile(write_profile, samples, decisions)
+
+
+def _write_profile(path: Path, samples: "Samples", decisions: "list[Decision]") -> None:
+    from ladezeit.results import loading_profile
+
+    written = loading_profile.write(path, decisions)
+    typer.echo(f"wrote {path}: {', '.join(written)}", err=True)
+
+
+def _head(samples: "Samples") -> str:
+    """Return what was read, in a sentence: how many samples of which sweeps, on which machine."""
+    from ladezeit.result import Status
+    from ladezeit.results.machines import machine_name
+
+    ok = sum(result.status is Status.ok for result in samples.results)
+    sweeps = sorted({result.identity.sweep for result in samples.results if result.identity.sweep})
+    of = f" of {len(sweeps)} sweeps" if len(sweeps) > 1 else f" of sweep {sweeps[0]}" if sweeps else ""
+    machine = next((machine_name(result) for result in samples.results if result.environment), "an unknown machine")
+    missing = f" {samples.missing} planned samples are missing." if samples.missing else ""
+    return f"{len(samples.results)} samples{of}, {ok} ok, measured on {machine}.{missing}"

@@ -1,0 +1,195 @@
+"""The verdict in words, as Markdown: the answer first, then what it rests on."""
+
+from collections.abc import Sequence
+
+from ladezeit.results.advice import steps
+from ladezeit.results.comparison import PointFigures
+from ladezeit.results.comparison_table import apart_text_of, cut, p_text
+from ladezeit.results.decision import NEGLIGIBLE, Current, Decision, Standing, State
+from ladezeit.results.objectives import figure
+from ladezeit.results.seconds import seconds
+from ladezeit.results.statistics import LEAST_TO_RANK, LEVEL, Ratio
+
+_MOST_NAMES = 4
+
+
+def as_markdown(decisions: Sequence[Decision], notes: Sequence[str], head: str) -> str:
+    """Return the whole verdict; `head` says what was read (sweep, machine, counts)."""
+    parts = [f"# Verdict\n\n{head}"]
+    if len(decisions) > 1:
+        parts.append("\n".join(f"- **{decision.title}**: {answer(decision)}" for decision in decisions))
+    for decision in decisions:
+        parts.append(f"## {decision.title}")
+        parts += _section(decision, decisions)
+    parts += [f"Note: {note}." for note in notes]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def answer(decision: Decision) -> str:
+    """Return the answer for a section in one sentence: which method loads fastest, or why that cannot be said."""
+    load = decision.load
+    leader = load.leader
+    if leader is None or leader.spread is None:
+        return "nothing can be said: no method has a proven sample."
+    took = f"{seconds(leader.spread.median)} s"
+    if load.state is State.best:
+        return f"load with `{leader.name}` ({took}): proven faster than {_all_others(load)}, p ≤ {p_text(load.p)}."
+    if load.state is State.shared:
+        beaten = [point for point in load.others if point.rank is not None]
+        rest = f" Each is proven faster than {_names(beaten)}." if beaten else ""
+        medians = [point.spread.median for point in load.best if point.spread]
+        span = f"medians {seconds(min(medians))} to {seconds(max(medians))} s"
+        return f"{_names(load.best)} are not distinguishable ({span}).{rest}"
+    if load.state is State.alone:
+        return (
+            f"`{leader.name}` ({took}) is the only method with enough proven samples: there is nothing to choose from."
+        )
+    return (
+        f"undecided: fewer than {LEAST_TO_RANK} samples a point. So far `{leader.name}` has the best median ({took}, "
+        f"n = {leader.spread.n})."
+    )
+
+
+def _section(decision: Decision, decisions: Sequence[Decision]) -> list[str]:
+    parts = [f"**{_capital(answer(decision))}**"]
+    if decision.current and decision.load.leader:
+        parts.append(_current(decision.current, decision.load))
+    parts.append(_objectives(decision))
+    if decision.best_at_all and len(decision.best_at_all) < len([*decision.load.best, *decision.load.others]):
+        parts.append(f"Among the best at all of these: {_names(decision.best_at_all)}.")
+    if decision.pareto:
+        names = "; ".join(f"`{point.name}`" for point in decision.pareto)
+        parts.append(f"No method is best at everything. None of these is beaten in every respect: {names}.")
+    if where := _where(decision):
+        parts.append("### Where the time goes\n\n" + where)
+    todo = steps(decision, decisions)
+    if todo:
+        lines = [f"{number}. {step.text}." for number, step in enumerate(todo, 1)]
+        parts.append("### What to do, largest gain first\n\n" + "\n".join(lines))
+    parts.append("### How sure this is, and what would settle the rest\n\n" + _how_sure(decision))
+    if decision.apart:
+        lines = [f"- `{point.name}`: {apart_text_of(point, 'load/total_s')}" for point in decision.apart]
+        parts.append("### Not ranked\n\n" + "\n".join(lines))
+    return parts
+
+
+def _current(current: Current, load: Standing) -> str:
+    name = f"The current config, `{current.point.name}`,"
+    spread, leader = current.point.spread, load.leader
+    if spread is None or leader is None:
+        return ""
+    if current.optimal:
+        if load.state is State.best:
+            return f"{name} **is the best one: nothing to change.**"
+        said = f"{name} **is already optimal as far as can be told**: no method is proven faster."
+        if current.ratio:
+            said += f" It takes {_range(current.ratio)} times as long as `{leader.name}`."
+        return said
+    if current.optimal is None:
+        return f"{name} cannot be judged yet: it, or what it is compared with, has too few proven samples."
+    times = f", {current.ratio.estimate:.3g} times as long, {_range(current.ratio)}" if current.ratio else ""
+    cost = f"{name} **costs {seconds(current.cost_s)} s more a load**{times}, p = {p_text(current.p)}."
+    if (current.cost_s or 0.0) < NEGLIGIBLE * spread.median:
+        cost += " That is proven, and hardly matters."
+    return cost
+
+
+def _range(found: Ratio) -> str:
+    within = found.interval
+    return f"{within.low:.3g} to {within.high:.3g} (with {100 * within.coverage:.1f} %)"
+
+
+def _objectives(decision: Decision) -> str:
+    absent: list[str] = []
+    lines = ["| objective | best | median | interval | proven better than |", "| :-- | :-- | --: | --: | :-- |"]
+    for standing in decision.standings:
+        title = standing.objective.title
+        leader = standing.leader
+        if leader is None or leader.spread is None:
+            absent.append(f"{title} ({standing.objective.absent})")
+            continue
+        metric, unit = standing.objective.metric, standing.objective.unit
+        within = leader.spread.interval
+        best = ", ".join(point.name for point in standing.best[:_MOST_NAMES])
+        best += f", … ({len(standing.best)} alike)" if len(standing.best) > _MOST_NAMES else ""
+        beaten = [point.name for point in standing.others if point.rank is not None]
+        better = ", ".join(beaten) or "–"
+        if standing.state is State.too_few:
+            better = f"too few samples (n = {leader.spread.n})"
+        lines.append(
+            f"| {title} | {best} | {figure(leader.spread.median, metric)} {unit} | "
+            f"{figure(within.low, metric)}–{figure(within.high, metric)} | {better} |"
+        )
+    said = [] if len(lines) == 2 else ["\n".join(lines)]
+    said += [f"Not measured: {'; '.join(absent)}."] if absent else []
+    return "\n\n".join(said)
+
+
+def _where(decision: Decision) -> str:
+    lines = [f"- {' '.join(attribution.sentences)}" for attribution in decision.attributions]
+    leader = decision.load.leader
+    if leader and decision.phases:
+        spent = ", ".join(f"{path} {seconds(own_s)} s ({100 * share:.0f} %)" for path, own_s, share in decision.phases)
+        lines.append(f"- The best, {leader.name}, spends its time in {spent}.")
+    room = decision.room
+    if room:
+        lines.append(
+            f"- At the machine's limit ({room.ceiling}, {room.gb_per_s:.3g} GB/s) this load would take "
+            f"{seconds(room.at_ceiling_s)} s: {seconds(room.left_s)} s is all that any method could still gain."
+        )
+    return "\n".join(lines)
+
+
+def _how_sure(decision: Decision) -> str:
+    load = decision.load
+    points = [point for point in [*load.best, *load.others] if point.spread]
+    sizes = sorted({point.spread.n for point in points if point.spread})
+    if not sizes or load.leader is None or load.leader.spread is None:
+        return "There is no proven sample."
+    n = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    lines = [
+        f"- {n} samples a point, each in its own process; the intervals above cover the true median with "
+        f"{100 * load.leader.spread.interval.coverage:.1f} %."
+    ]
+    if load.state in (State.best, State.shared):
+        lines.append(
+            f"- Exact Mann-Whitney tests against the best, adjusted by Holm over {len(points) - 1}; below {LEVEL} "
+            f"counts as proven. Of equally good methods one is falsely called the best in at most 5 % of such sweeps."
+        )
+    for question in load.questions:
+        said = (
+            f"- `{question.one}` and `{question.other}`: not distinguishable ({100 * question.difference_share:+.1f} %)"
+        )
+        if question.samples:
+            said += f"; about {question.samples} samples each would settle it."
+        elif abs(question.difference_share) < NEGLIGIBLE:
+            said += "; the difference is too small to matter."
+        else:
+            said += "; more than 100 samples would be needed."
+        if question.blocked_p is not None and question.blocked_p < LEVEL:
+            said += f" (Block by block they do differ, p = {p_text(question.blocked_p)}: worth more samples.)"
+        lines.append(said)
+    for point in decision.failing:
+        lines.append(
+            f"- `{point.name}` is ranked by its good samples, but: {'; '.join(cut(p) for p in point.problems)}"
+        )
+    few = [p for p in load.others if p.rank is None and p.spread and p.spread.median < load.leader.spread.median]
+    if few and load.state is not State.too_few:
+        lines.append(f"- {_names(few)} may be faster, but with fewer than {LEAST_TO_RANK} samples nobody knows.")
+    return "\n".join(lines)
+
+
+def _all_others(load: Standing) -> str:
+    beaten = [point for point in load.others if point.rank is not None]
+    return f"{_names(beaten)}" if len(beaten) <= _MOST_NAMES else f"all {len(beaten)} others"
+
+
+def _names(points: Sequence[PointFigures]) -> str:
+    names = [f"`{point.name}`" for point in points]
+    if len(names) > _MOST_NAMES:
+        return f"{', '.join(names[:_MOST_NAMES])} and {len(names) - _MOST_NAMES} more"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
