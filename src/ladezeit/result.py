@@ -103,6 +103,8 @@ class Result:
                 f"use the version that wrote it"
             )
         try:
+            if not all(isinstance(plain[key], dict) for key in ("config", "effective", "metrics", "environment")):
+                raise TypeError("config, effective, metrics and environment must be objects")
             error = plain["error"]
             return cls(
                 status=Status(plain["status"]),
@@ -117,7 +119,7 @@ class Result:
                 started_at=plain["started_at"],
                 error=ErrorReport(**error) if error else None,
             )
-        except (KeyError, TypeError, ValueError) as cause:
+        except (AttributeError, KeyError, TypeError, ValueError) as cause:
             raise LadezeitError(f"result does not follow schema version {SCHEMA_VERSION}: {cause!r}") from cause
 
 

@@ -51,7 +51,7 @@ def _phase_to_cure(decision: Decision) -> list[Step]:
             found.append(
                 Step(
                     phase.slower_s,
-                    f"Whoever uses {attribution.slower}: take {phase.path} out of it, "
+                    f"Or keep {attribution.slower} and take {phase.path} out of it: "
                     f"{share_text(phase.slower_s, total_s)}; {attribution.faster} does without it",
                 )
             )

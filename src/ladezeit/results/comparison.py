@@ -30,10 +30,12 @@ class PointFigures:
     """One point: what its samples say about the metric, and how it stands to the baseline and to the others.
 
     `p` is that of the exact Mann-Whitney test against the baseline, adjusted by Holm over the section; `rank` is None
-    below five samples; `excluded` says why the point is not ranked at all. `values` are its varying config values.
+    below five samples; `excluded` says why the point is not ranked at all. `values` are its varying config values,
+    `name` those of them that say something in its section.
     """
 
     point: str
+    name: str
     values: dict[str, str]
     level: str
     counts: dict[str, int]
@@ -45,11 +47,6 @@ class PointFigures:
     excluded: str | None
     problems: list[str]
     samples: tuple[Result, ...] = field(repr=False, compare=False)
-
-    @property
-    def name(self) -> str:
-        """The point in words: its varying values."""
-        return " · ".join(value for value in self.values.values() if value) or "all samples"
 
     def measured(self, metric: str) -> list[float]:
         """Return the values of `metric` over the point's `ok` samples, in the order of their blocks."""
@@ -140,7 +137,7 @@ def _section(
     metric: str,
     wanted: Sequence[Condition] | None,
 ) -> Section:
-    plain = [_plain_figures(samples, machine, keys, metric) for (_, machine), samples in points.items()]
+    plain = _named([_plain_figures(samples, machine, keys, metric) for (_, machine), samples in points.items()])
     ranked = [point for point in plain if point.spread and not point.excluded]
     apart = [point for point in plain if not point.spread or point.excluded]
     more = more_is_better(metric)
@@ -169,6 +166,7 @@ def _plain_figures(samples: list[Result], machine: str, keys: Sequence[str], met
     problems = Counter((r.status, why(r)) for r in samples if r.status is not Status.ok)
     return PointFigures(
         point=first.identity.point,
+        name="",
         values=values,
         level=level_of(first),
         counts={status.value: counts[status] for status in Status if status in counts},
@@ -181,6 +179,18 @@ def _plain_figures(samples: list[Result], machine: str, keys: Sequence[str], met
         problems=[f"{count} {status.value}: {reason}" for (status, reason), count in problems.items()],
         samples=tuple(samples),
     )
+
+
+def _named(points: Sequence[PointFigures]) -> list[PointFigures]:
+    """Return the points with names: without the values that all points which can be ranked have in common."""
+    ranked = [point for point in points if point.spread and not point.excluded]
+    told = ranked if len(ranked) > 1 else points
+    common = {key: value for key, value in told[0].values.items() if all(p.values[key] == value for p in told)}
+    named = []
+    for point in points:
+        words = [value for key, value in point.values.items() if value and common.get(key) != value]
+        named.append(replace(point, name=" · ".join(words) or " · ".join(filter(None, point.values.values())) or "all"))
+    return named
 
 
 def _baseline(

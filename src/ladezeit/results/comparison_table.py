@@ -39,7 +39,8 @@ def columns(comparison: Comparison, section: Section) -> list[Column]:
     unit = unit_of(metric)
     base = section.baseline
     found = [Column("#", lambda point: str(point.rank or NOTHING))]
-    keys = [key for key in comparison.keys if any(point.values[key] for point in [*section.ranked, *section.apart])]
+    keys = [key for key in comparison.keys if len({point.values[key] for point in section.ranked}) > 1]
+    keys = keys or comparison.keys[:1]
     found += [Column(key, _value_of(key), left=True) for key in keys]
     found += [
         Column("n", lambda point: str(point.spread.n if point.spread else 0)),
@@ -53,9 +54,9 @@ def columns(comparison: Comparison, section: Section) -> list[Column]:
         Column("proof", lambda point: point.level, left=True),
         Column("samples", counts_text, left=True),
     ]
-    if all(point.ceiling_share is None for point in section.ranked):
-        found = [column for column in found if column.head != "of ceiling"]
-    return found
+    needless = {"of ceiling"} if all(point.ceiling_share is None for point in section.ranked) else set()
+    needless |= {"proof"} if "validation" in keys else set()
+    return [column for column in found if column.head not in needless]
 
 
 def _value_of(key: str) -> Callable[[PointFigures], str]:

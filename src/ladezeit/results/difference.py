@@ -4,21 +4,18 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 from ladezeit.errors import LadezeitError
 from ladezeit.result import Result, Status
 from ladezeit.results.points import metric_of
 from ladezeit.results.seconds import seconds
+from ladezeit.results.statistics import LEVEL, mann_whitney
 from ladezeit.results.varying import value_of
 
 TOTAL = "load/total_s"
 
 #: Fewer samples a side cannot reach the level: with 3 and 3 the smallest exact p is 0.10, with 4 and 4 it is 0.029.
 LEAST_SAMPLES = 4
-
-#: Below this probability of chance a difference counts as one.
-LEVEL = 0.05
 
 #: Phases are named until they explain this share of the difference, three at most.
 _SHARE_TO_NAME = 0.8
@@ -170,12 +167,7 @@ def _chance(one: list[float], other: list[float]) -> float | None:
     """Return the exact two-sided p of the Mann-Whitney test, None where there are too few values for it."""
     if min(len(one), len(other)) < LEAST_SAMPLES:
         return None
-    from scipy import stats
-
-    tied = len({*one, *other}) < len(one) + len(other)
-    # With ties the tabulated distribution is not exact; the permutation of the values at hand is.
-    method: Any = stats.PermutationMethod(n_resamples=20_000, rng=0) if tied else "exact"
-    return float(stats.mannwhitneyu(one, other, alternative="two-sided", method=method).pvalue)
+    return mann_whitney(one, other)
 
 
 def _cause(total_s: float, phases: list[PhaseDifference]) -> str:

@@ -11,6 +11,8 @@ from ladezeit.result import FILE_NAME, SWEEP_FILE_NAME, Result, SweepRecord, rea
 from ladezeit.results.found_varying import found_varying
 from ladezeit.results.gather import gather
 
+_WANTED = f"the folder of a sweep (outputs/sweeps/<date>), of a run, or a {FILE_NAME}"
+
 #: The job number of the discarded first sample of a sweep.
 WARM_UP_JOB = -1
 
@@ -87,10 +89,8 @@ def check_any(samples: Samples, source: str) -> None:
     if samples.results:
         return
     found = "".join(f"\n  {line}" for line in [*samples.unreadable, *samples.left_out][:5])
-    raise LadezeitError(
-        f"no result to read in {source}: give the folder of a sweep (outputs/sweeps/<date>), of a run, or a "
-        f"{FILE_NAME}{found and f'{chr(10)}found, but not usable:{found}'}"
-    )
+    found = f"\nfound, but not usable:{found}" if found else ""
+    raise LadezeitError(f"no result to read in {source}: give {_WANTED}{found}")
 
 
 def _read_path(path: Path, samples: Samples, seen: set[tuple[object, ...]]) -> None:
@@ -98,7 +98,7 @@ def _read_path(path: Path, samples: Samples, seen: set[tuple[object, ...]]) -> N
         samples.add(read(path), str(path.parent), seen)
         return
     if not path.exists():
-        raise LadezeitError(f"{path} does not exist: give the folder of a sweep, of a run, or a {FILE_NAME}")
+        raise LadezeitError(f"{path} does not exist: give {_WANTED}")
     gathered = gather(path)
     for folder, result in gathered.by_folder.items():
         samples.add(result, str(folder), seen)

@@ -36,7 +36,7 @@ def answer(decision: Decision) -> str:
         return f"load with `{leader.name}` ({took}): proven faster than {_all_others(load)}, p ≤ {p_text(load.p)}."
     if load.state is State.shared:
         beaten = [point for point in load.others if point.rank is not None]
-        rest = f" Each is proven faster than {_names(beaten)}." if beaten else ""
+        rest = f" `{leader.name}` is proven faster than {_names(beaten)}." if beaten else ""
         medians = [point.spread.median for point in load.best if point.spread]
         span = f"medians {seconds(min(medians))} to {seconds(max(medians))} s"
         return f"{_names(load.best)} are not distinguishable ({span}).{rest}"
@@ -83,11 +83,11 @@ def _current(current: Current, load: Standing) -> str:
             return f"{name} **is the best one: nothing to change.**"
         said = f"{name} **is already optimal as far as can be told**: no method is proven faster."
         if current.ratio:
-            said += f" It takes {_range(current.ratio)} times as long as `{leader.name}`."
+            said += f" Its time is {_range(current.ratio)} times that of `{leader.name}`."
         return said
     if current.optimal is None:
         return f"{name} cannot be judged yet: it, or what it is compared with, has too few proven samples."
-    times = f", {current.ratio.estimate:.3g} times as long, {_range(current.ratio)}" if current.ratio else ""
+    times = f", {current.ratio.estimate:.3g} times as long ({_range(current.ratio)})" if current.ratio else ""
     cost = f"{name} **costs {seconds(current.cost_s)} s more a load**{times}, p = {p_text(current.p)}."
     if (current.cost_s or 0.0) < NEGLIGIBLE * spread.median:
         cost += " That is proven, and hardly matters."
@@ -96,7 +96,7 @@ def _current(current: Current, load: Standing) -> str:
 
 def _range(found: Ratio) -> str:
     within = found.interval
-    return f"{within.low:.3g} to {within.high:.3g} (with {100 * within.coverage:.1f} %)"
+    return f"with {100 * within.coverage:.1f} % {within.low:.3g} to {within.high:.3g}"
 
 
 def _objectives(decision: Decision) -> str:
@@ -111,7 +111,9 @@ def _objectives(decision: Decision) -> str:
         metric, unit = standing.objective.metric, standing.objective.unit
         within = leader.spread.interval
         best = ", ".join(point.name for point in standing.best[:_MOST_NAMES])
-        best += f", … ({len(standing.best)} alike)" if len(standing.best) > _MOST_NAMES else ""
+        if len(standing.best) > 1:
+            rest = standing.others or len(standing.best) <= _MOST_NAMES // 2
+            best = f"{best} ({len(standing.best)} alike)" if rest else f"all {len(standing.best)} alike"
         beaten = [point.name for point in standing.others if point.rank is not None]
         better = ", ".join(beaten) or "–"
         if standing.state is State.too_few:

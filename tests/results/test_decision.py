@@ -1,0 +1,206 @@
+"""The verdict on planted truths: the winner named, equals equal, the slow one quantified, the wrong one left out."""
+
+from pathlib import Path
+
+import example_results as example
+import planted
+import pytest
+
+from ladezeit.errors import LadezeitError
+from ladezeit.result import Result, Status
+from ladezeit.results import loading_profile
+from ladezeit.results.advice import steps
+from ladezeit.results.comparison import compare_points
+from ladezeit.results.decision import Decision, State, decide
+from ladezeit.results.verdict_words import answer, as_markdown
+
+VARYING = ["loading", "validation"]
+
+
+def decision(results: list[Result], **arguments: list[tuple[str, str]]) -> Decision:
+    (only,), _ = decide(results, VARYING, **arguments)
+    return only
+
+
+def names(points: list) -> set[str]:
+    return {point.values["loading"] for point in points}
+
+
+def test_equal_methods_share_the_first_place_and_the_slow_one_does_not() -> None:
+    found = decision(planted.sweep())
+    assert found.load.state is State.shared
+    assert names(found.load.best) == {"cuda_fp16", "single_device_map", "transformers"}
+    assert names(found.load.others) == {"slow"}
+
+
+def test_a_clear_winner_is_named() -> None:
+    found = decision(planted.sweep(truth={"cuda_fp16": 0.7, "transformers": 1.0, "slow": 1.5}))
+    assert found.load.state is State.best and names(found.load.best) == {"cuda_fp16"}
+    assert "`cuda_fp16`" in answer(found) and "proven faster" in answer(found)
+
+
+def test_the_slow_one_is_quantified_within_its_interval() -> None:
+    """The planted factor is 1.5: the interval of the ratio holds it, and the cost in seconds is right."""
+    found = decision(planted.sweep(samples=10), current=[("loading", "slow")])
+    assert found.current is not None and found.current.optimal is False
+    assert found.current.ratio is not None and found.current.cost_s is not None
+    assert found.current.ratio.interval.low <= 1.5 <= found.current.ratio.interval.high
+    assert found.current.cost_s == pytest.approx(0.5 * 4.46, rel=0.1)
+    assert steps(found, [found])[0].gain_s == found.current.cost_s
+
+
+def test_wrong_failing_and_unproven_methods_are_never_ranked() -> None:
+    """All three are faster than everything that is right."""
+    found = decision(planted.sweep())
+    reasons = {point.values["loading"]: point.excluded or "" for point in found.apart}
+    assert set(reasons) == {"offloader", "broken", "unchecked"}
+    assert "5 of 5 wrong: 2 of 339 tensors lie on the CPU" in reasons["offloader"]
+    assert "5 of 5 failed: no kernel image" in reasons["broken"]
+    assert "the proof did not run" in reasons["unchecked"]
+
+
+def test_a_method_that_was_wrong_once_is_out() -> None:
+    made = planted.sweep(bad=False)
+    bad = next(r for r in made if r.config["loading"]["name"] == "cuda_fp16")
+    bad.status, bad.reason = Status.wrong, "one tensor on meta"
+    found = decision(made)
+    assert names(found.apart) == {"cuda_fp16"} and "1 of 5 wrong" in (found.apart[0].excluded or "")
+
+
+def test_a_weaker_validation_is_no_proof() -> None:
+    made = planted.sweep(bad=False)
+    for result in made:
+        if result.config["loading"]["name"] == "cuda_fp16":
+            assert result.proof is not None
+            result.proof["level"] = "sampled"
+    found = decision(made)
+    assert "validation=sampled does not prove" in (found.apart[0].excluded or "")
+
+
+def test_a_method_that_fails_now_and_then_is_ranked_and_told_on() -> None:
+    made = planted.sweep(samples=6, bad=False)
+    gone = next(index for index, r in enumerate(made) if r.config["loading"]["name"] == "slow")
+    made[gone] = example.not_ok(Status.oom, "out of memory", "slow", cache="warm", sample=0)
+    found = decision(made)
+    assert names(found.failing) == {"slow"}
+    assert "1 oom: out of memory" in as_markdown([found], [], "")
+
+
+def test_the_current_config_is_optimal_or_as_good_as_can_be_told() -> None:
+    found = decision(planted.sweep())
+    assert found.current is not None and found.current.optimal is True
+    assert "already optimal as far as can be told" in as_markdown([found], [], "")
+    best = decision(planted.sweep(truth={"transformers": 0.5, "slow": 1.5}))
+    assert "is the best one: nothing to change" in as_markdown([best], [], "")
+
+
+def test_the_origins_case_is_found_in_the_manager_and_not_in_the_settings() -> None:
+    """170 of 175 s are the walk over all modules, with the settings of the fast method."""
+    truth = {"cuda_fp16": 1.0, "transformers": 1.0, "legacy_manager": 1.0}
+    found = decision(planted.sweep(truth=truth, bad=False), current=[("loading", "legacy_manager")])
+    text = as_markdown([found], [], "")
+    assert "are spent in load/module_walk" in text and "the settings are not the cause" in text
+    assert "(97 %)" in text and "costs 170" in text
+    assert "take load/module_walk out of it" in steps(found, [found])[1].text
+
+
+def test_settings_that_differ_are_named_as_a_possible_cause() -> None:
+    made = [planted.sample("cuda_fp16", n, 1.0, job=n) for n in range(5)]
+    made += [planted.sample("slow", n, 2.0, job=5 + n, dtype="float32") for n in range(5)]
+    assert "dtype: float32 / float16" in as_markdown([decision(made)], [], "")
+
+
+def test_too_few_samples_decide_nothing() -> None:
+    found = decision(planted.sweep(samples=3, truth={"cuda_fp16": 0.1, "transformers": 1.0}, bad=False))
+    assert found.load.state is State.too_few and "undecided" in answer(found)
+    assert "sample=range(5)" in steps(found, [found])[0].text
+    with pytest.raises(LadezeitError, match="no decision to write"):
+        loading_profile.entries_of([found]) or loading_profile.write(Path("/nowhere/p.yaml"), [found])
+
+
+def test_one_sample_and_all_failed_are_answers_too() -> None:
+    assert "fewer than 5" in answer(decision([planted.sample("cuda_fp16", 0, 1.0)]))
+    broken = decision([planted.failed("broken", number, number) for number in range(5)])
+    assert broken.load.state is State.absent and "no method has a proven sample" in answer(broken)
+    assert "5 of 5 failed" in as_markdown([broken], [], "")
+
+
+def test_an_open_question_says_how_many_samples_settle_it() -> None:
+    made = [planted.sample("cuda_fp16", n, 1.0, job=n, noise=0.1) for n in range(6)]
+    made += [planted.sample("transformers", n, 1.06, job=6 + n, noise=0.1) for n in range(6)]
+    found = decision(made)
+    assert found.load.state is State.shared
+    question = found.load.questions[0]
+    assert question.samples is None or question.samples > 6
+    assert "not distinguishable" in as_markdown([found], [], "")
+
+
+def test_the_warm_cache_is_advised_where_it_was_measured() -> None:
+    made = [planted.sample("cuda_fp16", n, 1.0, job=n) for n in range(5)]
+    made += [planted.sample("cuda_fp16", n, 2.6, job=5 + n, cache="cold") for n in range(5)]
+    decisions, _ = decide(made, ["cache", "loading"])
+    cold = next(d for d in decisions if d.conditions["cache"] == "cold")
+    assert "Keep the checkpoint in the page cache" in steps(cold, decisions)[0].text
+
+
+def test_objectives_that_disagree_give_a_pareto_front() -> None:
+    made = planted.sweep(truth={"cuda_fp16": 1.0, "frugal": 1.3, "slow": 2.0}, bad=False)
+    for result in made:
+        frugal = result.config["loading"]["name"] == "frugal"
+        noise = 1e-6 * result.identity.sample
+        result.metrics["memory/gpu_allocated_peak_gib"] = (14.2 if frugal else 28.4) + noise
+        result.metrics["memory/host_peak_rss_gib"] = 3.0
+    found = decision(made)
+    assert not found.best_at_all and names(found.pareto) == {"cuda_fp16", "frugal"}
+    assert "No method is best at everything" in as_markdown([found], [], "")
+
+
+def test_machines_are_not_compared_unless_asked() -> None:
+    made = planted.sweep(bad=False)
+    for result in made[::2]:
+        result.environment = {**planted.MACHINE, "device": {"name": "cuda:0", "gpu": {"name": "NVIDIA A100"}}}
+    with pytest.raises(LadezeitError, match=r"gpu: NVIDIA A100 / NVIDIA H100 80GB HBM3.*--across-machines"):
+        decide(made, VARYING)
+    compared = compare_points(made, VARYING, across_machines=True)
+    assert {point.values["machine"].split(" ·")[0] for point in compared.sections[0].ranked} == {
+        "NVIDIA A100",
+        "NVIDIA H100 80GB HBM3",
+    }
+
+
+def test_versions_that_differ_are_noted() -> None:
+    made = planted.sweep(bad=False)
+    made[0].environment = {**planted.MACHINE, "libraries": {"torch": "2.13.0"}}
+    _, notes = decide(made, VARYING)
+    assert any("torch" in note and "2.13.0" in note for note in notes)
+
+
+def test_a_current_config_that_nobody_measured_is_an_error() -> None:
+    with pytest.raises(LadezeitError, match="no sample is of the current config loading=nonsense"):
+        decision(planted.sweep(), current=[("loading", "nonsense")])
+
+
+def test_the_profile_says_what_to_use_and_what_that_rests_on(tmp_path: Path) -> None:
+    found = decision(planted.sweep(truth={"cuda_fp16": 0.7, "legacy_manager": 0.6, "slow": 1.5}, bad=False))
+    path = tmp_path / "profile.yaml"
+    assert loading_profile.write(path, [found]) == ["qwen2.5-7b-shape"]
+    (entry,) = loading_profile.read(path)["qwen2.5-7b-shape"]
+    assert entry["overrides"] == ["loading=cuda_fp16"] and entry["loading"]["engine"] == "transformers"
+    assert entry["dtype"] == "float16" and entry["device"] == "cuda:0"
+    assert entry["evidence"]["n"] == 5 and entry["evidence"]["machine"]["gpu"] == "NVIDIA H100 80GB HBM3"
+
+
+def test_the_origins_form_is_keyed_by_model(tmp_path: Path) -> None:
+    import json
+
+    path = tmp_path / "performance.json"
+    loading_profile.write(path, [decision(planted.sweep(truth={"cuda_fp16": 0.7, "slow": 1.5}, bad=False))])
+    wanted = {"device_map": "cuda", "torch_dtype": "float16", "disable_cpu_offload": True}
+    assert json.loads(path.read_text()) == {"qwen2.5-7b-shape": {"loading": wanted}}
+
+
+def test_a_file_that_is_no_profile_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.yaml"
+    path.write_text("models: {}\n")
+    with pytest.raises(LadezeitError, match="no loading profile"):
+        loading_profile.read(path)
