@@ -35,6 +35,7 @@ gpu:  ## on a machine with an NVIDIA GPU and these libraries: GPU tests and the 
 bench: $(VENV)/.ready-dev  ## benchmarks of ladezeit itself; alone on the machine, please
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/phases.py
+	$(BIN)/python benchmarks/calibration.py
 
 clean:  ## remove the environment; outputs and cached checkpoints stay
 	rm -rf $(VENV)

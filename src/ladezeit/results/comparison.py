@@ -116,9 +116,12 @@ def compare_points(
     keys = [key for key in varying if key not in by and key != "sample"]
     keys += [_MACHINE] if across_machines else []
     groups: dict[tuple[str, ...], dict[tuple[str, str], list[Result]]] = {}
+    sections_of: dict[str, tuple[str, ...]] = {}  # by point: its samples have one config
     for result in results:
         machine = machine_name(result) if across_machines and result.environment else ""
-        where = tuple(value_of(result, key) for key in by)
+        where = sections_of.get(result.identity.point)
+        if where is None:
+            where = sections_of[result.identity.point] = tuple(value_of(result, key) for key in by)
         groups.setdefault(where, {}).setdefault((result.identity.point, machine), []).append(result)
     sections = [
         _section(dict(zip(by, where, strict=True)), points, keys, metric, baseline)

@@ -1,5 +1,6 @@
 """All results below a folder, read so that one damaged file hides no other."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,10 +35,12 @@ def sample_folders(folder: Path) -> Iterator[Path]:
 
     The copies that MLflow keeps below the same outputs folder (``artifacts/<run id>/artifacts``) are no samples.
     """
-    for path in sorted(folder.rglob(FILE_NAME)):
-        copy = path.parent.name == "artifacts" and _RUN_ID.fullmatch(path.parent.parent.name)
-        if path.is_file() and not copy:
-            yield path.parent
+    for here, folders, files in os.walk(folder):
+        folders.sort()
+        own = here.split(os.sep)
+        copy = own[-1] == "artifacts" and len(own) > 1 and _RUN_ID.fullmatch(own[-2])
+        if FILE_NAME in files and not copy:
+            yield Path(here)
 
 
 def gather(folder: Path) -> Gathered:

@@ -1,6 +1,6 @@
 """What machine a sample ran on, and whether samples of several machines lie in one comparison."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ladezeit.errors import LadezeitError
@@ -35,8 +35,9 @@ def check_one_machine(results: Sequence[Result]) -> None:
     """Raise `LadezeitError`, which says what differs, where samples of one model ran on different machines."""
     seen: dict[tuple[str, str], dict[str, None]] = {}
     for result in results:
+        model = value_of(result, "model")
         for name, value in machine_of(result).items():
-            seen.setdefault((value_of(result, "model"), name), {})[value] = None
+            seen.setdefault((model, name), {})[value] = None
     differing = {name: " / ".join(values) for (_, name), values in seen.items() if len(values) > 1}
     if differing:
         raise LadezeitError(
@@ -62,7 +63,7 @@ def library_notes(results: Sequence[Result]) -> list[str]:
 
 def _at(node: Any, *path: str) -> Any:
     for part in path:
-        node = node.get(part) if isinstance(node, Mapping) else None
+        node = node.get(part) if isinstance(node, dict) else None
     return node
 
 

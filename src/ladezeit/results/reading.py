@@ -118,11 +118,15 @@ def _records(folder: Path) -> Iterable[Path]:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Pause the cyclic garbage collector: it walks the growing heap again and again, for data that has no cycles."""
+    """Pause the cyclic garbage collector, which walks the growing heap again and again for data that has no cycles.
+
+    What was read is then set apart from its later walks.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if was_on:
+            gc.freeze()
             gc.enable()

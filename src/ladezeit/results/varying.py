@@ -1,7 +1,7 @@
 """What a sweep varied, read back from a result: config keys and the value each has in a sample."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ladezeit.result import Result
@@ -23,8 +23,8 @@ def value_of(result: Result, key: str) -> str:
     """Return the value of the dotted config `key`; an empty string where neither config nor overrides know it."""
     node: Any = result.config
     for part in key.split("."):
-        node = node.get(part, _MISSING) if isinstance(node, Mapping) else _MISSING
-    if isinstance(node, Mapping):
+        node = node.get(part, _MISSING) if isinstance(node, dict) else _MISSING
+    if isinstance(node, dict):
         for field in _NAMING_FIELDS:
             if isinstance(node.get(field), str):
                 return str(node[field])

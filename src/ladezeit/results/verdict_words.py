@@ -83,7 +83,7 @@ def _current(current: Current, load: Standing) -> str:
             return f"{name} **is the best one: nothing to change.**"
         said = f"{name} **is already optimal as far as can be told**: no method is proven faster."
         if current.ratio:
-            said += f" Its time is {_range(current.ratio)} times that of `{leader.name}`."
+            said += f" Its time over that of `{leader.name}`: {_range(current.ratio)}."
         return said
     if current.optimal is None:
         return f"{name} cannot be judged yet: it, or what it is compared with, has too few proven samples."
@@ -96,7 +96,7 @@ def _current(current: Current, load: Standing) -> str:
 
 def _range(found: Ratio) -> str:
     within = found.interval
-    return f"with {100 * within.coverage:.1f} % {within.low:.3g} to {within.high:.3g}"
+    return f"{within.low:.3g} to {within.high:.3g} in the {100 * within.coverage:.1f} % interval"
 
 
 def _objectives(decision: Decision) -> str:
