@@ -204,3 +204,45 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path) -> None:
     path.write_text("models: {}\n")
     with pytest.raises(LadezeitError, match="no loading profile"):
         loading_profile.read(path)
+
+
+def test_a_current_config_that_loads_the_wrong_thing_is_told_on() -> None:
+    found = decision(planted.sweep(), current=[("loading", "offloader")])
+    assert found.current is None and found.current_apart is not None
+    assert "`offloader`, **is not ranked**: 5 of 5 wrong" in as_markdown([found], [], "")
+
+
+def test_the_cold_start_is_an_objective_and_imports_are_a_step() -> None:
+    """In a fresh process 5.1 s go into imports: more than any loading method could save."""
+    made = [planted.sample("cuda_fp16", n, 1.0, job=n, fresh=True) for n in range(5)]
+    made += [planted.sample("slow", n, 1.5, job=5 + n, fresh=True) for n in range(5)]
+    found = decision(made)
+    cold_start = next(standing for standing in found.standings if standing.objective.name == "cold_start")
+    assert cold_start.state is State.best and names(cold_start.best) == {"cuda_fp16"}
+    assert "Import the libraries before" in steps(found, [found])[0].text
+    assert steps(found, [found])[0].gain_s == pytest.approx(5.1)
+
+
+def test_blocks_that_drift_leave_a_hint_and_no_winner() -> None:
+    """The machine slows down fivefold: the primary test sees nothing, the pairs of a block do, and it is said."""
+    made = []
+    for number in range(8):
+        made.append(planted.sample("cuda_fp16", number, 1.0 + 0.5 * number, job=2 * number, noise=0.001))
+        made.append(
+            planted.sample("transformers", number, 1.05 * (1.0 + 0.5 * number), job=2 * number + 1, noise=0.001)
+        )
+    found = decision(made)
+    assert found.load.state is State.shared
+    assert "Block by block they do differ, p = 0.008" in as_markdown([found], [], "")
+
+
+def test_a_change_of_dtype_comes_with_a_warning() -> None:
+    made = [planted.sample("cuda_fp16", n, 1.0, job=n) for n in range(5)]
+    made += [planted.sample("transformers", n, 2.0, job=5 + n, dtype="bfloat16") for n in range(5)]
+    found = decision(made)
+    assert "mind that it ends with float16, not bfloat16" in steps(found, [found])[0].text
+    entries = loading_profile.entries_of([found])
+    assert [(e["dtype"], e["evidence"]["best_of_all_dtypes"]) for e in entries] == [
+        ("float16", True),
+        ("bfloat16", False),
+    ]

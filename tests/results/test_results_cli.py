@@ -186,6 +186,19 @@ def test_profiles_are_written_in_both_forms(run: Run, sweep: Path, tmp_path: Pat
     assert refused.returncode == 2 and "cannot be written" in refused.stderr
 
 
+def test_a_profiles_words_are_taken_by_ladezeit(run: Run, sweep: Path, tmp_path: Path) -> None:
+    """`overrides` of a profile compose to the same loading method that was measured."""
+    run("verdict", sweep, "--write-profile", tmp_path / "p.yaml", "--current", "loading=cuda_fp16")
+    (entry,) = yaml.safe_load((tmp_path / "p.yaml").read_text())["models"]["qwen2.5-7b-shape"]
+    script = Path(sys.executable).with_name("ladezeit")
+    words = [str(script), "model=tiny", *entry["overrides"], "--cfg", "job"]
+    shown = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    composed = yaml.safe_load(shown.stdout)["loading"]
+    assert composed["name"] == entry["loading"]["name"] == "cuda_fp16"
+    assert composed["dtype"] == entry["loading"]["dtype"] and composed["engine"] == entry["loading"]["engine"]
+
+
 def test_show_says_first_how_the_sample_ended(run: Run, sweep: Path) -> None:
     good = run("show", sweep / "0")
     assert good.stdout.splitlines()[0].startswith("ok ")

@@ -90,6 +90,8 @@ class Room:
 class Decision:
     """Everything said about one section: points of one model, cache state, process kind and device.
 
+    `current_apart` is the config in use where it is one of those that are not ranked.
+
     `best_at_all` are among the best in every objective that was measured (two at least); where there are none,
     `pareto` are those that no other beats in every respect.
     """
@@ -97,6 +99,7 @@ class Decision:
     conditions: dict[str, str]
     standings: list[Standing]
     current: Current | None
+    current_apart: PointFigures | None
     attributions: list[Attribution]
     phases: list[tuple[str, float, float]]
     room: Room | None
@@ -159,6 +162,7 @@ def _decision(
         conditions=section.conditions,
         standings=standings,
         current=current,
+        current_apart=next((point for point in section.apart if matches(point.samples[0], wanted)), None),
         attributions=_attributions(load, current),
         phases=main_phases(load.leader) if load.leader else [],
         room=_room(load.leader),

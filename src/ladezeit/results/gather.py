@@ -37,10 +37,10 @@ def sample_folders(folder: Path) -> Iterator[Path]:
     """
     for here, folders, files in os.walk(folder):
         folders.sort()
-        own = here.split(os.sep)
-        copy = own[-1] == "artifacts" and len(own) > 1 and _RUN_ID.fullmatch(own[-2])
+        own = Path(here)
+        copy = own.name == "artifacts" and _RUN_ID.fullmatch(own.parent.name)
         if FILE_NAME in files and not copy:
-            yield Path(here)
+            yield own
 
 
 def gather(folder: Path) -> Gathered:

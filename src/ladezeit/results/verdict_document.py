@@ -33,6 +33,8 @@ def _decision(decision: Decision, decisions: Sequence[Decision]) -> dict[str, An
             "ratio": _ratio(current.ratio),
             "p_holm": current.p,
         },
+        "current_not_ranked": decision.current_apart
+        and {"name": decision.current_apart.name, "reason": decision.current_apart.excluded},
         "where_the_time_goes": [_attribution(attribution) for attribution in decision.attributions],
         "best_phases": [{"path": path, "self_s": own_s, "share": share} for path, own_s, share in decision.phases],
         "ceiling": room and asdict(room),

@@ -54,6 +54,8 @@ def _section(decision: Decision, decisions: Sequence[Decision]) -> list[str]:
     parts = [f"**{_capital(answer(decision))}**"]
     if decision.current and decision.load.leader:
         parts.append(_current(decision.current, decision.load))
+    if distrusted := decision.current_apart:
+        parts.append(f"The current config, `{distrusted.name}`, **is not ranked**: {cut(distrusted.excluded or '')}.")
     parts.append(_objectives(decision))
     if decision.best_at_all and len(decision.best_at_all) < len([*decision.load.best, *decision.load.others]):
         parts.append(f"Among the best at all of these: {_names(decision.best_at_all)}.")
@@ -115,7 +117,8 @@ def _objectives(decision: Decision) -> str:
             rest = standing.others or len(standing.best) <= _MOST_NAMES // 2
             best = f"{best} ({len(standing.best)} alike)" if rest else f"all {len(standing.best)} alike"
         beaten = [point.name for point in standing.others if point.rank is not None]
-        better = ", ".join(beaten) or "–"
+        better = ", ".join(beaten[:_MOST_NAMES]) or "–"
+        better += f" and {len(beaten) - _MOST_NAMES} more" if len(beaten) > _MOST_NAMES else ""
         if standing.state is State.too_few:
             better = f"too few samples (n = {leader.spread.n})"
         lines.append(

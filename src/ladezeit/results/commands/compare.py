@@ -36,7 +36,7 @@ def command(
     where: Where = None,
     baseline: Baseline = None,
     by: Annotated[
-        str | None, typer.Option(help="Keys in which points must be equal.  [default: model,cache,process,device]")
+        str | None, typer.Option(help="Keys in which points must be equal. Default: model,cache,process,device.")
     ] = None,
     sort: Annotated[str, typer.Option(help="rank, median, min, mad, n, or a key that varies.")] = "rank",
     format: Annotated[Format, typer.Option(help="How it is written.")] = Format.table,

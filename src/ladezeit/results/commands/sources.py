@@ -16,18 +16,18 @@ _MOST_LINES = 10
 
 Paths = Annotated[
     list[Path] | None,
-    typer.Argument(help="Folders of sweeps or runs, or result.json files.  [default: the newest in outputs/sweeps]"),
+    typer.Argument(help="Folders of sweeps or runs, or result.json files. Default: the newest in outputs/sweeps."),
 ]
 Experiment = Annotated[str | None, typer.Option(help="Read this MLflow experiment instead of files.")]
 TrackingUri = Annotated[
-    str | None, typer.Option(help="The MLflow store.  [default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db]")
+    str | None, typer.Option(help="The MLflow store. Default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db.")
 ]
 Where = Annotated[
     list[str] | None, typer.Option("--where", metavar="KEY=VALUE", help="Only samples with this; may be repeated.")
 ]
 Baseline = Annotated[
     list[str] | None,
-    typer.Option("--baseline", metavar="KEY=VALUE", help="What ratios refer to.  [default: loading=transformers]"),
+    typer.Option("--baseline", metavar="KEY=VALUE", help="What ratios refer to. Default: loading=transformers."),
 ]
 AcrossMachines = Annotated[
     bool, typer.Option("--across-machines", help="Put samples of different machines side by side.")

@@ -30,7 +30,7 @@ def command(
     where: Where = None,
     current: Annotated[
         list[str] | None,
-        typer.Option("--current", metavar="KEY=VALUE", help="The config in use.  [default: loading=transformers]"),
+        typer.Option("--current", metavar="KEY=VALUE", help="The config in use. Default: loading=transformers."),
     ] = None,
     format: Annotated[Format, typer.Option(help="How it is written.")] = Format.text,
     write_profile: Annotated[
