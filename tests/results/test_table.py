@@ -10,7 +10,8 @@ from rich.console import Console
 from ladezeit.errors import LadezeitError
 from ladezeit.result import Result, Status
 from ladezeit.results.gather import gather
-from ladezeit.results.points import Spread, coverage, summarise
+from ladezeit.results.points import coverage, summarise
+from ladezeit.results.statistics import Spread
 from ladezeit.results.table import as_markdown, as_rich
 from ladezeit.results.varying import value_of, varying_values
 
@@ -55,7 +56,8 @@ def test_medians_and_ranges_are_those_of_the_ok_samples() -> None:
     results[-1].metrics = {"load/total_s": 0.001}
     (point,) = summarise(results, VARYING)
     ok = [found.metrics["load/total_s"] for found in results[:3]]
-    assert point.load_s == Spread(median=sorted(ok)[1], least=min(ok), largest=max(ok), n=3)
+    assert point.load_s == Spread.of(ok)
+    assert point.load_s is not None and (point.load_s.median, point.load_s.n) == (sorted(ok)[1], 3)
     assert point.counts == {Status.ok: 3, Status.wrong: 1}
 
 

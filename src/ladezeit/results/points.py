@@ -1,32 +1,12 @@
 """Samples grouped by point, with the medians a table shows."""
 
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ladezeit.result import Result, Status
+from ladezeit.results.statistics import Spread
 from ladezeit.results.varying import value_of, varying_values
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median of `n` values with the smallest and the largest.
-
-    The range is named instead of a deviation because it promises something at small n: it covers the true median with
-    a probability of 1 - 2^(1-n) whatever the distribution, 93.8 % at n = 5.
-    """
-
-    median: float
-    least: float
-    largest: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> "Spread | None":
-        """Return the spread of `values`, or None where there are none."""
-        known = list(values)
-        return cls(statistics.median(known), min(known), max(known), len(known)) if known else None
 
 
 def coverage(n: int) -> float:
