@@ -11,7 +11,8 @@ from ladezeit.result import Result, Status
 from ladezeit.results import loading_profile
 from ladezeit.results.advice import steps
 from ladezeit.results.comparison import compare_points
-from ladezeit.results.decision import Decision, State, decide
+from ladezeit.results.decision import Decision, decide
+from ladezeit.results.standing import State
 from ladezeit.results.verdict_words import answer, as_markdown
 
 VARYING = ["loading", "validation"]

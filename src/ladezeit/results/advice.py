@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ladezeit.result import Result, Status
-from ladezeit.results.decision import NEGLIGIBLE, Decision, State
+from ladezeit.results.decision import Decision
 from ladezeit.results.difference import UNATTRIBUTED
 from ladezeit.results.seconds import seconds
+from ladezeit.results.standing import NEGLIGIBLE, State
 from ladezeit.results.statistics import LEAST_TO_RANK
 
 

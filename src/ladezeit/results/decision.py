@@ -2,63 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 
 from ladezeit.errors import LadezeitError
 from ladezeit.result import Result
 from ladezeit.results.attribution import Attribution, attribute, main_phases
 from ladezeit.results.comparison import BASELINE, CONDITIONS, PointFigures, Section, compare_points, title_of
-from ladezeit.results.objectives import LOAD, OBJECTIVES, Objective
-from ladezeit.results.power import samples_to_settle
+from ladezeit.results.objectives import LOAD, OBJECTIVES
+from ladezeit.results.pareto import together
 from ladezeit.results.ranking import against
 from ladezeit.results.selection import Condition, matches
-from ladezeit.results.statistics import Ratio, ratio, signed_rank
-
-#: A proven difference of less than this share is said to hardly matter, and does not take a point off the Pareto front.
-NEGLIGIBLE = 0.01
-
-_MOST_QUESTIONS = 3
-
-
-class State(Enum):
-    """What can be said about an objective."""
-
-    best = "best"  # one method is proven better than every other
-    shared = "shared"  # several cannot be told apart, better than the rest
-    alone = "alone"  # one method alone has five proven samples
-    too_few = "too_few"  # nobody has five proven samples
-    absent = "absent"  # no proven sample has the metric
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is open between two points: `samples` each would settle it, None: more than a hundred, or not worth it.
-
-    `blocked_p` is that of the test of pairs (same block), where there are six: a hint, never the decision.
-    """
-
-    one: str
-    other: str
-    difference_share: float
-    samples: int | None
-    blocked_p: float | None
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How the methods stand in one objective. `best` share the first rank; `p` is the largest that sets them apart."""
-
-    objective: Objective
-    state: State
-    best: list[PointFigures]
-    others: list[PointFigures]
-    p: float | None
-    questions: list[Question]
-
-    @property
-    def leader(self) -> PointFigures | None:
-        """The point with the best median of the first rank, or of all where nobody has a rank."""
-        return self.best[0] if self.best else None
+from ladezeit.results.standing import Standing, State, standing
+from ladezeit.results.statistics import Ratio, ratio
 
 
 @dataclass(frozen=True)
@@ -156,6 +110,7 @@ def _decision(
     section: Section, by_objective: Mapping[str, Section], wanted: Sequence[Condition], *, strict: bool
 ) -> Decision:
     standings = [standing(objective, by_objective[objective.name]) for objective in OBJECTIVES]
+    best_at_all, pareto = together(standings)
     load = standings[0]
     current = _current(section, load, wanted, strict=strict)
     return Decision(
@@ -166,44 +121,11 @@ def _decision(
         attributions=_attributions(load, current),
         phases=main_phases(load.leader) if load.leader else [],
         room=_room(load.leader),
-        **_together(standings),
+        pareto=pareto,
+        best_at_all=best_at_all,
         apart=[point for point in section.apart if point.excluded],
         failing=[point for point in section.ranked if point.problems],
     )
-
-
-def standing(objective: Objective, section: Section) -> Standing:
-    """Return how the points of a section stand in `objective`."""
-    ranked = [point for point in section.ranked if point.rank is not None]
-    few = [point for point in section.ranked if point.rank is None]
-    if not section.ranked:
-        return Standing(objective, State.absent, [], [], None, [])
-    if not ranked:
-        return Standing(objective, State.too_few, section.ranked[:1], section.ranked[1:], None, [])
-    best = [point for point in ranked if point.rank == 1]
-    others = [point for point in ranked if point.rank != 1]
-    values = {str(index): point.measured(objective.metric) for index, point in enumerate([*best, *others])}
-    chances = against(values, "0")
-    beaten = [chances[str(index)] for index in range(len(best), len(values))]
-    state = State.alone if len(ranked) == 1 else State.best if len(best) == 1 else State.shared
-    questions = [
-        _question(best[0], mate, objective.metric, tests=max(1, len(ranked) - 1))
-        for mate in best[1 : 1 + _MOST_QUESTIONS]
-    ]
-    return Standing(objective, state, best, [*others, *few], max(beaten, default=None), questions)
-
-
-def _question(one: PointFigures, other: PointFigures, metric: str, tests: int) -> Question:
-    sides = one.measured(metric), other.measured(metric)
-    apart = ratio(sides[1], sides[0])
-    blocks = [
-        {r.identity.sample: r.metrics[metric] for r in point.samples if metric in r.metrics} for point in (one, other)
-    ]
-    common = sorted(blocks[0].keys() & blocks[1].keys())
-    blocked = signed_rank([blocks[0][b] for b in common], [blocks[1][b] for b in common]) if common else None
-    share = apart.estimate - 1 if apart else 0.0
-    worth = apart is not None and abs(share) >= NEGLIGIBLE
-    return Question(one.name, other.name, share, samples_to_settle(*sides, tests) if worth else None, blocked)
 
 
 def _current(section: Section, load: Standing, wanted: Sequence[Condition], *, strict: bool) -> Current | None:
@@ -274,35 +196,3 @@ def _room(leader: PointFigures | None) -> Room | None:
         left_s=max(0.0, leader.spread.median - at_ceiling_s),
         share=leader.ceiling_share,
     )
-
-
-def _together(standings: Sequence[Standing]) -> dict[str, list[PointFigures]]:
-    """Return what is best at every objective, or the front of what no other point beats throughout."""
-    usable = [standing for standing in standings if standing.state in (State.best, State.shared)]
-    grades = [_grades(standing) for standing in usable]
-    names = [name for name in (grades[0] if grades else {}) if all(name in own for own in grades)]
-    if len(usable) < 2:
-        return {"best_at_all": [], "pareto": []}
-    by_name = {point.point: point for point in [*usable[0].best, *usable[0].others]}
-    common = [by_name[name] for name in names if all(own[name] == 1 for own in grades)]
-    front = [
-        name
-        for name in names
-        if not any(_beats([own[rival] for own in grades], [own[name] for own in grades]) for rival in names)
-    ]
-    return {"best_at_all": common, "pareto": [] if common else [by_name[name] for name in front]}
-
-
-def _beats(one: Sequence[int], other: Sequence[int]) -> bool:
-    return all(a <= b for a, b in zip(one, other, strict=True)) and any(a < b for a, b in zip(one, other, strict=True))
-
-
-def _grades(standing: Standing) -> dict[str, int]:
-    """Return the rank of each point; one that is worse than the best by next to nothing shares its rank."""
-    leader = standing.leader
-    grades = {}
-    for point in [*standing.best, *standing.others]:
-        if point.rank is not None and point.spread and leader and leader.spread:
-            near = abs(point.spread.median - leader.spread.median) <= NEGLIGIBLE * abs(leader.spread.median)
-            grades[point.point] = 1 if near else point.rank
-    return grades

@@ -12,8 +12,9 @@ from typing import Any
 from ladezeit.errors import LadezeitError
 from ladezeit.result import Result, write_atomically
 from ladezeit.results.comparison import PointFigures
-from ladezeit.results.decision import Decision, State
+from ladezeit.results.decision import Decision
 from ladezeit.results.machines import machine_of
+from ladezeit.results.standing import State
 from ladezeit.results.statistics import LEAST_TO_RANK
 
 SCHEMA_VERSION = 1

@@ -7,7 +7,8 @@ from typing import Any
 from ladezeit.results import advice
 from ladezeit.results.attribution import Attribution
 from ladezeit.results.comparison import PointFigures
-from ladezeit.results.decision import Decision, Standing
+from ladezeit.results.decision import Decision
+from ladezeit.results.standing import Standing
 from ladezeit.results.statistics import Ratio
 from ladezeit.results.verdict_words import answer
 

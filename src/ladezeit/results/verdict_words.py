@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from ladezeit.results.advice import steps
 from ladezeit.results.comparison import PointFigures
 from ladezeit.results.comparison_table import apart_text_of, cut, p_text
-from ladezeit.results.decision import NEGLIGIBLE, Current, Decision, Standing, State
+from ladezeit.results.decision import Current, Decision
 from ladezeit.results.objectives import figure
 from ladezeit.results.seconds import seconds
+from ladezeit.results.standing import NEGLIGIBLE, Standing, State
 from ladezeit.results.statistics import LEAST_TO_RANK, LEVEL, Ratio
 
 _MOST_NAMES = 4

@@ -44,6 +44,7 @@ def command(
 ) -> None:
     """Compare points: median, spread, ratio to the baseline, exact test, shared ranks."""
     from ladezeit.errors import LadezeitError
+    from ladezeit.results import comparison_records as data
     from ladezeit.results import comparison_table as text
     from ladezeit.results.commands.printing import console
     from ladezeit.results.comparison import CONDITIONS, compare_points
@@ -68,6 +69,6 @@ def command(
     elif format is Format.md:
         print(text.as_markdown(compared, sort), end="")
     elif format is Format.csv:
-        print(text.as_csv(compared, sort), end="")
+        print(data.as_csv(compared, sort), end="")
     else:
-        print(text.as_json(compared, sort, unreadable=samples.unreadable, left_out=samples.left_out))
+        print(data.as_json(compared, sort, unreadable=samples.unreadable, left_out=samples.left_out))
