@@ -111,6 +111,32 @@ def test_settings_that_differ_are_named_as_a_possible_cause() -> None:
     assert "dtype: float32 / float16" in as_markdown([decision(made)], [], "")
 
 
+def test_a_value_that_says_nothing_alone_is_named_with_its_key() -> None:
+    made = [planted.sample("cuda_fp16", n, 1.0, job=n) for n in range(10)]
+    for index, result in enumerate(made):
+        result.config["phases"] = bool(index % 2)
+        result.identity = type(result.identity)(**{**result.identity.__dict__, "point": f"p{index % 2}"})
+    (only,), _ = decide(made, ["phases"])
+    assert {point.name for point in only.load.best} == {"phases=true", "phases=false"}
+
+
+def test_points_that_look_alike_are_told_apart_by_their_sweep() -> None:
+    """A sweep of an older version has other ids for the same options: two rows, and each says where it is from."""
+    made = planted.sweep(truth={"cuda_fp16": 1.0}, bad=False)
+    for number in range(5):
+        older = planted.sample("cuda_fp16", number, 1.2, job=number, sweep="older")
+        older.identity = type(older.identity)(**{**older.identity.__dict__, "point": "older-id"})
+        made.append(older)
+    ranked = compare_points(made, ["loading"]).sections[0].ranked
+    assert [point.name for point in ranked] == ["sweep=2026-03-01_origin", "older"]
+
+
+def test_nine_methods_need_more_than_five_samples_and_that_is_said() -> None:
+    found = decision(planted.sweep(truth={f"m{i}": 1.0 + 0.3 * i for i in range(9)}, bad=False))
+    assert found.load.state is State.shared
+    assert "9 methods can only be told apart from 6 samples on" in as_markdown([found], [], "")
+
+
 def test_too_few_samples_decide_nothing() -> None:
     found = decision(planted.sweep(samples=3, truth={"cuda_fp16": 0.1, "transformers": 1.0}, bad=False))
     assert found.load.state is State.too_few and "undecided" in answer(found)

@@ -64,12 +64,13 @@ def _phase_to_cure(decision: Decision) -> list[Step]:
 
 def _warm(decision: Decision, others: Sequence[Decision]) -> list[Step]:
     own, leader = decision.conditions, decision.load.leader
-    if own.get("cache") != "cold" or leader is None or leader.spread is None:
+    if own.get("cache") != "cold" or leader is None or leader.spread is None or decision.load.state is State.too_few:
         return []
     for other in others:
         warm = other.load.leader
         same = {**other.conditions, "cache": "cold"} == own
-        if same and other.conditions.get("cache") == "warm" and warm and warm.spread:
+        enough = other.load.state is not State.too_few
+        if same and enough and other.conditions.get("cache") == "warm" and warm and warm.spread:
             gain_s = leader.spread.median - warm.spread.median
             if gain_s > NEGLIGIBLE * leader.spread.median:
                 saved = share_text(gain_s, leader.spread.median)

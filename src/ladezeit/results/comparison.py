@@ -12,7 +12,7 @@ from ladezeit.results.objectives import LOAD, more_is_better
 from ladezeit.results.points import metric_of, why
 from ladezeit.results.proven import exclusion, level_of
 from ladezeit.results.ranking import against, ranks
-from ladezeit.results.selection import Condition, matches
+from ladezeit.results.selection import Condition, matches, property_of
 from ladezeit.results.statistics import LEAST_TO_RANK, Ratio, Spread, ratio
 from ladezeit.results.varying import value_of
 
@@ -23,6 +23,12 @@ CONDITIONS = ("model", "cache", "process", "device")
 BASELINE: tuple[Condition, ...] = (("loading", "transformers"),)
 
 _MACHINE = "machine"
+
+#: Samples by the values of their conditions, inside of that by point and machine.
+_Groups = dict[tuple[str, ...], dict[tuple[str, str], list[Result]]]
+
+#: Values that say nothing without their key.
+_MUTE = ("true", "false", "null")
 
 
 @dataclass(frozen=True)
@@ -115,14 +121,8 @@ def compare_points(
         check_one_machine(results)
     keys = [key for key in varying if key not in by and key != "sample"]
     keys += [_MACHINE] if across_machines else []
-    groups: dict[tuple[str, ...], dict[tuple[str, str], list[Result]]] = {}
-    sections_of: dict[str, tuple[str, ...]] = {}  # by point: its samples have one config
-    for result in results:
-        machine = machine_name(result) if across_machines and result.environment else ""
-        where = sections_of.get(result.identity.point)
-        if where is None:
-            where = sections_of[result.identity.point] = tuple(value_of(result, key) for key in by)
-        groups.setdefault(where, {}).setdefault((result.identity.point, machine), []).append(result)
+    groups = _grouped(results, by, across_machines=across_machines)
+    keys += _distinguishing(groups, keys)
     sections = [
         _section(dict(zip(by, where, strict=True)), points, keys, metric, baseline)
         for where, points in sorted(groups.items())
@@ -131,6 +131,36 @@ def compare_points(
         wanted = " ".join(f"{key}={value}" for key, value in baseline)
         raise LadezeitError(f"no proven point with a {metric} meets the baseline {wanted}: see the values in the table")
     return Comparison(metric, keys, sections, library_notes(results))
+
+
+def _grouped(results: Sequence[Result], by: Sequence[str], *, across_machines: bool) -> _Groups:
+    """Return the samples by the values of `by`, and inside of that by point and machine (empty where it is no key)."""
+    groups: _Groups = {}
+    sections_of: dict[str, tuple[str, ...]] = {}  # by point: its samples have one config
+    for result in results:
+        machine = machine_name(result) if across_machines and result.environment else ""
+        where = sections_of.get(result.identity.point)
+        if where is None:
+            where = sections_of[result.identity.point] = tuple(value_of(result, key) for key in by)
+        groups.setdefault(where, {}).setdefault((result.identity.point, machine), []).append(result)
+    return groups
+
+
+def _distinguishing(groups: _Groups, keys: Sequence[str]) -> list[str]:
+    """Return the key that tells points apart whose values are all the same: the sweep, or else the point's own id.
+
+    A point of an older ladezeit has another id, even if the options that it lacked have no effect.
+    """
+    extras: tuple[list[str], ...] = ([], ["sweep"], ["point"])
+    for extra in extras:
+        seen = [
+            (where, machine, *(property_of(samples[0], key) for key in (*keys, *extra) if key != _MACHINE))
+            for where, points in groups.items()
+            for (_, machine), samples in points.items()
+        ]
+        if len(seen) == len(set(seen)):
+            return extra
+    return ["point"]
 
 
 def _section(
@@ -161,7 +191,7 @@ def _section(
 
 def _plain_figures(samples: list[Result], machine: str, keys: Sequence[str], metric: str) -> PointFigures:
     first = samples[0]
-    values = {key: machine if key == _MACHINE else value_of(first, key) for key in keys}
+    values = {key: machine if key == _MACHINE else property_of(first, key) for key in keys}
     excluded = exclusion(samples)
     spread = Spread.of(metric_of(samples, metric))
     shares = metric_of(samples, "load/ceiling_share")
@@ -191,9 +221,15 @@ def _named(points: Sequence[PointFigures]) -> list[PointFigures]:
     common = {key: value for key, value in told[0].values.items() if all(p.values[key] == value for p in told)}
     named = []
     for point in points:
-        words = [value for key, value in point.values.items() if value and common.get(key) != value]
-        named.append(replace(point, name=" · ".join(words) or " · ".join(filter(None, point.values.values())) or "all"))
+        telling = {key: value for key, value in point.values.items() if value and common.get(key) != value}
+        words = [_word(key, value) for key, value in (telling or point.values).items() if value]
+        named.append(replace(point, name=" · ".join(words) or "all samples"))
     return named
+
+
+def _word(key: str, value: str) -> str:
+    """Return a value that speaks for itself (``streamed``), or its key with it (``loading.threads=8``)."""
+    return value if value.isidentifier() and value not in _MUTE else f"{key}={value}"
 
 
 def _baseline(

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ladezeit.results.comparison import Comparison, PointFigures, Section
 from ladezeit.results.objectives import figure, unit_of
+from ladezeit.results.ranking import samples_needed
 from ladezeit.results.seconds import NOTHING
 from ladezeit.results.statistics import LEAST_TO_RANK, Interval
 
@@ -144,8 +145,16 @@ def legend_of(comparison: Comparison, section: Section) -> str:
         text = f"Points below {LEAST_TO_RANK} samples have no #: too few to tell them apart. " + (
             "" if sizes[-1] < LEAST_TO_RANK else text
         )
+    needed = samples_needed(len(section.ranked))
+    if LEAST_TO_RANK <= sizes[0] < needed:
+        text += f"{len(section.ranked)} points can only be told apart from {needed} samples on. "
+    if sizes[-1] == 1:
+        return text + "One sample a point says nothing about the spread."
     text += f"The interval covers the true median with {100 * covers:.1f} %"
     text += f" (n = {sizes[0]})." if len(sizes) == 1 else f" at least (n = {sizes[0]} to {sizes[-1]})."
+    ratios = [point.ratio.interval.coverage for point in section.ranked if point.ratio]
+    if ratios:
+        text += f" That of the ratio has {100 * min(ratios):.1f} %{' at least' if len(set(ratios)) > 1 else ''}."
     if section.baseline:
         text += f" p: against the baseline, {section.baseline.name}."
     return text

@@ -2,11 +2,13 @@
 
 import json
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from ladezeit.errors import LadezeitError, TrackingError, did_you_mean
@@ -17,6 +19,21 @@ _PAGE = 1000
 _DOWNLOADS_AT_ONCE = 16
 _RUNNING = ("RUNNING", "SCHEDULED")
 _SELECTION = "tags.`ladezeit.role` = 'sample'"
+
+_SQLITE = "sqlite:///"
+_QUERY = """
+    SELECT runs.run_uuid, runs.status, runs.artifact_uri FROM runs
+    JOIN tags ON tags.run_uuid = runs.run_uuid AND tags.key = 'ladezeit.role' AND tags.value = 'sample'
+    WHERE runs.experiment_id = ? AND runs.lifecycle_stage = 'active'
+"""
+
+
+class _Run(NamedTuple):
+    """What has to be known of a run to read it."""
+
+    run_id: str
+    status: str
+    artifact_uri: str
 
 
 def read_experiment(name: str, uri: str | None = None) -> Samples:
@@ -31,7 +48,8 @@ def read_experiment(name: str, uri: str | None = None) -> Samples:
     """
     from ladezeit.tracking.store import reported
 
-    client = _open(uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_store())
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_store()
+    client = _open(uri)
     with reported(f"reading the experiment '{name}'"):
         found = client.get_experiment_by_name(name)
         if found is None:
@@ -39,7 +57,7 @@ def read_experiment(name: str, uri: str | None = None) -> Samples:
             raise TrackingError(
                 f"there is no experiment '{name}' in this store: it has {', '.join(names)}." + did_you_mean(name, names)
             )
-        samples = _read_runs(client, list(_runs(client, found.experiment_id)))
+        samples = _read_runs(client, _runs(client, uri, found.experiment_id))
     check_any(samples, f"the experiment '{name}'")
     return samples
 
@@ -53,8 +71,8 @@ def _open(uri: str) -> Any:
     from ladezeit.tracking.reach import check_reachable
     from ladezeit.tracking.store import client_class, reported
 
-    if uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith(_SQLITE):
+        database = Path(uri.removeprefix(_SQLITE))
         if not database.is_file():
             raise TrackingError(
                 f"there is no store at {database}: give --tracking-uri sqlite:////absolute/path/mlflow.db or "
@@ -66,54 +84,65 @@ def _open(uri: str) -> Any:
         return client_class()(uri)
 
 
-def _runs(client: Any, experiment_id: str) -> Iterator[Any]:
+def _runs(client: Any, uri: str, experiment_id: str) -> list[_Run]:
+    """Return the experiment's samples; a sqlite store is asked directly, which takes a hundredth of MLflow's time."""
+    if uri.startswith(_SQLITE):
+        try:
+            with closing(sqlite3.connect(f"{Path(uri.removeprefix(_SQLITE)).as_uri()}?mode=ro", uri=True)) as store:
+                return [_Run(*row) for row in store.execute(_QUERY, (experiment_id,))]
+        except sqlite3.Error:  # another schema than the one that is known: MLflow knows its own
+            pass
+    return list(_asked_for_runs(client, experiment_id))
+
+
+def _asked_for_runs(client: Any, experiment_id: str) -> Iterator[_Run]:
     token = None
     while True:
         page = client.search_runs([experiment_id], _SELECTION, max_results=_PAGE, page_token=token)
-        yield from page
+        yield from (_Run(run.info.run_id, run.info.status, run.info.artifact_uri) for run in page)
         token = page.token
         if not token:
             return
 
 
-def _read_runs(client: Any, runs: Sequence[Any]) -> Samples:
+def _read_runs(client: Any, runs: Sequence[_Run]) -> Samples:
     samples = Samples()
     seen: set[tuple[object, ...]] = set()
-    done = [run for run in runs if run.info.status not in _RUNNING]
+    done = [run for run in runs if run.status not in _RUNNING]
     for run in runs:
-        if run.info.status in _RUNNING:
-            samples.left_out.append(f"run {run.info.run_id}: still running, or its process died")
+        if run.status in _RUNNING:
+            samples.left_out.append(f"run {run.run_id}: still running, or its process died")
     texts: list[str | None]
     with TemporaryDirectory(prefix="ladezeit-") as staging, ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
         texts = list(pool.map(lambda run: _artifact(client, run, Path(staging)), done))
-    pairs = [(run, _parsed(run, text, samples)) for run, text in zip(done, texts, strict=True)]
+    pairs = [(run, _parsed(client, run, text, samples)) for run, text in zip(done, texts, strict=True)]
     known = [(run, result) for run, result in pairs if result is not None]
     for run, result in sorted(known, key=lambda pair: (pair[1].identity.sweep or "", pair[1].identity.job)):
-        samples.add(result, f"run {run.info.run_id}", seen)
+        samples.add(result, f"run {run.run_id}", seen)
     return samples
 
 
-def _artifact(client: Any, run: Any, staging: Path) -> str | None:
+def _artifact(client: Any, run: _Run, staging: Path) -> str | None:
     """Return the text of the run's ``result.json``, None where there is none; local stores are read directly."""
-    address = urlsplit(run.info.artifact_uri)
+    address = urlsplit(run.artifact_uri)
     try:
         if address.scheme in ("", "file"):
             return (Path(unquote(address.path)) / FILE_NAME).read_text(encoding="utf-8")
-        own = staging / run.info.run_id
+        own = staging / run.run_id
         own.mkdir()
-        return Path(client.download_artifacts(run.info.run_id, FILE_NAME, str(own))).read_text(encoding="utf-8")
+        return Path(client.download_artifacts(run.run_id, FILE_NAME, str(own))).read_text(encoding="utf-8")
     except Exception:  # whatever a store raises for an artifact that is not there
         return None
 
 
-def _parsed(run: Any, text: str | None, samples: Samples) -> Result | None:
+def _parsed(client: Any, run: _Run, text: str | None, samples: Samples) -> Result | None:
     """Return the result, from its file or else from the run's tags; a file that is damaged is named."""
     try:
         if text is not None:
             return Result.from_dict(json.loads(text))
-        return _from_tags(run)
+        return _from_tags(client.get_run(run.run_id))
     except (LadezeitError, ValueError, KeyError) as cause:
-        samples.unreadable.append(f"run {run.info.run_id}: {' '.join(str(cause).split())}")
+        samples.unreadable.append(f"run {run.run_id}: {' '.join(str(cause).split())}")
         return None
 
 

@@ -10,6 +10,7 @@ not raise this rate, but it raises the rate at which *some* equal method falls o
 are measured by ``benchmarks/calibration.py`` and stand in docs/reading-a-verdict.md.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -42,6 +43,14 @@ def leaders(values: Mapping[str, Sequence[float]], *, more_is_better: bool = Fal
     leader = order[0]
     chances = against(values, leader)
     return [leader, *(name for name in order[1:] if chances[name] >= LEVEL)]
+
+
+def samples_needed(methods: int) -> int:
+    """Return how many samples each of `methods` points needs at least so that complete separation can be proven."""
+    count = LEAST_TO_RANK
+    while 2 * (methods - 1) / math.comb(2 * count, count) >= LEVEL:
+        count += 1
+    return count
 
 
 def against(values: Mapping[str, Sequence[float]], reference: str) -> dict[str, float]:

@@ -7,6 +7,7 @@ from ladezeit.results.comparison import PointFigures
 from ladezeit.results.comparison_table import apart_text_of, cut, p_text
 from ladezeit.results.decision import Current, Decision
 from ladezeit.results.objectives import figure
+from ladezeit.results.ranking import samples_needed
 from ladezeit.results.seconds import seconds
 from ladezeit.results.standing import NEGLIGIBLE, Standing, State
 from ladezeit.results.statistics import LEAST_TO_RANK, LEVEL, Ratio
@@ -161,6 +162,11 @@ def _how_sure(decision: Decision) -> str:
         lines.append(
             f"- Exact Mann-Whitney tests against the best, adjusted by Holm over {len(points) - 1}; below {LEVEL} "
             f"counts as proven. Of equally good methods one is falsely called the best in at most 5 % of such sweeps."
+        )
+    needed = samples_needed(len(points))
+    if LEAST_TO_RANK <= sizes[0] < needed:
+        lines.append(
+            f"- {len(points)} methods can only be told apart from {needed} samples on (sample=range({needed}))."
         )
     for question in load.questions:
         said = (

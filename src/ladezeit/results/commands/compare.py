@@ -1,7 +1,7 @@
 """`ladezeit-results compare`: all points in one table, ranked where they can be told apart."""
 
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,10 @@ from ladezeit.results.commands.sources import (
     Where,
     read_source,
 )
+
+if TYPE_CHECKING:
+    from ladezeit.results.comparison import Comparison
+    from ladezeit.results.reading import Samples
 
 
 class Format(Enum):
@@ -44,9 +48,6 @@ def command(
 ) -> None:
     """Compare points: median, spread, ratio to the baseline, exact test, shared ranks."""
     from ladezeit.errors import LadezeitError
-    from ladezeit.results import comparison_records as data
-    from ladezeit.results import comparison_table as text
-    from ladezeit.results.commands.printing import console
     from ladezeit.results.comparison import CONDITIONS, compare_points
     from ladezeit.results.objectives import metric_named
     from ladezeit.results.selection import parse_conditions
@@ -63,6 +64,14 @@ def command(
     known = ("rank", "median", "min", "mad", "n", *compared.keys)
     if sort not in known:
         raise LadezeitError(f"--sort {sort}: use one of {', '.join(known)}")
+    _write(compared, samples, format, sort)
+
+
+def _write(compared: "Comparison", samples: "Samples", format: Format, sort: str) -> None:
+    from ladezeit.results import comparison_records as data
+    from ladezeit.results import comparison_table as text
+    from ladezeit.results.commands.printing import console
+
     if format is Format.table:
         screen = console()
         screen.print(text.as_rich(compared, screen.width, sort))
