@@ -158,9 +158,10 @@ def _how_sure(decision: Decision) -> str:
         f"- {n} samples a point, each in its own process; the intervals above cover the true median with "
         f"{100 * load.leader.spread.interval.coverage:.1f} %."
     ]
+    ranked = sum(point.rank is not None for point in points)
     if load.state in (State.best, State.shared):
         lines.append(
-            f"- Exact Mann-Whitney tests against the best, adjusted by Holm over {len(points) - 1}; below {LEVEL} "
+            f"- Exact Mann-Whitney tests against the best, adjusted by Holm over {max(1, ranked - 1)}; below {LEVEL} "
             f"counts as proven. Of equally good methods one is falsely called the best in at most 5 % of such sweeps."
         )
     needed = samples_needed(len(points))
