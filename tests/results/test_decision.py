@@ -273,3 +273,19 @@ def test_a_change_of_dtype_comes_with_a_warning() -> None:
         ("float16", True),
         ("bfloat16", False),
     ]
+
+
+def test_quantised_weights_are_other_weights() -> None:
+    """4 bit beats float16: the verdict warns, names the difference, and the profile keeps the two apart."""
+    made = [planted.sample("transformers", n, 1.0, job=n) for n in range(5)]
+    made += [planted.sample("bitsandbytes_4bit", n, 0.5, job=5 + n) for n in range(5)]
+    for result in made[5:]:
+        result.config["loading"]["engine"] = "bitsandbytes_4bit"
+        result.effective["quantisation"] = {"bits": 4}
+    found = decision(made)
+    assert "ends with float16, bitsandbytes_4bit, not float16" in steps(found, [found])[0].text
+    assert "the settings are not the cause" not in as_markdown([found], [], "")
+    assert [entry["dtype"] for entry in loading_profile.entries_of([found])] == [
+        "float16, bitsandbytes_4bit",
+        "float16",
+    ]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ladezeit.result import Result, Status
+from ladezeit.results.attribution import ends_with
 from ladezeit.results.decision import Decision
 from ladezeit.results.difference import UNATTRIBUTED
 from ladezeit.results.seconds import seconds
@@ -38,7 +39,7 @@ def _switch(decision: Decision) -> list[Step]:
     if total_s and current.cost_s < NEGLIGIBLE * total_s:
         return []
     text = f"Load with {leader.name} instead of {current.point.name}: {share_text(current.cost_s, total_s)}"
-    dtypes = [str(point.samples[0].effective.get("dtype", "")) for point in (leader, current.point)]
+    dtypes = [str(ends_with(point.samples[0])["dtype"]) for point in (leader, current.point)]
     if dtypes[0] != dtypes[1]:
         text += f"; mind that it ends with {dtypes[0]}, not {dtypes[1]}"
     return [Step(current.cost_s, text)]

@@ -12,6 +12,8 @@ from ladezeit.results.seconds import seconds
 #: A phase that takes this share of a load is said to be where the time goes.
 _MOST_OF_IT = 0.5
 
+_ENDS = ("dtype", "device", "attention")
+
 
 @dataclass(frozen=True)
 class Attribution:
@@ -85,12 +87,21 @@ def _elsewhere(faster: str, phase: PhaseDifference) -> str:
     return f", which {faster} does not have" if phase.faster_s == 0 and phase.path != UNATTRIBUTED else ""
 
 
+def ends_with(result: Result) -> dict[str, object]:
+    """Return what a load ended with: dtype (``float16, bitsandbytes_4bit`` where quantised), device, attention."""
+    found: dict[str, object] = {key: result.effective.get(key) for key in _ENDS}
+    if result.effective.get("quantisation"):
+        # Weights in fewer bits are other weights, whatever the dtype of the rest.
+        found["dtype"] = f"{found['dtype']}, {(result.config.get('loading') or {}).get('engine', 'quantised')}"
+    return found
+
+
 def _differing_settings(one: Sequence[Result], other: Sequence[Result]) -> dict[str, tuple[str, str]]:
     """Return what was effective in both and differs: dtype, device, attention."""
     found = {}
-    for key in ("dtype", "device", "attention"):
+    for key in _ENDS:
         sides = [
-            "/".join(sorted({str(r.effective[key]) for r in side if r.effective.get(key) is not None}))
+            "/".join(sorted({str(ends_with(r)[key]) for r in side if ends_with(r)[key] is not None}))
             for side in (one, other)
         ]
         if all(sides) and sides[0] != sides[1]:

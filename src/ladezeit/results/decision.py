@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ladezeit.errors import LadezeitError
 from ladezeit.result import Result
-from ladezeit.results.attribution import Attribution, attribute, main_phases
+from ladezeit.results.attribution import Attribution, attribute, ends_with, main_phases
 from ladezeit.results.comparison import BASELINE, CONDITIONS, PointFigures, Section, compare_points, title_of
 from ladezeit.results.objectives import LOAD, OBJECTIVES
 from ladezeit.results.pareto import together
@@ -181,7 +181,8 @@ def _fair_rival(point: PointFigures, points: Sequence[PointFigures], leader: Poi
 
 
 def _ends(point: PointFigures) -> tuple[str, ...]:
-    return tuple(str(point.samples[0].effective.get(key)) for key in ("dtype", "device"))
+    found = ends_with(next((result for result in point.samples if result.effective), point.samples[0]))
+    return str(found["dtype"]), str(found["device"])
 
 
 def _room(leader: PointFigures | None) -> Room | None:

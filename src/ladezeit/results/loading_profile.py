@@ -11,6 +11,7 @@ from typing import Any
 
 from ladezeit.errors import LadezeitError
 from ladezeit.result import Result, write_atomically
+from ladezeit.results.attribution import ends_with
 from ladezeit.results.comparison import PointFigures
 from ladezeit.results.decision import Decision
 from ladezeit.results.machines import machine_of
@@ -98,7 +99,8 @@ def entries_of(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
         for point in _by_preference(decision):
             if point.samples[0].config["loading"].get("engine") == _SPECIMEN:
                 continue
-            dtype = str(point.samples[0].effective.get("dtype", "unknown"))
+            sample = next(result for result in point.samples if result.effective)
+            dtype = str(ends_with(sample)["dtype"])
             if dtype not in taken:
                 taken.add(dtype)
                 entries.append(_entry(decision, point, dtype))
