@@ -11,6 +11,7 @@ from typing import Any
 
 def parts(tensor: Any) -> Iterator[Any]:
     """Yield the plain tensors that hold the data of `tensor`: itself where it is one, and its scales and codes."""
+    tensor = local_part(tensor)
     flatten = getattr(tensor, "__tensor_flatten__", None)  # torch's protocol of tensors made of tensors
     if flatten is not None:
         for name in flatten()[0]:
