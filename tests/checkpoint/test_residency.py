@@ -1,5 +1,6 @@
 """Which parts of a file are in the page cache: the three ways to ask agree, and the right one is asked."""
 
+import math
 import os
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def test_a_stacked_file_system_is_looked_through(half_warm: Path, monkeypatch: p
     monkeypatch.setattr(residency, "filesystem", lambda path: "overlay")
     monkeypatch.setattr(residency, "pages_by_cachestat", lambda descriptor, ranges: [0] * len(ranges))
     with half_warm.open("rb") as file:
-        assert residency.resident_shares(file.fileno(), half_warm, RANGES) == ([0.0, 1.0, 0.0], "mincore")
+        assert residency.resident_pages(file.fileno(), half_warm, RANGES) == ([0, 64, 0], "mincore")
 
 
 def test_mincore_counts_across_its_windows(half_warm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,9 +50,21 @@ def test_mincore_counts_across_its_windows(half_warm: Path, monkeypatch: pytest.
         assert residency.pages_by_mincore(file.fileno(), RANGES) == [0, 64, 0]
 
 
+def test_a_load_asks_without_reading(half_warm: Path) -> None:
+    """Asking which parts are in memory brings no other part in: what was cold is still cold afterwards."""
+    with half_warm.open("rb") as file:
+        for _ in range(2):
+            shares, teller = residency.resident_shares(file.fileno(), half_warm, RANGES)
+            assert shares == [0.0, 1.0, 0.0]
+            assert teller in ("cachestat", "mincore")
+            assert residency.sampled_share([half_warm]) == pytest.approx(1 / 3, abs=0.05)
+        assert residency.pages_by_mincore(file.fileno(), RANGES) == [0, 64, 0]
+
+
 def test_where_nobody_answers_a_few_bytes_are_read(half_warm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On an old or locked-down kernel the choice by residency is still made."""
     monkeypatch.setattr(residency, "pages_by_cachestat", lambda descriptor, ranges: None)
     monkeypatch.setattr(residency, "pages_by_mincore", lambda descriptor, ranges: None)
     with half_warm.open("rb") as file:
         assert residency.resident_shares(file.fileno(), half_warm, RANGES) == ([0.0, 1.0, 0.0], "reading")
+    assert math.isnan(residency.sampled_share([half_warm]))

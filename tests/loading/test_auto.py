@@ -42,7 +42,7 @@ def test_the_model_is_that_of_transformers_and_the_choice_is_told(state: str, dt
     told = loaded.effective["auto"]
     assert told["engine"] == "streamed"
     assert told["reason"].startswith("streamed, because ") and "\n" not in told["reason"]
-    assert ("0% is in memory" if state == "cold" else "100% is in memory") in told["reason"]
+    assert ("about 0% is in memory" if state == "cold" else "about 100% is in memory") in told["reason"]
     assert told["facts"]["keeps_dtype"] is (dtype is DType.auto)
     assert "load/choose" in {phase.path for phase in clock.phases}
 

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ladezeit.checkpoint.page_cache import resident_share
-from ladezeit.checkpoint.residency import filesystem
+from ladezeit.checkpoint.residency import filesystem, sampled_share
 from ladezeit.config import LOADINGS, DType, LoadingConfig
 from ladezeit.errors import NotRunnableError
 from ladezeit.loading import registry
@@ -25,8 +24,8 @@ _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "9p", "gpfs", "beeg
 class Facts:
     """What is known before a load.
 
-    `device` is ``cpu`` or ``cuda``; `resident_share` of the shards' pages in the page cache is NaN where the system
-    does not tell; `own_class`: the model's class is transformers' own; `keeps_dtype`: nothing is to be cast.
+    `device` is ``cpu`` or ``cuda``; `resident_share`: about how much of the shards is in the page cache, NaN where the
+    system does not tell; `own_class`: the model's class is transformers' own; `keeps_dtype`: nothing is to be cast.
     """
 
     device: str
@@ -133,7 +132,7 @@ def look(request: LoadRequest) -> Facts:
         device=request.device.partition(":")[0],
         file_format=checkpoint.file_format,
         filesystem=filesystem(checkpoint.shards[0]),
-        resident_share=resident_share(checkpoint.shards),
+        resident_share=sampled_share(checkpoint.shards),
         weight_bytes=checkpoint.weight_bytes,
         tensor_count=len(checkpoint.tensors),
         keeps_dtype=asked in (DType.auto, DType.__members__.get(checkpoint.dtype)),
@@ -190,7 +189,7 @@ def _runs(engine: str, facts: Facts) -> bool:
 
 def _seen(facts: Facts) -> str:
     share = facts.resident_share
-    cached = "nobody tells what is in memory" if math.isnan(share) else f"{share:.0%} is in memory"
+    cached = "nobody tells what is in memory" if math.isnan(share) else f"about {share:.0%} is in memory"
     cast = "" if facts.keeps_dtype else ", the dtype changes"
     size = f"{facts.weight_bytes / 1e9:.2f} GB in {facts.tensor_count} tensors"
     return f"{cached}{cast}, {size} lie on {facts.filesystem} and go to {facts.device}"

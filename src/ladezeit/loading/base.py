@@ -80,14 +80,15 @@ class LoadedTensors:
     """All tensors of a checkpoint, by their names in it, on the run's device and in the checkpoint's dtype.
 
     Where `arranged`, the request's arrangement was carried out: merged tensors are there under the model's names in
-    place of their parts, and casts are done. `borrowed` says that their memory is the engine's and not valid once it
-    is closed: who keeps them copies them. `effective` says what the engine really did: threads, direct or buffered
-    I/O, fallbacks, bytes read, pinned bytes.
+    place of their parts, and casts are done. `touched`: every page was faulted in or written already. `borrowed` says
+    that their memory is the engine's and not valid once it is closed: who keeps them copies them. `effective` says
+    what the engine really did: threads, direct or buffered I/O, fallbacks, bytes read, pinned bytes.
     """
 
     tensors: "dict[str, Tensor]"
     borrowed: bool = False
     arranged: bool = False
+    touched: bool = False
     effective: dict[str, Any] = field(default_factory=dict)
 
 

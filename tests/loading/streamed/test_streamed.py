@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import resource
 import struct
 import threading
 import time
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from ladezeit.checkpoint import page_cache
 from ladezeit.checkpoint.headers import DTYPE_BITS, parse_header
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.config import Reading, StreamedLoading
+from ladezeit.config import CacheState, Reading, StreamedLoading
 from ladezeit.errors import CheckpointError, ConfigError, LadezeitError, LoadError
 from ladezeit.loading.base import LoadedTensors, LoadRequest
 from ladezeit.loading.streamed import engine as engine_module
@@ -472,6 +473,21 @@ def test_scattered_reads_go_on_after_short_ones(tmp_path: Path, monkeypatch: pyt
     with ShardFile(path, 300_000) as file:
         file.read_scattered(Extent(0, 0, 300_000, How.buffered), places)
     assert memories == [raw[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)]
+
+
+@pytest.mark.parametrize("state", ["cold", "warm", "half"])
+def test_no_page_is_left_to_be_faulted_in(state: str, tmp_path: Path) -> None:
+    """The load is done when it ends: reading every weight afterwards waits for nothing, so nothing is touched twice."""
+    shard = random_shard(tmp_path / "model.safetensors", 400 * EXTENT)
+    page_cache.set_state([shard], CacheState(state))
+    loaded = load(checkpoint_of(shard))
+    assert loaded.touched
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    for tensor in loaded.tensors.values():
+        bytes(memoryview(tensor.view(torch.uint8).numpy())[:: os.sysconf("SC_PAGESIZE")])
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_majflt == before.ru_majflt
+    assert after.ru_minflt - before.ru_minflt < 100  # of 6,400 pages
 
 
 @WAYS

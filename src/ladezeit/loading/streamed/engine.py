@@ -120,7 +120,7 @@ class StreamedEngine:
                 for file in load.files:
                     file.check_unchanged()
                 tensors = load.tensors()
-        loaded = LoadedTensors(tensors, arranged=True, effective=load.effective())
+        loaded = LoadedTensors(tensors, arranged=True, touched=True, effective=load.effective())
         del tensors, load  # the caller's references alone keep the weights
         yield loaded
 
@@ -162,8 +162,8 @@ def _arguments(request: LoadRequest) -> tuple[StreamedLoading, int]:
 
 
 def _default_threads() -> int:
-    """Enough reads in flight for a disk on few processors, no more than copies need on many."""
-    return min(8, max(4, 2 * available_cpus()))
+    """Enough reads in flight for a disk on few processors, no more than a link to a GPU needs on many."""
+    return min(16, max(8, available_cpus()))
 
 
 def _plan(request: LoadRequest, extent_bytes: int, threads: int, on_host: bool, stack: ExitStack) -> _Load:

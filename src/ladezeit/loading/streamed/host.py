@@ -1,5 +1,6 @@
 """Host memory as the place where weights stay: read into it, mapped into it, or put there piece by piece."""
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,7 @@ from ladezeit.loading.streamed import memory
 from ladezeit.loading.streamed.files import ShardFile
 from ladezeit.loading.streamed.placing import Layout
 from ladezeit.loading.streamed.plan import Extent, How, ShardPlan
+from ladezeit.measure.limits import available_cpus
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +29,8 @@ class HostPlace:
     """
 
     def __init__(self, plans: list[ShardPlan], files: list[ShardFile], layout: Layout, extent_bytes: int) -> None:
+        # Threads beyond the processors wait for the disk; what is in memory they would only take from each other.
+        self._processors = threading.Semaphore(available_cpus())
         self._files, self._layout, self._extent_bytes = files, layout, extent_bytes
         self._plans = plans
         self.spans: dict[int, Tensor] = {}
@@ -47,7 +51,8 @@ class HostPlace:
             if extent.shard not in self._layout.pieces:
                 self._in_place(extent)
             elif extent.how is How.mapped:
-                self._from_mapping(extent)
+                with self._processors:
+                    self._from_mapping(extent)
             elif extent.how is How.buffered and not self._layout.casts(extent.shard):
                 self._scattered(extent)
             else:
@@ -61,7 +66,8 @@ class HostPlace:
         begin = extent.begin - self._plans[extent.shard].base
         file = self._files[extent.shard]
         if extent.how is How.mapped:
-            memory.touch(extent, self.spans[extent.shard][begin:], file)
+            with self._processors:
+                memory.touch(extent, self.spans[extent.shard][begin:], file)
         else:
             file.read(extent, self._span_views[extent.shard][begin:])
 
@@ -79,7 +85,8 @@ class HostPlace:
 
     def _through(self, slot: "Tensor", extent: Extent) -> None:
         self._files[extent.shard].read(extent, memory.writable(slot))
-        self._put(extent, slot, extent.begin)
+        with self._processors:
+            self._put(extent, slot, extent.begin)
 
     def _put(self, extent: Extent, source: "Tensor", begin: int) -> None:
         for piece in self._layout.of_extent(extent.shard, extent.begin, extent.end):
