@@ -1,4 +1,4 @@
-"""Every engine side by side: in the same blocks, beside the ceiling, until every weight is touched and proven placed.
+"""Every engine side by side: in the same blocks, beside the ceiling, until every weight is touched, all bits proven.
 
     python benchmarks/engines.py [--cells 1.5b-cold,1.5b-warm,…] [--blocks 7] [--output FOLDER]
 
@@ -6,8 +6,8 @@ A *cell* is one model, cache state and dtype, in which methods compete. A *block
 in random order, right after the ceilings were measured again: so a share of the ceiling compares neighbours in time.
 Each load is a process of its own. Nothing is left out: a sample that is not ``ok`` is counted with its reason.
 
-Output: FOLDER ``engines-<device>.jsonl`` gets a line a sample, ``engines-<device>.md`` a table for each cell in it, and one
-JSON document as the last line: for each cell the medians, `streamed` and `auto` against the best of the others.
+Output: FOLDER ``engines-<device>.jsonl`` gets a line a sample, ``engines-<device>.md`` a table for each cell; the last
+line is one JSON document: for each cell the medians, and `streamed` and `auto` against the best of the others.
 """
 
 import argparse
@@ -28,6 +28,7 @@ ON_CPU += ",streamed,auto"
 ON_GPU = "transformers,transformers_sync,safetensors_mmap,safetensors_prefetch,accelerate,fastsafetensors"
 ON_GPU += ",fastsafetensors_gds,runai_streamer,instanttensor,instanttensor_buffered,torch_dcp,streamed,auto"
 CASTING = "transformers,safetensors_mmap,fastsafetensors,runai_streamer,streamed,auto"
+FASTEST = "transformers,safetensors_mmap,streamed,auto"
 READINGS = "by_residency,direct,buffered,mapped"
 
 
@@ -60,9 +61,11 @@ def cells(device: str) -> dict[str, Cell]:
         "1.5b-half": Cell(middle, "half", "transformers,safetensors_mmap,fastsafetensors,auto"),
         "1.5b-half-readings": Cell(middle, "half", "streamed", extra=(f"loading.reading={READINGS}",)),
         "1.5b-warm-float16": Cell(middle, "warm", CASTING, "float16"),
+        "1.5b-warm-float16-fastest": Cell(middle, "warm", FASTEST, "float16"),
         "1.5b-warm-float32": Cell(middle, "warm", CASTING, "float32"),
         "1.5b-cold-float16": Cell(middle, "cold", CASTING, "float16"),
         "moe-warm": Cell(experts, "warm", ON_CPU),
+        "moe-warm-fastest": Cell(experts, "warm", FASTEST),
         "moe-cold": Cell(experts, "cold", ON_CPU),
         "smollm2-warm": Cell("smollm2-135m", "warm", f"{ON_CPU},gguf"),
         "smollm2-cold": Cell("smollm2-135m", "cold", f"{ON_CPU},gguf"),
@@ -76,7 +79,7 @@ def measure(cell: Cell, block: int, device: str) -> list[dict]:
     with tempfile.TemporaryDirectory(prefix="ladezeit-engines-") as folder:
         command = [sys.executable, "-m", "ladezeit", "-m", f"model={cell.model}", f"cache={cell.cache}"]
         command += [f"loading={cell.methods}", f"loading.dtype={cell.dtype}", *cell.extra, f"device={device}"]
-        command += ["validation=placement", "inference=none", "process=prewarmed", "tracking=none"]
+        command += ["validation=content", "inference=none", "process=prewarmed", "tracking=none"]
         command += [f"sample={block}", f"order_seed={block}", "ceilings=true", f"outputs={folder}"]
         command += [f"discard_first={str(block == 0).lower()}"]  # once is enough for the libraries' own files
         done = subprocess.run(command, capture_output=True, text=True, check=False)

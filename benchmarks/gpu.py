@@ -171,10 +171,14 @@ def sweeps(repeat: str) -> dict[str, list[str]]:
     """Return the sweeps by name, the most important first: the budget may end before the last one."""
     fresh = ["process=fresh", "loading=cuda_fp16,legacy_manager", "cache=warm", "sample=0,1", "runtime=origin"]
     cold = ["process=prewarmed", "loading=transformers", "cache=cold", repeat]
-    engines = "transformers,streamed,safetensors_mmap,safetensors_prefetch,fastsafetensors,runai_streamer,instanttensor"
+    ours = "transformers,streamed,auto"
+    engines = f"{ours},safetensors_mmap,safetensors_prefetch,fastsafetensors,runai_streamer,instanttensor"
     return {
         "origin_case": ["experiment=origin_case", repeat],
         "engines": ["process=prewarmed", f"loading={engines}", "cache=warm,cold", repeat],
+        "half": ["process=prewarmed", f"loading={ours},instanttensor", "cache=half", repeat],
+        "cast": ["process=prewarmed", f"loading={ours}", "loading.dtype=float16", "cache=warm", repeat],
+        "quantised": ["process=prewarmed", "loading=bitsandbytes_8bit,bitsandbytes_4bit,torchao_int8", "cache=warm"],
         "cold": cold,
         "validation_cost": ["experiment=validation_cost", repeat],
         "cold_start": fresh,

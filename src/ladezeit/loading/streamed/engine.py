@@ -193,4 +193,6 @@ def _plan(request: LoadRequest, extent_bytes: int, threads: int, on_host: bool, 
     loading = request.loading
     assert isinstance(loading, StreamedLoading)
     plans = make_plan(checkpoint, extent_bytes, ask, maps, loading.reading)
+    if on_host and loading.threads is None and all(e.how is not How.direct for plan in plans for e in plan.extents):
+        threads = available_cpus()  # nothing waits for a disk, and each thread that casts has torch's own beside it
     return _Load(plans, files, layout, threads, told_by)
