@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ASKED_FOR = ("cache_check", "load", "validation", "inference/")
+ASKED_FOR = ("cache_check", "first_touch", "load", "validation", "inference/")
 
 
 def asked_for_s(result: dict) -> float:

@@ -16,7 +16,6 @@ from ladezeit.errors import CheckpointError, CombinationError, LadezeitError, No
 from ladezeit.loading import placement
 from ladezeit.measure.ceilings import Ceilings, binding
 from ladezeit.measure.devices import ResolvedDevice, wait_until_drained
-from ladezeit.measure.first_touch import touch_free_memory
 from ladezeit.placement_rules import check_on_model
 from ladezeit.plan import check_runnable, converts, point_id, weights_bytes
 from ladezeit.result import FILE_NAME, Identity, Result, Status, SweepRecord, save
@@ -29,8 +28,6 @@ from ladezeit.worker_spec import SCRATCH, WorkerSpec
 TIMELINE_FILE = "timeline.png"
 FIRST_ATTEMPT_FILE = "result.invalid.json"
 _DRAIN_LIMIT_S = 20.0
-#: Buffers on the way, and whatever else a worker allocates.
-_BESIDES_WEIGHTS_BYTES = 256 * 2**20
 
 
 def run(composed: DictConfig) -> float:
@@ -161,15 +158,6 @@ def _set_the_stage(session: Session, spec: WorkerSpec, devices: list[ResolvedDev
         "resident_before_share": prepared.resident_before_share,
         "seconds": prepared.seconds,
     }
-    spec.environment["memory_touched_bytes"] = _touch_memory(spec)
-
-
-def _touch_memory(spec: WorkerSpec) -> int:
-    """Touch what the load will take of host memory, so that no sample pays for the machine's first use of it."""
-    if spec.device != "cpu":
-        return 0  # little more than a ring
-    weights = weights_bytes(spec.config.loading, spec.checkpoint.weight_bytes, spec.checkpoint.dtype)
-    return touch_free_memory(weights + _BESIDES_WEIGHTS_BYTES)
 
 
 def track(session: Session, config: RunConfig, result: Result, folder: Path, sweep: SweepRecord | None) -> None:

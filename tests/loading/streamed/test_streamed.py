@@ -118,8 +118,8 @@ def test_the_weights_are_the_files(way: str, state: str, threads: int, tiny: Che
     assert effective["direct_io_refused"] is False
     if state == "cold":
         assert effective["bytes_read_direct"] > 0.9 * tiny.weight_bytes
-    else:
-        assert effective["bytes_read_direct"] == 0
+    else:  # a system that is short of memory takes single pages back at any time
+        assert effective["bytes_read_direct"] < 0.1 * tiny.weight_bytes
         assert (effective["bytes_mapped"] if way == "in place" else effective["bytes_read_buffered"]) > 0
 
 
