@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from configs_for_tests import model_config
+from configs_for_tests import TINY_MOE, model_config
 from ladezeit.checkpoint import page_cache
 from ladezeit.checkpoint.resolve import Checkpoint, prepare
 from ladezeit.config import DType, StreamedLoading, TensorLoading
@@ -22,28 +22,6 @@ from ladezeit.loading.base import LoadedTensors, LoadRequest
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.staging import HostDevice
 from ladezeit.measure.clock import LOAD, Clock
-
-MOE = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "model_type": "qwen3_moe",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "moe_intermediate_size": 32,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 128,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "norm_topk_prob": True,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "bos_token_id": 0,
-    "eos_token_id": 127,
-}
 
 
 class Reads:
@@ -90,9 +68,9 @@ def streamed_through_a_ring() -> StreamedEngine:
 def checkpoint_of(kind: str, cache: Path) -> Checkpoint:
     model = model_config("tiny")
     if kind == "mixture of experts":
-        model.name, model.architecture = "tiny-moe", MOE
+        model.name, model.architecture = "tiny-moe", TINY_MOE
     elif kind == "experts over shards":
-        model.name, model.architecture, model.shard_bytes = "tiny-moe-shards", MOE, 60_000
+        model.name, model.architecture, model.shard_bytes = "tiny-moe-shards", TINY_MOE, 60_000
     elif kind == "untied":
         model.name, model.architecture = "tiny-untied", {**model.architecture, "tie_word_embeddings": False}
     elif kind == "shards":

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_assemble import MOE  # the same folder's
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from configs_for_tests import make_run_config, model_config
+from configs_for_tests import TINY_MOE, make_run_config, model_config
 from ladezeit.checkpoint import page_cache
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
 from ladezeit.config import LOADINGS, CacheConfig, CacheState, DType
@@ -50,7 +49,7 @@ def checkpoints(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     """One checkpoint of each kind that a format has to take apart in a way of its own."""
     several, experts = model_config("tiny"), model_config("tiny")
     several.name, several.shard_bytes = "tiny-shards", 500_000
-    experts.name, experts.architecture = "tiny-moe", MOE
+    experts.name, experts.architecture = "tiny-moe", TINY_MOE
     folder = tmp_path_factory.mktemp("checkpoints")
     torch.manual_seed(0)
     llama = LlamaForCausalLM(LlamaConfig(**SMALL, attention_bias=True, tie_word_embeddings=True))

@@ -18,7 +18,7 @@ from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from configs_for_tests import model_config
+from configs_for_tests import TINY_MOE, model_config
 from ladezeit.cache_folder import cache_folder
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
 from ladezeit.combination import check_combination
@@ -313,10 +313,8 @@ def test_dcp_refuses_a_folder_with_other_weights(checkpoints: dict[str, Checkpoi
 
 def test_accelerate_refuses_a_checkpoint_that_needs_conversion(cache: Path, tmp_path: Path) -> None:
     """It would leave every expert on `meta`, log a line and call it a success."""
-    from test_assemble import MOE  # the same folder's
-
     model = model_config("tiny")
-    model.name, model.architecture = "tiny-moe", MOE
+    model.name, model.architecture = "tiny-moe", TINY_MOE
     with pytest.raises(LoadError, match=r"missing: .*experts.*Use loading=transformers"):
         load(request_of("accelerate", prepare(model, cache), tmp_path))
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_assemble import MOE  # the same folder's
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from configs_for_tests import make_run_config, model_config
+from configs_for_tests import TINY_MOE, make_run_config, model_config
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
 from ladezeit.combination import check_combination
 from ladezeit.config import Bitsandbytes4bitLoading, FourBitType, InferenceConfig, TransformersLoading
@@ -112,7 +111,7 @@ def test_pickled_checkpoints_are_quantised_as_well(name: str, tiny: Checkpoint, 
 def test_experts_are_kept_and_the_share_says_so(name: str, cache: Path, tmp_path: Path) -> None:
     """Experts are no linear layers: a mixture "in 4 bit" is mostly in the checkpoint's dtype, which a user must see."""
     model = model_config("tiny")
-    model.name, model.architecture = "tiny-moe", MOE
+    model.name, model.architecture = "tiny-moe", TINY_MOE
     loaded = load(name, prepare(model, cache), tmp_path)
     told = loaded.effective["quantisation"]
     assert "model.layers.0.mlp.experts" in told["kept"] and told["quantised_share"] < 0.3

@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ladezeit.config import RuntimeConfig
-from ladezeit.errors import CheckpointError
+from ladezeit.errors import CheckpointError, LadezeitError
 
 #: A reference load from a slow disk takes minutes; one that takes longer hangs.
 LIMIT_S = 1800.0
@@ -51,3 +52,16 @@ def run_apart(module: str, request: dict[str, Any], who: str, runtime: RuntimeCo
     if "refused" in answer:
         raise CheckpointError(f"{who}: {answer['refused']}")
     return dict(answer)
+
+
+def answer(make: Callable[[dict[str, Any]], dict[str, Any]], arguments: list[str]) -> int:
+    """Be the process that `run_apart` started: read the request, write what `make` made of it, return the exit code."""
+    from ladezeit.lifetime import die_with_parent
+
+    die_with_parent()
+    try:
+        made = make(json.loads(Path(arguments[0]).read_text()))
+    except LadezeitError as refusal:
+        made = {"refused": str(refusal)}
+    Path(arguments[1]).write_text(json.dumps(made))
+    return 0

@@ -58,7 +58,7 @@ def load(checkpoint: Checkpoint, way: str = "in place", progress: Any = None, **
         return loaded
 
 
-def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         mine = found[name]
@@ -111,7 +111,7 @@ def test_the_weights_are_the_files(way: str, state: str, threads: int, tiny: Che
     gc.collect()
     page_cache.drop(tiny.shards) if state == "cold" else page_cache.warm(tiny.shards)
     loaded = load(tiny, way, threads=threads)
-    same(loaded.tensors, wanted)
+    assert_same(loaded.tensors, wanted)
     assert not loaded.borrowed
     effective = loaded.effective
     assert effective["threads"] == threads
@@ -180,7 +180,7 @@ def test_thousands_of_small_tensors_over_several_shards(way: str, tmp_path: Path
         shards.append(tmp_path / f"model-{number}.safetensors")
         save_file(tensors, shards[-1])
     wanted = {name: tensor for path in shards for name, tensor in load_file(path).items()}
-    same(load(checkpoint_of(*shards), way).tensors, wanted)
+    assert_same(load(checkpoint_of(*shards), way).tensors, wanted)
 
 
 @WAYS
@@ -194,7 +194,7 @@ def test_a_half_cached_file_is_read_both_ways(way: str, shard: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         file.read(20 * EXTENT)
     loaded = load(checkpoint, way)
-    same(loaded.tensors, wanted)
+    assert_same(loaded.tensors, wanted)
     taken, other = (
         ("bytes_mapped", "bytes_read_buffered") if way == "in place" else ("bytes_read_buffered", "bytes_mapped")
     )
@@ -216,12 +216,12 @@ def test_a_file_cached_in_many_scattered_pieces_is_loaded(tmp_path: Path, monkey
         engine_module, "resident_shares", lambda fd, path, ranges: ([float(n % 2) for n in range(len(ranges))], "test")
     )
     loaded = load(checkpoint)
-    same(loaded.tensors, wanted)
+    assert_same(loaded.tensors, wanted)
     assert loaded.effective["bytes_mapped"] > 0
     assert loaded.effective["direct_io_refused"] is False
     monkeypatch.setattr(plan_module, "_MOST_PIECES", 10)
     loaded = load(checkpoint)
-    same(loaded.tensors, wanted)
+    assert_same(loaded.tensors, wanted)
     assert loaded.effective["bytes_mapped"] == 0
     assert loaded.effective["bytes_read_buffered"] > 0
 
@@ -239,7 +239,7 @@ def test_a_file_of_somebody_else_is_read_by_residency_too(
         stranger.setattr(os, "access", lambda path, mode: False)
         stranger.setattr(os, "geteuid", lambda: -1)
         loaded = load(checkpoint)
-    same(loaded.tensors, wanted)
+    assert_same(loaded.tensors, wanted)
     assert loaded.effective["residency_by"] == "reading"
     way = "bytes_read_direct" if state == "cold" else "bytes_mapped"
     assert loaded.effective[way] > 0.9 * shard.stat().st_size
@@ -356,7 +356,7 @@ def test_where_direct_io_is_refused_the_load_goes_on_and_says_so(
     monkeypatch.setattr(os, "open", refusing_open)
     monkeypatch.setattr(os, "preadv", refusing_preadv)
     loaded = load(checkpoint)
-    same(loaded.tensors, wanted)
+    assert_same(loaded.tensors, wanted)
     assert loaded.effective["direct_io_refused"] is True
     assert "Invalid argument" in loaded.effective["direct_io_refused_reason"]
     assert loaded.effective["bytes_read_direct"] == 0
@@ -371,7 +371,7 @@ def test_a_checkpoint_in_memory_is_loaded(way: str) -> None:
     try:
         random_shard(path)
         wanted = {name: tensor.clone() for name, tensor in load_file(path).items()}
-        same(load(checkpoint_of(path), way).tensors, wanted)
+        assert_same(load(checkpoint_of(path), way).tensors, wanted)
     finally:
         path.unlink()
 
@@ -392,7 +392,7 @@ def test_the_ring_stays_within_its_budget(shard: Path) -> None:
     """Pinned host memory does not grow with the model: the ring is never larger than `ring_bytes`."""
     loaded = load(checkpoint_of(shard), "ring", threads=4, ring_bytes=8 * 3 * 4096, extent_bytes=2**20)
     assert loaded.effective["ring_bytes"] == 8 * 3 * 4096
-    same(loaded.tensors, load_file(shard))
+    assert_same(loaded.tensors, load_file(shard))
 
 
 @pytest.mark.parametrize("wrong", [{"threads": 0}, {"extent_bytes": 5000}, {"extent_bytes": 0}, {"ring_bytes": 4096}])
@@ -423,7 +423,7 @@ def test_a_symlinked_shard_is_read(shard: Path, tmp_path: Path) -> None:
     """The hub's cache holds shards as symbolic links."""
     link = tmp_path / "link.safetensors"
     link.symlink_to(shard)
-    same(load(checkpoint_of(link)).tensors, load_file(shard))
+    assert_same(load(checkpoint_of(link)).tensors, load_file(shard))
 
 
 def test_closing_twice_is_harmless(shard: Path) -> None:
@@ -452,7 +452,7 @@ def test_on_a_gpu_the_weights_are_the_files_and_memory_is_theirs(state: str, tmp
         assert loaded.effective["pinned_bytes"] == loaded.effective["ring_bytes"] > 0
         if state == "cold":
             assert loaded.effective["bytes_read_direct"] > 0.9 * path.stat().st_size
-        same({name: tensor.cpu() for name, tensor in loaded.tensors.items()}, wanted)
+        assert_same({name: tensor.cpu() for name, tensor in loaded.tensors.items()}, wanted)
 
 
 def test_scattered_reads_go_on_after_short_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,7 +498,7 @@ def test_one_way_to_read_is_kept_to(way: str, reading: str, state: str, tiny: Ch
     wanted = {name: tensor.clone() for shard in tiny.shards for name, tensor in load_file(shard).items()}
     page_cache.drop(tiny.shards) if state == "cold" else page_cache.warm(tiny.shards)
     loaded = load(tiny, way, reading=Reading[reading])
-    same(loaded.tensors, wanted)
+    assert_same(loaded.tensors, wanted)
     used = {key for key in ("bytes_read_direct", "bytes_read_buffered", "bytes_mapped") if loaded.effective[key]}
     mapped = "bytes_mapped" if way == "in place" else "bytes_read_buffered"
     assert used == {{"direct": "bytes_read_direct", "buffered": "bytes_read_buffered", "mapped": mapped}[reading]}

@@ -5,33 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from configs_for_tests import model_config
+from configs_for_tests import TINY_MOE, model_config
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
 from ladezeit.validation.content.reference import manifest_file
 
 UP = "model.layers.1.mlp.up_proj.weight"
-
-MOE: dict[str, Any] = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "model_type": "qwen3_moe",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "moe_intermediate_size": 32,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 128,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "norm_topk_prob": True,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "bos_token_id": 0,
-    "eos_token_id": 127,
-}
 
 
 def made(kind: str, cache: Path) -> Checkpoint:
@@ -42,7 +20,7 @@ def made(kind: str, cache: Path) -> Checkpoint:
     elif kind == "shards":
         model.name, model.shard_bytes = "tiny-shards", 500_000
     elif kind == "experts":
-        model.name, model.architecture = "tiny-experts", MOE
+        model.name, model.architecture = "tiny-experts", TINY_MOE
     return prepare(model, cache)
 
 

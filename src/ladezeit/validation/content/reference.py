@@ -6,7 +6,6 @@ It loads onto the CPU. Where the weights in memory would not fit there they are 
 digest is the same on both.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any
 
 from ladezeit.checkpoint.identity import identity, verify
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.errors import CheckpointError, LadezeitError, NotRunnableError
+from ladezeit.errors import CheckpointError, NotRunnableError
 from ladezeit.measure.limits import available_memory_bytes
 from ladezeit.validation import kept
-from ladezeit.validation.apart import run_apart
+from ladezeit.validation.apart import answer, run_apart
 from ladezeit.validation.content.manifest import Entry, Manifest
 from ladezeit.validation.content.sums import ARITHMETIC
 
@@ -154,18 +153,5 @@ def _device(checkpoint: Checkpoint, dtype: str, device: str, name: str) -> str:
     )
 
 
-def main(arguments: list[str]) -> int:
-    """Entry of ``python -m ladezeit.validation.content.reference``; returns the exit code."""
-    from ladezeit.lifetime import die_with_parent
-
-    die_with_parent()
-    try:
-        answer = make(json.loads(Path(arguments[0]).read_text()))
-    except LadezeitError as refusal:
-        answer = {"refused": str(refusal)}
-    Path(arguments[1]).write_text(json.dumps(answer))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answer(make, sys.argv[1:]))

@@ -6,7 +6,6 @@ The second load calibrates: what differs between two loads of the same files by 
 """
 
 import gc
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,10 +15,10 @@ from typing import Any
 from ladezeit.checkpoint.identity import identity
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import MatmulPrecision, RuntimeConfig
-from ladezeit.errors import CheckpointError, LadezeitError
+from ladezeit.errors import CheckpointError
 from ladezeit.measure.limits import available_cpus
 from ladezeit.validation import kept
-from ladezeit.validation.apart import run_apart
+from ladezeit.validation.apart import answer, run_apart
 from ladezeit.validation.logits.spoken import NEW_TOKENS, PROMPT_TOKENS, Spoken
 
 #: In the cache folder.
@@ -159,18 +158,5 @@ def _said(request: dict[str, Any]) -> Spoken:
     return spoken
 
 
-def main(arguments: list[str]) -> int:
-    """Entry of ``python -m ladezeit.validation.logits.reference``; returns the exit code."""
-    from ladezeit.lifetime import die_with_parent
-
-    die_with_parent()
-    try:
-        answer = make(json.loads(Path(arguments[0]).read_text()))
-    except LadezeitError as refusal:
-        answer = {"refused": str(refusal)}
-    Path(arguments[1]).write_text(json.dumps(answer))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answer(make, sys.argv[1:]))
