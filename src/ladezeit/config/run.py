@@ -1,0 +1,141 @@
+"""The typed schema of all other groups, and of one whole point."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Optional
+
+from omegaconf import MISSING
+
+from ladezeit.config.loadings import LoadingConfig
+from ladezeit.config.models import ModelConfig
+
+
+class CacheState(Enum):
+    """State of the page cache for the files that the engine reads, when the load starts."""
+
+    cold = "cold"
+    warm = "warm"
+    half = "half"
+    as_is = "as_is"
+
+
+class ProcessKind(Enum):
+    """What a sample's process has done before its clock starts."""
+
+    fresh = "fresh"
+    prewarmed = "prewarmed"
+    inline = "inline"
+
+
+class ValidationLevel(Enum):
+    """What is looked at after a load."""
+
+    none = "none"
+    sampled = "sampled"
+    all_modules = "all_modules"
+    origin_rule = "origin_rule"
+    placement = "placement"
+    content = "content"
+    logits = "logits"
+    full = "full"
+
+
+class TrackingKind(Enum):
+    """Where runs are logged to."""
+
+    sqlite = "sqlite"
+    server = "server"
+    none = "none"
+
+
+class MatmulPrecision(Enum):
+    """Precision of float32 matrix products, as `torch.set_float32_matmul_precision` takes it."""
+
+    highest = "highest"
+    high = "high"
+    medium = "medium"
+
+
+@dataclass
+class ValidationConfig:
+    """What is looked at after the load; `k` bounds the modules that `sampled` takes from each end."""
+
+    level: ValidationLevel = MISSING
+    k: int = 10
+
+
+@dataclass
+class CacheConfig:
+    """The page-cache state to set and verify before the load."""
+
+    state: CacheState = MISSING
+
+
+@dataclass
+class InferenceConfig:
+    """Greedy continuation after the load: `new_tokens` of them, 0 for none at all.
+
+    `prompt` is used where the checkpoint has a tokenizer (through its chat template where `chat` is set), `token_ids`
+    otherwise.
+    """
+
+    new_tokens: int = MISSING
+    prompt: str = ""
+    chat: bool = True
+    token_ids: list[int] = field(default_factory=list)
+
+
+@dataclass
+class RuntimeConfig:
+    """Process-wide performance settings; None leaves the library's default. Read once, applied once."""
+
+    attn_implementation: Optional[str] = None
+    matmul_precision: Optional[MatmulPrecision] = None
+    allow_tf32: Optional[bool] = None
+    cudnn_benchmark: Optional[bool] = None
+    threads: Optional[int] = None
+    allocator: Optional[str] = None
+
+
+@dataclass
+class ProcessConfig:
+    """How a sample's process comes to be and how long it may take."""
+
+    kind: ProcessKind = MISSING
+    time_limit_s: float = 600.0
+
+
+@dataclass
+class TrackingConfig:
+    """Where runs are logged; `uri` of `sqlite` is derived from the outputs folder where it is not given."""
+
+    kind: TrackingKind = MISSING
+    uri: Optional[str] = None
+    experiment: str = "ladezeit"
+
+
+@dataclass
+class RunConfig:
+    """One composed point: everything a sample needs to be measured."""
+
+    model: ModelConfig = MISSING
+    loading: LoadingConfig = MISSING
+    validation: ValidationConfig = MISSING
+    cache: CacheConfig = MISSING
+    inference: InferenceConfig = MISSING
+    runtime: RuntimeConfig = MISSING
+    process: ProcessConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    device: str = MISSING
+    sample: int = MISSING
+    phases: bool = MISSING
+    order_seed: int = MISSING
+    discard_first: bool = MISSING
+    outputs: str = MISSING
+    title: Optional[str] = None
+    smaller_model: Optional[str] = None
+    ceilings: Optional[bool] = None
+
+
+#: Keys of `RunConfig` that do not change what is measured: two configs that differ only here are the same point.
+NOT_MEASURED = ("sample", "tracking", "order_seed", "discard_first", "ceilings", "outputs", "title", "smaller_model")
