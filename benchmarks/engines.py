@@ -57,6 +57,7 @@ def cells(device: str) -> dict[str, Cell]:
     middle, experts = "qwen2.5-1.5b-shape", "qwen3-moe-shape"
     return {
         "1.5b-cold": Cell(middle, "cold", ON_CPU),
+        "1.5b-cold-fastest": Cell(middle, "cold", "transformers,runai_streamer,streamed,auto"),
         "1.5b-warm": Cell(middle, "warm", ON_CPU),
         "1.5b-half": Cell(middle, "half", "transformers,safetensors_mmap,fastsafetensors,auto"),
         "1.5b-half-readings": Cell(middle, "half", "streamed", extra=(f"loading.reading={READINGS}",)),
