@@ -1,6 +1,7 @@
 """The console script `ladezeit-results`: what measured samples say, without torch.
 
-Exit codes: 0 answered ("not distinguishable" is an answer), 2 usage: nothing to read, or not to be compared.
+Exit codes: 0 answered ("not distinguishable" is an answer), 1 a regression (`check` alone), 2 usage: nothing to read,
+or not to be compared.
 """
 
 import sys
@@ -8,7 +9,7 @@ import sys
 import typer
 
 from ladezeit.errors import LadezeitError
-from ladezeit.results.commands import compare, rerun, show, verdict
+from ladezeit.results.commands import check, compare, rerun, show, verdict
 
 USAGE = 2
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 
 app.command("compare")(compare.command)
 app.command("verdict")(verdict.command)
+app.command("check")(check.command)
 app.command("show")(show.command)
 app.command("rerun")(rerun.command)
 

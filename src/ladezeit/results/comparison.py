@@ -222,12 +222,12 @@ def _named(points: Sequence[PointFigures]) -> list[PointFigures]:
     named = []
     for point in points:
         telling = {key: value for key, value in point.values.items() if value and common.get(key) != value}
-        words = [_word(key, value) for key, value in (telling or point.values).items() if value]
+        words = [word(key, value) for key, value in (telling or point.values).items() if value]
         named.append(replace(point, name=" · ".join(words) or "all samples"))
     return named
 
 
-def _word(key: str, value: str) -> str:
+def word(key: str, value: str) -> str:
     """Return a value that speaks for itself (``streamed``), or its key with it (``loading.threads=8``)."""
     return value if value.isidentifier() and value not in _MUTE else f"{key}={value}"
 

@@ -62,6 +62,27 @@ def read_experiment(name: str, uri: str | None = None) -> Samples:
     return samples
 
 
+def read_run(run_id: str, uri: str | None = None) -> Samples:
+    """Read the samples of one MLflow run: all of a sweep's own run, or the sample that the run is.
+
+    Raises:
+        LadezeitError: there is no such store or run, or it holds no sample.
+    """
+    from ladezeit.tracking.store import reported
+
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_store()
+    client = _open(uri)
+    with reported(f"reading the run {run_id}"):
+        run = client.get_run(run_id)
+        own = [_Run(run_id, run.info.status, run.info.artifact_uri)]
+        if run.data.tags.get("ladezeit.role") == "sweep":
+            of_sweep = f"{_SELECTION} and tags.`mlflow.parentRunId` = '{run_id}'"
+            own = list(_asked_for_runs(client, run.info.experiment_id, of_sweep))
+        samples = _read_runs(client, own)
+    check_any(samples, f"the run {run_id}")
+    return samples
+
+
 def _local_store() -> str:
     folder = Path(os.environ.get("LADEZEIT_OUTPUTS", "outputs")).absolute()
     return f"sqlite:///{folder / 'mlflow.db'}"
@@ -95,10 +116,10 @@ def _runs(client: Any, uri: str, experiment_id: str) -> list[_Run]:
     return list(_asked_for_runs(client, experiment_id))
 
 
-def _asked_for_runs(client: Any, experiment_id: str) -> Iterator[_Run]:
+def _asked_for_runs(client: Any, experiment_id: str, selection: str = _SELECTION) -> Iterator[_Run]:
     token = None
     while True:
-        page = client.search_runs([experiment_id], _SELECTION, max_results=_PAGE, page_token=token)
+        page = client.search_runs([experiment_id], selection, max_results=_PAGE, page_token=token)
         yield from (_Run(run.info.run_id, run.info.status, run.info.artifact_uri) for run in page)
         token = page.token
         if not token:

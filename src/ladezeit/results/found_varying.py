@@ -8,7 +8,7 @@ from ladezeit.result import Result
 from ladezeit.results.varying import value_of
 
 #: Keys that do not change what is measured (as `ladezeit.config.NOT_MEASURED`, without importing Hydra for it).
-_NOT_MEASURED = ("sample", "tracking", "order_seed", "discard_first", "ceilings", "outputs", "title", "smaller_model")
+NOT_MEASURED = ("sample", "tracking", "order_seed", "discard_first", "ceilings", "outputs", "title", "smaller_model")
 
 _FIRST = {"model": 0, "cache": 1, "loading": 2}
 
@@ -22,7 +22,7 @@ def found_varying(results: Sequence[Result], declared: Sequence[str] = ()) -> li
     points = {result.identity.point: result for result in results}
     keys = list(declared)
     for group in dict.fromkeys(key for result in points.values() for key in result.config):
-        if group not in _NOT_MEASURED:
+        if group not in NOT_MEASURED:
             keys += [key for key in _keys_of(group, list(points.values())) if not _covered(key, keys)]
     return sorted(keys, key=lambda key: _FIRST.get(key, 5))
 

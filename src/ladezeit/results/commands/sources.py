@@ -55,7 +55,7 @@ def read_source(
         if paths:
             raise LadezeitError("give either paths or --experiment, not both")
         samples = read_experiment(experiment, uri)
-    _tell(samples)
+    tell(samples)
     if where:
         conditions = parse_conditions(where)
         select(samples.results, conditions)
@@ -75,7 +75,7 @@ def newest_sweep() -> Path:
     return sweeps[-1]
 
 
-def _tell(samples: "Samples") -> None:
+def tell(samples: "Samples") -> None:
     """Say on stderr, where no table or JSON is disturbed, what is not among the samples."""
     if samples.unreadable:
         print(f"{len(samples.unreadable)} could not be read:", file=sys.stderr)
