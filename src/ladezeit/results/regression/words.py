@@ -73,7 +73,7 @@ def answer(checked: Check) -> str:
     """Return the answer in one line: ``passed`` or ``FAILED``, and how many points ended how."""
     counts = [f"{count} {_SUMMARY[outcome]}" for outcome in Outcome if (count := checked.count(outcome))]
     head = "FAILED" if checked.failing else "passed"
-    return f"{head}: {', '.join(counts)} (limit +{checked.limit:.4g} × baseline in {checked.metric})"
+    return f"{head}: {', '.join(counts)} ({checked.metric}, {100 * checked.limit:.4g} % slower allowed)"
 
 
 def as_document(checked: Check, **more: Any) -> str:
