@@ -125,7 +125,7 @@ def test_the_same_sample_is_never_two_runs(tracker: Any, tmp_path: Path) -> None
 def test_a_run_that_was_cut_off_is_completed(tracker: Any, tmp_path: Path) -> None:
     """A process that died between creating a run and filling it leaves no empty run behind for good."""
     measured = result(sweep=None)
-    opened = tracker._create(measured, None)
+    opened = tracker._create(measured, None, tmp_path)
     assert opened.info.status == "RUNNING"
     run = logged(tracker, measured, tmp_path)
     assert run.info.run_id == opened.info.run_id

@@ -9,7 +9,7 @@ import sys
 import typer
 
 from ladezeit.errors import LadezeitError
-from ladezeit.results.commands import check, compare, rerun, show, verdict
+from ladezeit.results.commands import check, compare, reap, rerun, show, sync, verdict
 
 USAGE = 2
 
@@ -26,6 +26,8 @@ app.command("verdict")(verdict.command)
 app.command("check")(check.command)
 app.command("show")(show.command)
 app.command("rerun")(rerun.command)
+app.command("sync")(sync.command)
+app.command("reap")(reap.command)
 
 
 @app.callback()

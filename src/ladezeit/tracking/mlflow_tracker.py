@@ -12,10 +12,11 @@ from typing import Any
 
 from ladezeit.errors import TrackingError
 from ladezeit.result import Result, SweepRecord, write_atomically
-from ladezeit.tracking import projection, views
+from ladezeit.tracking import known_runs, projection, views
 from ladezeit.tracking.address import address
 from ladezeit.tracking.base import SweepStatus
 from ladezeit.tracking.credentials import redact
+from ladezeit.tracking.owner import Owner
 from ladezeit.tracking.reach import check_answers, check_reachable
 from ladezeit.tracking.sample_files import MARKER, TIMELINE_FILE, collect
 from ladezeit.tracking.store import Store, reported
@@ -40,22 +41,22 @@ class MlflowTracker:
     def begin_sweep(self, record: SweepRecord, folder: Path) -> SweepRecord:
         """See `Tracker.begin_sweep`."""
         with self._asking(f"opening the run of sweep {record.id}"):
-            parent = self._find(
-                f"tags.`{projection.SWEEP_TAG}` = '{projection.sweep_tag(record.id)}' "
-                f"and tags.`{projection.ROLE_TAG}` = 'sweep'"
-            )
+            parent = known_runs.parent_of(self.store, record)
+            own = {**Owner.this_process().tags, projection.FOLDER_TAG: _place(folder)}
             if parent is None:
                 parent = self._client.create_run(
                     self.store.experiment_id,
                     start_time=projection.started_ms(record.started_at),
                     run_name=projection.cut(redact(record.title), 200) or record.id,
-                    tags={**projection.parent_tags(record, _versions()), "mlflow.user": _user()},
+                    tags={**projection.parent_tags(record, _versions()), **own, "mlflow.user": _user()},
                 )
             else:
+                for key, value in own.items():
+                    self._client.set_tag(parent.info.run_id, key, value)
                 self._client.update_run(parent.info.run_id, status="RUNNING")
         opened = replace(record, experiment_id=self.store.experiment_id, parent_run_id=parent.info.run_id)
         opened.save(folder)
-        self._save_view(opened)
+        self.save_view(opened)
         return opened
 
     def log_sample(self, result: Result, folder: Path, sweep: SweepRecord | None, varying: Sequence[str]) -> str:
@@ -63,9 +64,9 @@ class MlflowTracker:
         if sweep is not None and sweep.parent_run_id is None:
             raise TrackingError(f"sweep {sweep.id} has no run in MLflow yet: its samples can be imported when it has")
         with self._asking(f"logging sample {result.identity.label}"):
-            run = self._find(f"tags.`{projection.IDENTITY_TAG}` = '{projection.identity_of(result)}'")
+            run = known_runs.run_of(self.store, result)
             if run is None:
-                run = self._create(result, sweep)
+                run = self._create(result, sweep, folder)
             run_id = str(run.info.run_id)
             # A run that is still open was cut off while it was written: what is missing is written now.
             if run.info.status == "RUNNING":
@@ -92,7 +93,19 @@ class MlflowTracker:
             for path in artifacts:
                 self._client.log_artifact(run_id, str(path))
             self._client.set_terminated(run_id, status.value, end_time=ended_ms)
-        self._save_view(record)
+        self.save_view(record)
+
+    def explain(self, run_id: str, reason: str, *, end: bool) -> None:
+        """Note why a run has no complete result; `end` closes it as KILLED, for nobody else will.
+
+        Raises:
+            TrackingError: the run could not be written.
+        """
+        with self._asking(f"closing the run {run_id}"):
+            self._client.set_tag(run_id, projection.REASON_TAG, projection.cut(redact(reason)))
+            if end:
+                self._client.set_tag(run_id, projection.NOTE_TAG, projection.as_note(f"**killed**: {reason}"))
+                self._client.set_terminated(run_id, "KILLED")
 
     def address(self, of: SweepRecord | str | None) -> str:
         """See `Tracker.address`."""
@@ -103,8 +116,10 @@ class MlflowTracker:
             saved = views.tag_key(of.id) in tags
         return address(self.store, of, view_saved=saved)
 
-    def _create(self, result: Result, sweep: SweepRecord | None) -> Any:
+    def _create(self, result: Result, sweep: SweepRecord | None, folder: Path) -> Any:
         tags = {
+            **Owner.this_process().tags,
+            projection.FOLDER_TAG: _place(folder),
             projection.IDENTITY_TAG: projection.identity_of(result),
             projection.ROLE_TAG: "sample",
             "mlflow.user": _user(),
@@ -139,11 +154,7 @@ class MlflowTracker:
             self._client.log_artifacts(run_id, staging)
         self._client.set_terminated(run_id, projection.RUN_STATUS[result.status], end_time=ended_ms)
 
-    def _find(self, condition: str) -> Any:
-        found = self._client.search_runs([self.store.experiment_id], condition, max_results=1)
-        return found[0] if found else None
-
-    def _save_view(self, record: SweepRecord) -> None:
+    def save_view(self, record: SweepRecord) -> None:
         """Write the ready-made comparison into the experiment; a comfort that must not fail anything."""
         try:
             views.save(self._client, self.store.experiment_id, record)
@@ -168,6 +179,10 @@ class MlflowTracker:
         elif not database.exists():
             # The open file would take every write and lose it.
             raise TrackingError(f"the store {database} is gone: the results on disk can be imported into a new one")
+
+
+def _place(folder: Path) -> str:
+    return projection.cut(redact(str(folder.absolute())))
 
 
 def _versions() -> dict[str, str]:

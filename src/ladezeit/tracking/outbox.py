@@ -1,5 +1,6 @@
 """Samples that no store knows yet, and their way into one later with the times at which they were measured."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ladezeit.errors import TrackingError
@@ -10,10 +11,23 @@ from ladezeit.tracking.base import SweepStatus, Tracker, Untracked
 from ladezeit.tracking.projection import ended_ms
 from ladezeit.tracking.sample_files import MARKER
 
+SUMMARY_FILE = "summary.md"
+
 
 def unlogged(folder: Path) -> list[Path]:
     """Return the folders of samples at or below `folder` that were not logged."""
     return [sample for sample in gather(folder).by_folder if not (sample / MARKER).exists()]
+
+
+def samples_of(folder: Path) -> tuple[SweepRecord | None, dict[Path, Result]]:
+    """Return the record of a sweep's folder (None for a single run's) and the samples that belong to it, by folder.
+
+    Raises:
+        LadezeitError: `folder` is not a folder, or its ``sweep.json`` cannot be read.
+    """
+    gathered = gather(folder)
+    sweep = SweepRecord.read(folder) if (folder / SWEEP_FILE_NAME).exists() else None
+    return sweep, {at: r for at, r in gathered.by_folder.items() if r.identity.sweep == (sweep.id if sweep else None)}
 
 
 def import_unlogged(folder: Path, tracker: Tracker, *, everything: bool = False) -> int:
@@ -29,25 +43,35 @@ def import_unlogged(folder: Path, tracker: Tracker, *, everything: bool = False)
         TrackingError: there is no store, or it failed; what was imported until then stays. Call again later.
         LadezeitError: `folder` is not a folder, or its ``sweep.json`` cannot be read.
     """
-    if isinstance(tracker, Untracked):
-        raise TrackingError("tracking=none keeps nothing: import with tracking=sqlite or tracking=server")
-    gathered = gather(folder)
-    sweep = SweepRecord.read(folder) if (folder / SWEEP_FILE_NAME).exists() else None
-    own = {at: result for at, result in gathered.by_folder.items() if result.identity.sweep == _id(sweep)}
-    wanted = {at: result for at, result in own.items() if everything or not (at / MARKER).exists()}
-    if not wanted:
-        return 0
-    if sweep is not None:
-        sweep = tracker.begin_sweep(sweep, folder)
-    for at, result in wanted.items():
-        tracker.log_sample(result, at, sweep, sweep.varying if sweep else _overridden(result))
-    if sweep is not None:
-        _close(sweep, list(own.values()), folder, tracker)
+    sweep, own = samples_of(folder)
+    wanted = [at for at in own if everything or not (at / MARKER).exists()]
+    if wanted:
+        import_samples(folder, tracker, sweep, own, wanted)
+    elif isinstance(tracker, Untracked):
+        raise TrackingError(_NO_STORE)
     return len(wanted)
 
 
-def _id(sweep: SweepRecord | None) -> str | None:
-    return sweep.id if sweep else None
+_NO_STORE = "tracking=none keeps nothing: import with tracking=sqlite or tracking=server"
+
+
+def import_samples(
+    folder: Path, tracker: Tracker, sweep: SweepRecord | None, own: Mapping[Path, Result], wanted: Collection[Path]
+) -> None:
+    """Log the samples at `wanted`, and close the run of their sweep with the truth about all of its `own` samples.
+
+    Raises:
+        TrackingError: there is no store, or it failed; what was imported until then stays. Call again later.
+    """
+    if isinstance(tracker, Untracked):
+        raise TrackingError(_NO_STORE)
+    if sweep is not None:
+        sweep = tracker.begin_sweep(sweep, folder)
+    for at in wanted:
+        result = own[at]
+        tracker.log_sample(result, at, sweep, sweep.varying if sweep else _overridden(result))
+    if sweep is not None:
+        _close(sweep, list(own.values()), folder, tracker)
 
 
 def _overridden(result: Result) -> list[str]:
@@ -56,10 +80,12 @@ def _overridden(result: Result) -> list[str]:
 
 def _close(sweep: SweepRecord, results: list[Result], folder: Path, tracker: Tracker) -> None:
     complete = len(results) >= sweep.samples_planned
+    summary = folder / SUMMARY_FILE
+    said = summary.read_text(encoding="utf-8") if complete and summary.is_file() else ""
     tracker.end_sweep(
         sweep,
         SweepStatus.FINISHED if complete else SweepStatus.KILLED,
-        as_markdown(results, sweep.varying),
-        [path for path in (folder / "summary.md",) if path.exists()],
-        ended_ms=max(ended_ms(result) for result in results),
+        said or (as_markdown(results, sweep.varying) if results else "no sample was finished"),
+        [summary] if summary.is_file() else [],
+        ended_ms=max((ended_ms(result) for result in results), default=None),
     )

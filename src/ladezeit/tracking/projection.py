@@ -32,6 +32,9 @@ ROLE_TAG = "ladezeit.role"
 STATUS_TAG = "ladezeit.status"
 NOTE_TAG = "mlflow.note.content"
 PARENT_TAG = "mlflow.parentRunId"
+REASON_TAG = "ladezeit.reason"
+#: Where the files of a sweep, or of a sample, lay on the machine that opened its run.
+FOLDER_TAG = "ladezeit.folder"
 
 MOST_VALUE = 6000
 MOST_NOTE = 8000
@@ -94,7 +97,7 @@ def tags_of(result: Result, sweep: SweepRecord | None) -> dict[str, str]:
         "mlflow.loggedArtifacts": json.dumps([{"path": PHASES_FILE, "type": "table"}]),
     }
     if result.status is not Status.ok:
-        tags["ladezeit.reason"] = why(result)
+        tags[REASON_TAG] = why(result)
     if result.error is not None:
         tags["ladezeit.error"] = result.error.type
     if sweep is not None:

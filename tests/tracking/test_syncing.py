@@ -1,0 +1,109 @@
+"""Files into MLflow: as often as one likes, from any machine, and always to the same runs."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example_results import record, result, sweep_results, write_sample
+
+from ladezeit.errors import LadezeitError
+from ladezeit.result import SweepRecord
+from ladezeit.tracking.owner import Owner
+from ladezeit.tracking.syncing import folders, sync
+
+
+def copied_sweep(folder: Path, samples: int = 1) -> Path:
+    """Write a sweep as it arrives from another machine: with that machine's ids of runs in it, and its markers."""
+    folder.mkdir(parents=True)
+    replace(record(samples_planned=10 * samples), experiment_id="77", parent_run_id="f" * 32).save(folder)
+    for measured in sweep_results(samples):
+        own = write_sample(folder / str(measured.identity.job), measured)
+        (own / ".mlflow_run_id").write_text("e" * 32 + "\n")
+    (folder / "summary.md").write_text("| what the sweep said | itself |\n| :-- | :-- |\n")
+    return folder
+
+
+def everything(tracker: Any) -> dict[str, Any]:
+    """Return all that a person could see of the experiment's runs, by run id."""
+    client, experiment = tracker.store.client, tracker.store.experiment_id
+    return {
+        run.info.run_id: (run.info.status, run.info.end_time, run.data.metrics, run.data.params, run.data.tags)
+        for run in client.search_runs([experiment], max_results=100)
+    }
+
+
+def test_a_copied_sweep_comes_in_whole_and_only_once(tracker: Any, tmp_path: Path) -> None:
+    """Parent, children, times, view: all in one experiment, though the files' own ids are another store's."""
+    folder = copied_sweep(tmp_path / "sweeps" / "copied")
+    first = sync(folder, tracker)
+    assert (first.written, first.known, first.left_alone) == (10, 0, None)
+    before = everything(tracker)
+    assert len(before) == 11
+    parent = SweepRecord.read(folder).parent_run_id
+    assert parent in before and before[parent][0] == "FINISHED"
+    assert "what the sweep said" in before[parent][4]["mlflow.note.content"]
+    nested = [tags for *_, tags in before.values() if tags["ladezeit.role"] == "sample"]
+    assert {tags["mlflow.parentRunId"] for tags in nested} == {parent}
+    assert f"viewStateShareKey=ladezeit-{record().id}" in tracker.address(first.sweep)
+    again = sync(folder, tracker)
+    assert (again.written, again.known) == (0, 10)
+    assert everything(tracker) == before, "twice is as once"
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert sync(tmp_path / "elsewhere", tracker).written == 0
+    assert everything(tracker) == before
+
+
+def test_what_was_added_comes_in_too(tracker: Any, tmp_path: Path) -> None:
+    """A sweep that was cut off and went on ends as complete."""
+    folder = copied_sweep(tmp_path / "sweep")
+    late = folder / "9"
+    shutil.move(late, tmp_path / "late")
+    assert sync(folder, tracker).written == 9
+    parent = SweepRecord.read(folder).parent_run_id
+    assert everything(tracker)[parent or ""][0] == "KILLED"
+    shutil.move(tmp_path / "late", late)
+    done = sync(folder, tracker)
+    assert (done.written, done.known) == (1, 9)
+    assert everything(tracker)[parent or ""][0] == "FINISHED" and len(everything(tracker)) == 11
+
+
+def test_folders_of_folders_are_taken_apart(tracker: Any, tmp_path: Path) -> None:
+    """One command brings in all outputs: sweeps, and single runs beside them, but no warm-up of a sweep."""
+    copied_sweep(tmp_path / "sweeps" / "one")
+    write_sample(tmp_path / "sweeps" / "one" / "warm-up", result(sweep=None, job=-1))
+    alone = write_sample(tmp_path / "runs" / "alone", result("device_map_auto", sweep=None))
+    assert list(folders(tmp_path)) == [alone, tmp_path / "sweeps" / "one"]
+    assert [sync(alone, tracker).written for _ in range(2)] == [1, 0]
+    (tmp_path / "empty").mkdir()
+    for wrong in (tmp_path / "empty", tmp_path / "missing"):
+        with pytest.raises(LadezeitError):
+            list(folders(wrong))
+
+
+@pytest.fixture
+def living() -> Iterator[Owner]:
+    """Another process that lives, as an owner."""
+    code = "from ladezeit.tracking.owner import Owner; print(Owner.this_process().tags, flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    tags = json.loads(process.stdout.readline().replace("'", '"'))
+    yield Owner.of_tags(tags)  # type: ignore[misc]
+    process.communicate("\n")
+
+
+def test_a_sweep_that_runs_is_left_alone(tracker: Any, tmp_path: Path, living: Owner) -> None:
+    """Syncing everything while a sweep runs must not close it under its feet."""
+    folder = copied_sweep(tmp_path / "sweep")
+    shutil.rmtree(folder / "9")
+    opened = tracker.begin_sweep(SweepRecord.read(folder), folder)
+    for key, value in living.tags.items():
+        tracker.store.client.set_tag(opened.parent_run_id, key, value)
+    done = sync(folder, tracker)
+    assert done.written == 0 and done.left_alone == f"process {living.pid} on {living.host} is at it"
+    assert list(everything(tracker)) == [opened.parent_run_id]
