@@ -9,7 +9,7 @@ import sys
 import typer
 
 from ladezeit.errors import LadezeitError
-from ladezeit.results.commands import check, compare, reap, rerun, show, sync, verdict
+from ladezeit.results.commands import check, compare, reap, report, rerun, show, sync, verdict
 
 USAGE = 2
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command("compare")(compare.command)
 app.command("verdict")(verdict.command)
 app.command("check")(check.command)
+app.command("report")(report.command)
 app.command("show")(show.command)
 app.command("rerun")(rerun.command)
 app.command("sync")(sync.command)

@@ -66,10 +66,15 @@ def attribute(slower: PointFigures, faster: PointFigures) -> Attribution:
     )
 
 
+def phase_medians(point: PointFigures) -> dict[str, float]:
+    """Return the median self time of each phase of the point's load in seconds, `UNATTRIBUTED` among them."""
+    ok = [result for result in point.samples if result.status is Status.ok]
+    return {path: statistics.median(values) for path, values in self_times(ok).items()}
+
+
 def main_phases(point: PointFigures, share: float = 0.8) -> list[tuple[str, float, float]]:
     """Return the phases that make up most of a point's load: name, median seconds, share of the load."""
-    ok = [result for result in point.samples if result.status is Status.ok]
-    times = {path: statistics.median(values) for path, values in self_times(ok).items()}
+    times = phase_medians(point)
     total_s = sum(times.values())
     found: list[tuple[str, float, float]] = []
     for path, spent_s in sorted(times.items(), key=lambda pair: -pair[1]):

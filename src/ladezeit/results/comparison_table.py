@@ -184,19 +184,25 @@ def as_markdown(comparison: Comparison, sort: str = "rank") -> str:
     """Return all sections as Markdown tables, with every column."""
     parts = []
     for section in comparison.sections:
-        parts.append(f"**{_plain(section.title)}**")
-        if section.ranked:
-            shown = columns(comparison, section)
-            lines = [[column.head for column in shown], [":--" if column.left else "--:" for column in shown]]
-            lines += [[column.cell(point) for column in shown] for point in ordered(section.ranked, sort)]
-            parts.append("\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines))
-            parts.append(legend_of(comparison, section))
-        odd = oddities(section, comparison.metric)
-        odd += [f"not ranked: {point.name}: {apart_text_of(point, comparison.metric)}" for point in section.apart]
-        if odd:
-            parts.append("\n".join(f"- {_plain(line)}" for line in odd))
+        parts += [f"**{plain(section.title)}**", *section_markdown(comparison, section, sort)]
     parts += [f"Note: {note}" for note in comparison.notes]
     return "\n\n".join(parts) + "\n"
+
+
+def section_markdown(comparison: Comparison, section: Section, sort: str = "rank") -> list[str]:
+    """Return a section as paragraphs of Markdown: its table, how to read it, and what is odd or not ranked."""
+    parts = []
+    if section.ranked:
+        shown = columns(comparison, section)
+        lines = [[column.head for column in shown], [":--" if column.left else "--:" for column in shown]]
+        lines += [[column.cell(point) for column in shown] for point in ordered(section.ranked, sort)]
+        parts.append("\n".join("| " + " | ".join(plain(cell) for cell in line) + " |" for line in lines))
+        parts.append(legend_of(comparison, section))
+    odd = oddities(section, comparison.metric)
+    odd += [f"not ranked: {point.name}: {apart_text_of(point, comparison.metric)}" for point in section.apart]
+    if odd:
+        parts.append("\n".join(f"- {plain(line)}" for line in odd))
+    return parts
 
 
 def p_text(p: float | None) -> str:
@@ -239,5 +245,6 @@ def _ratio(point: PointFigures) -> str:
     return f"{point.ratio.estimate:.3g}{inside}"
 
 
-def _plain(cell: str) -> str:
+def plain(cell: str) -> str:
+    """Return a text that breaks no row of a Markdown table."""
     return cell.replace("|", "\\|").replace("\n", " ")

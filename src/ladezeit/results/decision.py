@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 from ladezeit.errors import LadezeitError
 from ladezeit.result import Result
 from ladezeit.results.attribution import Attribution, attribute, ends_with, main_phases
-from ladezeit.results.comparison import BASELINE, CONDITIONS, PointFigures, Section, compare_points, title_of
+from ladezeit.results.comparison import (
+    BASELINE,
+    CONDITIONS,
+    Comparison,
+    PointFigures,
+    Section,
+    compare_points,
+    title_of,
+)
 from ladezeit.results.objectives import LOAD, OBJECTIVES
 from ladezeit.results.pareto import together
 from ladezeit.results.ranking import against
@@ -91,8 +99,24 @@ def decide(
     Raises:
         LadezeitError: as `compare_points`; or no point, or several of one section, meet `current`.
     """
+    return decide_on(compare_objectives(results, varying), results, varying, current=current, baseline=baseline)
+
+
+def compare_objectives(results: Sequence[Result], varying: Sequence[str]) -> list[Comparison]:
+    """Return the comparison by each of `OBJECTIVES`, in their order; raises as `compare_points`."""
+    return [compare_points(results, varying, metric=objective.metric) for objective in OBJECTIVES]
+
+
+def decide_on(
+    compared: Sequence[Comparison],
+    results: Sequence[Result],
+    varying: Sequence[str],
+    *,
+    current: Sequence[Condition] | None = None,
+    baseline: Sequence[Condition] | None = None,
+) -> tuple[list[Decision], list[str]]:
+    """Decide as `decide` does, on what `compare_objectives` returned for the same samples."""
     keys = [key for key in varying if key not in CONDITIONS]
-    compared = [compare_points(results, varying, metric=o.metric, baseline=None) for o in OBJECTIVES]
     wanted = current or baseline
     if wanted and not any(matches(result, wanted) for result in results):
         raise LadezeitError(

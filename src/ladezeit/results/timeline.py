@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.result import Phase, Result, Status
+from ladezeit.results import colours
 from ladezeit.results.points import why
 from ladezeit.results.seconds import seconds
 from ladezeit.results.varying import value_of
@@ -18,17 +19,17 @@ _AXIS_IN = 0.5
 _DPI = 100
 _MOST_ROWS = 24
 
-#: Colour-blind safe (Okabe and Ito), by the first word of a phase's path.
+#: By the first word of a phase's path.
 _COLOURS = {
-    "process_start": "#999999",
-    "import": "#999999",
-    "cuda_context": "#CC79A7",
-    "load": "#0072B2",
-    "validation": "#E69F00",
-    "inference": "#009E73",
+    "process_start": colours.GREY,
+    "import": colours.GREY,
+    "cuda_context": colours.PINK,
+    "load": colours.BLUE,
+    "validation": colours.ORANGE,
+    "inference": colours.GREEN,
 }
-_OTHER_COLOUR = "#56B4E9"
-_REST_COLOUR = "#BBBBBB"
+_OTHER_COLOUR = colours.SKY
+_REST_COLOUR = colours.REST
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,18 @@ class _Row:
 
 def draw(result: Result, path: Path) -> None:
     """Write the timeline of `result` as a PNG to `path`; a result without phases gives a picture that says so."""
+    figure_of(result).canvas.print_png(str(path))
+
+
+def figure_of(result: Result) -> Any:
+    """Return the timeline of `result` as a figure of matplotlib with a canvas of its own."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = _panels(result.phases)
     height = _HEADER_IN + sum(_PANEL_TITLE_IN + _AXIS_IN + _ROW_IN * len(rows) for _, rows in panels)
     figure = Figure(figsize=(_WIDTH_IN, max(height, 1.4)), dpi=_DPI)
-    canvas = FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)
     figure.text(0.015, 1 - 0.26 / figure.get_figheight(), _title(result), fontsize=11, weight="bold", va="center")
     if not panels:
         figure.text(0.015, 0.4, f"no phases were recorded: {why(result)}"[:110], fontsize=9, va="center")
@@ -65,7 +71,7 @@ def draw(result: Result, path: Path) -> None:
         axes = figure.add_axes((left, bottom / height, 0.975 - left, _ROW_IN * len(rows) / height))
         _draw_panel(axes, title, rows)
         top = bottom - _AXIS_IN
-    canvas.print_png(str(path))
+    return figure
 
 
 def _title(result: Result) -> str:

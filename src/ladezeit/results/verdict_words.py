@@ -22,7 +22,7 @@ def as_markdown(decisions: Sequence[Decision], notes: Sequence[str], head: str) 
         parts.append("\n".join(f"- **{decision.title}**: {answer(decision)}" for decision in decisions))
     for decision in decisions:
         parts.append(f"## {decision.title}")
-        parts += _section(decision, decisions)
+        parts += section(decision, decisions)
     parts += [f"Note: {note}." for note in notes]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -52,7 +52,8 @@ def answer(decision: Decision) -> str:
     )
 
 
-def _section(decision: Decision, decisions: Sequence[Decision]) -> list[str]:
+def section(decision: Decision, decisions: Sequence[Decision]) -> list[str]:
+    """Return the paragraphs about one of `decisions`, without a heading of their own; subheadings have three signs."""
     parts = [f"**{_capital(answer(decision))}**"]
     if decision.current and decision.load.leader:
         parts.append(_current(decision.current, decision.load))

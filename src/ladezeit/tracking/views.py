@@ -12,10 +12,8 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from ladezeit.result import SweepRecord
+from ladezeit.results.colours import COLOURS
 from ladezeit.tracking import projection
-
-#: Colour-blind safe (Okabe and Ito): all samples of a point have one colour.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#117733", "#999999", "#332288", "#882255")
 
 TOTAL = "load/total_s"
 _HEADLINES = (TOTAL, "inference/first_token_s", "cold_start/first_token_s", "validation/total_s")
@@ -152,6 +150,7 @@ def _parallel(keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _colour(client: Any, runs: Sequence[Any], keys: Sequence[str]) -> None:
+    """Give all samples of a point one colour."""
     points = {run.info.run_id: tuple(run.data.params.get(key, "") for key in keys) for run in runs}
     order = sorted(set(points.values()))
     for run_id, point in points.items():

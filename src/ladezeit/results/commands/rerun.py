@@ -1,6 +1,5 @@
 """`ladezeit-results rerun`: the command that repeats a sample, or a whole point."""
 
-import shlex
 from typing import Annotated
 
 import typer
@@ -22,10 +21,10 @@ def command(
     ] = None,
 ) -> None:
     """Print the exact command that measures a sample again; nothing is run."""
+    from ladezeit.results.repeating import point_command
+
     result, _ = choose(read_source(paths, experiment, tracking_uri, where), job, label)
     if samples is None:
         print(result.identity.command)
         return
-    own = [word for word in result.identity.overrides if word.lstrip("+~").partition("=")[0] != "sample"]
-    words = [word for word in own if not word.startswith("hydra.")]
-    print(shlex.join(["ladezeit", "-m", *words, f"sample=range({samples})"]))
+    print(point_command(result, samples))

@@ -41,6 +41,7 @@ def command(
     """Decide: the best method per model and cache state, what the current one costs, where the time goes."""
     from ladezeit.results.commands.printing import console
     from ladezeit.results.decision import decide
+    from ladezeit.results.provenance import what_was_read
     from ladezeit.results.selection import parse_conditions
     from ladezeit.results.verdict_document import as_document
     from ladezeit.results.verdict_words import as_markdown
@@ -49,10 +50,10 @@ def command(
     decisions, notes = decide(samples.results, samples.varying, current=parse_conditions(current) if current else None)
     if format is Format.json:
         read = {"unreadable": samples.unreadable, "left_out": samples.left_out, "samples_missing": samples.missing}
-        document = as_document(decisions, notes, read=_head(samples), **read)
+        document = as_document(decisions, notes, read=what_was_read(samples), **read)
         print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        words = as_markdown(decisions, notes, _head(samples))
+        words = as_markdown(decisions, notes, what_was_read(samples))
         if format is Format.md:
             print(words, end="")
         else:
@@ -68,16 +69,3 @@ def _write_profile(path: Path, samples: "Samples", decisions: "list[Decision]") 
 
     written = loading_profile.write(path, decisions)
     typer.echo(f"wrote {path}: {', '.join(written)}", err=True)
-
-
-def _head(samples: "Samples") -> str:
-    """Return what was read, in a sentence: how many samples of which sweeps, on which machine."""
-    from ladezeit.result import Status
-    from ladezeit.results.machines import machine_name
-
-    ok = sum(result.status is Status.ok for result in samples.results)
-    sweeps = sorted({result.identity.sweep for result in samples.results if result.identity.sweep})
-    of = f" of {len(sweeps)} sweeps" if len(sweeps) > 1 else f" of sweep {sweeps[0]}" if sweeps else ""
-    machine = next((machine_name(result) for result in samples.results if result.environment), "an unknown machine")
-    missing = f" {samples.missing} planned samples are missing." if samples.missing else ""
-    return f"{len(samples.results)} samples{of}, {ok} ok, measured on {machine}.{missing}"

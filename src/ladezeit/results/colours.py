@@ -1,0 +1,18 @@
+"""The colours of all pictures and charts: colour-blind safe (Okabe and Ito), told apart in grey print too."""
+
+BLUE = "#0072B2"
+ORANGE = "#E69F00"
+GREEN = "#009E73"
+PINK = "#CC79A7"
+SKY = "#56B4E9"
+VERMILION = "#D55E00"
+FOREST = "#117733"
+GREY = "#999999"
+INDIGO = "#332288"
+WINE = "#882255"
+
+#: In the order in which they are given to things that have to be told apart.
+COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION, FOREST, GREY, INDIGO, WINE)
+
+#: What nothing accounts for.
+REST = "#BBBBBB"

@@ -1,0 +1,1 @@
+"""One document for whoever has to decide: the verdict, tables, pictures, and everything needed to check them."""
