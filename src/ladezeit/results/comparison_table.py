@@ -189,8 +189,8 @@ def as_markdown(comparison: Comparison, sort: str = "rank") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def section_markdown(comparison: Comparison, section: Section, sort: str = "rank") -> list[str]:
-    """Return a section as paragraphs of Markdown: its table, how to read it, and what is odd or not ranked."""
+def section_markdown(comparison: Comparison, section: Section, sort: str = "rank", *, apart: bool = True) -> list[str]:
+    """Return a section as paragraphs of Markdown: its table, how to read it, what is odd, and what stands `apart`."""
     parts = []
     if section.ranked:
         shown = columns(comparison, section)
@@ -199,7 +199,8 @@ def section_markdown(comparison: Comparison, section: Section, sort: str = "rank
         parts.append("\n".join("| " + " | ".join(plain(cell) for cell in line) + " |" for line in lines))
         parts.append(legend_of(comparison, section))
     odd = oddities(section, comparison.metric)
-    odd += [f"not ranked: {point.name}: {apart_text_of(point, comparison.metric)}" for point in section.apart]
+    if apart:
+        odd += [f"not ranked: {point.name}: {apart_text_of(point, comparison.metric)}" for point in section.apart]
     if odd:
         parts.append("\n".join(f"- {plain(line)}" for line in odd))
     return parts

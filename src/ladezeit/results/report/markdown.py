@@ -6,12 +6,12 @@ from pathlib import Path
 from ladezeit.results.comparison_table import plain, section_markdown
 from ladezeit.results.report import facts
 from ladezeit.results.report.document import Report
-from ladezeit.results.report.pictures import MOST_SECTIONS
+from ladezeit.results.report.pictures import MOST_SECTIONS, Drawn
 from ladezeit.results.report.plots.canvas import Picture
 from ladezeit.results.verdict_words import answer, section
 
 
-def as_markdown(report: Report, pictures: Sequence[Sequence[Picture]], folder: Path, raw: str | None = None) -> str:
+def as_markdown(report: Report, pictures: Sequence[Drawn], folder: Path, raw: str | None = None) -> str:
     """Return the report for a file in `folder`.
 
     Args:
@@ -33,15 +33,13 @@ def as_markdown(report: Report, pictures: Sequence[Sequence[Picture]], folder: P
     return "\n\n".join(parts) + "\n"
 
 
-def _section(report: Report, index: int, drawn: Sequence[Picture]) -> list[str]:
+def _section(report: Report, index: int, drawn: Drawn) -> list[str]:
     decision, compared = report.decisions[index], report.load.sections[index]
-    first, *rest = drawn or [None]
-    parts = [f"## {decision.title}", *section(decision, report.decisions)[:1]]
-    parts += [_image(first)] if first else []
-    parts += section(decision, report.decisions)[1:]
-    parts += ["### All methods", *section_markdown(report.load, compared)]
-    if rest:
-        parts += ["### Pictures", *(_image(picture) for picture in rest if picture)]
+    said, *more = section(decision, report.decisions)
+    parts = [f"## {decision.title}", said, *map(_image, drawn.leading), *more]
+    parts += ["### All methods", *section_markdown(report.load, compared, apart=False)]
+    if drawn.others:
+        parts += ["### Pictures", *map(_image, drawn.others)]
     elif index >= MOST_SECTIONS:
         parts.append(f"Without pictures: only the first {MOST_SECTIONS} sections have them.")
     costs = report.validation_costs.sections[index]

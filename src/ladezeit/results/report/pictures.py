@@ -1,6 +1,7 @@
 """All pictures of a report, section by section."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from ladezeit.results.report.document import Report
 from ladezeit.results.report.plots import limits, phases, strip, timeline, validation_cost
@@ -10,28 +11,42 @@ from ladezeit.results.report.plots.canvas import Picture
 MOST_SECTIONS = 12
 
 
-def draw(report: Report, name: str) -> list[list[Picture]]:
-    """Return the pictures of each section, in the order in which they are shown; their names begin with `name`."""
+@dataclass(frozen=True)
+class Drawn:
+    """The pictures of a section: `leading` stand below its answer, `others` below its table."""
+
+    leading: list[Picture]
+    others: list[Picture]
+
+    @property
+    def all(self) -> list[Picture]:
+        """All of them."""
+        return [*self.leading, *self.others]
+
+
+def draw(report: Report, name: str) -> list[Drawn]:
+    """Return the pictures of each section; their names begin with `name`."""
     points = [point for section in report.load.sections for point in section.ranked]
     colour_of = phases.palette(points)
-    drawn: list[list[Picture]] = []
-    for index in range(len(report.decisions)):
-        wanted = index < MOST_SECTIONS
-        drawn.append(list(_of_section(report, index, colour_of, f"{name}-{index + 1}")) if wanted else [])
-    return drawn
+    return [
+        _of_section(report, index, colour_of, f"{name}-{index + 1}") if index < MOST_SECTIONS else Drawn([], [])
+        for index in range(len(report.decisions))
+    ]
 
 
-def _of_section(report: Report, index: int, colour_of: dict[str, str], name: str) -> Iterator[Picture]:
+def _of_section(report: Report, index: int, colour_of: dict[str, str], name: str) -> Drawn:
     load = report.load.sections[index]
-    costs = report.validation_costs.sections[index]
-    found = [
+    memory = report.section("gpu_memory", index), report.section("host_memory", index)
+    leading = [
         strip.draw(report.load, load, f"{name}-samples"),
-        validation_cost.draw(costs, report.catches, f"{name}-validation"),
+        validation_cost.draw(report.validation_costs.sections[index], report.catches, f"{name}-validation"),
+    ]
+    others = [
         phases.draw(load, colour_of, f"{name}-phases"),
-        limits.draw(load, report.section("gpu_memory", index), report.section("host_memory", index), f"{name}-limits"),
+        limits.draw(load, *memory, f"{name}-limits"),
         *_timelines(report, index, name),
     ]
-    yield from (picture for picture in found if picture is not None)
+    return Drawn([own for own in leading if own], [own for own in others if own])
 
 
 def _timelines(report: Report, index: int, name: str) -> Iterator[Picture | None]:

@@ -32,7 +32,7 @@ def write(report: Report, folder: Path, name: str) -> list[Path]:
     _check(name)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = draw(report, name)
-    pictures = [picture for own in drawn for picture in own]
+    pictures = [picture for own in drawn for picture in own.all]
     text = redact(as_markdown(report, drawn, folder))
     paths = [folder / f"{name}.md", folder / f"{name}.html"]
     write_atomically(paths[0], text)
@@ -58,7 +58,7 @@ def keep(report: Report, folder: Path, name: str) -> list[Path]:
     lines = [_raw_line(result) for result in report.samples.results]
     write_atomically(folder / raw, "".join(f"{line}\n" for line in lines))
     write_atomically(kept, without_folders(redact(as_markdown(report, drawn, folder, raw))))
-    return [kept, folder / raw, *_write_pictures([picture for own in drawn for picture in own], folder)]
+    return [kept, folder / raw, *_write_pictures([picture for own in drawn for picture in own.all], folder)]
 
 
 def without_folders(text: str) -> str:

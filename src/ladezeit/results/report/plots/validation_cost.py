@@ -26,7 +26,7 @@ def draw(section: Section, catches: Mapping[str, Catch], name: str) -> Picture |
     both = any(caught)
     figure, axes = canvas.rows_figure([p.name for p in points], panels=(1.0, 0.7) if both else (1.0,), right_in=0.85)
     _costs(axes[0], points)
-    canvas.head(axes[0], f"{section.title}: cost of the validation")
+    canvas.head(axes[0], "cost of the validation")
     if both:
         _caught(axes[1], caught)
     pairs = zip(points, caught, strict=True)
@@ -34,9 +34,9 @@ def draw(section: Section, catches: Mapping[str, Catch], name: str) -> Picture |
     return canvas.picture(
         figure,
         name,
-        alt="Cost of validation by level: " + "; ".join(found) + ".",
-        caption="Left: seconds that the validation took, a dot a sample, black: median and its interval. "
-        + ("Right: how many of the planted faults each level finds." if both else "")
+        alt=f"Cost of validation by level, {section.title}: " + "; ".join(found) + ".",
+        caption="What the validation costs: a dot a sample, black: median and its interval."
+        + (" Right: how many of the planted faults each level finds." if both else "")
         + more,
     )
 
