@@ -27,12 +27,13 @@ from ladezeit.measure.environment import git_state
 from ladezeit.placement_rules import check_on_model
 from ladezeit.plan import Job, TooLittleMemoryError, check_runnable, in_blocks, point_id, varying_keys
 from ladezeit.result import SWEEP_FILE_NAME, Identity, Result, SweepRecord
-from ladezeit.results.before_after import sentences
 from ladezeit.results.gather import gather
 from ladezeit.results.labels import labels
-from ladezeit.results.table import as_markdown, as_rich
+from ladezeit.results.summary import closing_words, summary
+from ladezeit.results.table import as_rich
 from ladezeit.results.varying import varying_values
 from ladezeit.session import Session, current
+from ladezeit.sweep_report import write_report
 from ladezeit.tracking import MARKER, SweepStatus, Tracker
 
 Compose = Callable[[list[str]], DictConfig]
@@ -175,23 +176,27 @@ def _summarise(session: Session, tracker: Tracker, record: SweepRecord, status: 
     for problem in gathered.problems:
         session.display.note(f"not in the table: {problem}", "yellow")
     session.results = results
-    summary = ""
-    if results:
-        session.display.show(as_rich(results, record.varying))
-        said = sentences(results)
-        for sentence in said:
-            session.display.note(sentence, "default")
-        summary = as_markdown(results, record.varying) + "".join(f"\n{sentence}\n" for sentence in said)
-        (folder / SUMMARY_FILE).write_text(summary, encoding="utf-8")
+    said, files = _tell(session, results, record, folder) if results else ("", [])
     try:
         for at, result in gathered.by_folder.items():
             if result.identity.sweep == record.id and not (at / MARKER).exists():  # interrupted, or the store was away
                 tracker.log_sample(result, at, record, record.varying)
-        tracker.end_sweep(record, status, summary, [folder / SUMMARY_FILE] if summary else [])
+        tracker.end_sweep(record, status, said, files)
         session.display.note(tracker.address(record), "default")
     except TrackingError as error:
         session.display.note(f"the sweep's run in MLflow was not closed: {error}", "yellow")
     session.display.note(f"results: {folder}", "default")
+
+
+def _tell(session: Session, results: Sequence[Result], record: SweepRecord, folder: Path) -> tuple[str, list[Path]]:
+    """Show the table and the verdict's words, write both and the report; return the words and what was written."""
+    session.display.show(as_rich(results, record.varying))
+    for line in closing_words(results, record.varying):
+        session.display.note(line.replace("`", ""), "default")
+    said = summary(results, record.varying)
+    (folder / SUMMARY_FILE).write_text(said, encoding="utf-8")
+    report = write_report(folder, session.display)
+    return said, [folder / SUMMARY_FILE, *([report] if report else [])]
 
 
 def _warm_up(session: Session, jobs: Sequence[Job], folder: Path) -> None:

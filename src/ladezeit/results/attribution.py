@@ -1,7 +1,7 @@
 """Where the time of one point goes that another one does not spend, and whether the settings are the cause."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ladezeit.result import Result, Status
@@ -11,6 +11,9 @@ from ladezeit.results.seconds import seconds
 
 #: A phase that takes this share of a load is said to be where the time goes.
 _MOST_OF_IT = 0.5
+
+#: Sentences of one kind, and phases in one of them.
+_MOST_NAMED = 3
 
 _ENDS = ("dtype", "device", "attention")
 
@@ -84,6 +87,30 @@ def main_phases(point: PointFigures, share: float = 0.8) -> list[tuple[str, floa
     return found
 
 
+def additions(points: Sequence[PointFigures], explained: Collection[str] = ()) -> list[str]:
+    """Say which points do all that another one does, and something besides: a cost that is sure, even if it is small.
+
+    This holds where nothing can be told apart, and below five samples too. Points named in `explained` are left out.
+    """
+    phases = {point.point: _taken(point) for point in points}
+    said = []
+    for point in points:
+        own = phases[point.point]
+        within = [other for other in points if set(phases[other.point]) < set(own) and ends_of(other) == ends_of(point)]
+        if not within or point.name in explained:
+            continue
+        nearest = max(within, key=lambda other: len(phases[other.point]))
+        besides = {path: spent for path, spent in own.items() if path not in phases[nearest.point]}
+        parts = [f"{path} ({seconds(spent)} s)" for path, spent in sorted(besides.items(), key=lambda pair: -pair[1])]
+        said.append(f"{point.name} does all that {nearest.name} does, and besides: {', '.join(parts[:_MOST_NAMED])}.")
+    return said[:_MOST_NAMED]
+
+
+def _taken(point: PointFigures) -> dict[str, float]:
+    """Return the phases that the point's loads spend time in."""
+    return {path: spent for path, spent in phase_medians(point).items() if spent > 0 and path != UNATTRIBUTED}
+
+
 def _phase_name(phase: PhaseDifference) -> str:
     return "no phase that is known (profile it)" if phase.path == UNATTRIBUTED else phase.path
 
@@ -99,6 +126,12 @@ def ends_with(result: Result) -> dict[str, object]:
         # Weights in fewer bits are other weights, whatever the dtype of the rest.
         found["dtype"] = f"{found['dtype']}, {(result.config.get('loading') or {}).get('engine', 'quantised')}"
     return found
+
+
+def ends_of(point: PointFigures) -> tuple[str, str]:
+    """Return the dtype and the device that a point's loads end with."""
+    found = ends_with(next((result for result in point.samples if result.effective), point.samples[0]))
+    return str(found["dtype"]), str(found["device"])
 
 
 def _differing_settings(one: Sequence[Result], other: Sequence[Result]) -> dict[str, tuple[str, str]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ladezeit.errors import LadezeitError
 from ladezeit.result import Result
-from ladezeit.results.attribution import Attribution, attribute, ends_with, main_phases
+from ladezeit.results.attribution import Attribution, additions, attribute, ends_of, main_phases
 from ladezeit.results.comparison import (
     BASELINE,
     CONDITIONS,
@@ -54,6 +54,8 @@ class Decision:
 
     `current_apart` is the config in use where it is one of those that are not ranked.
 
+    `additions` are sentences about work that a method does besides all that another one does.
+
     `best_at_all` are among the best in every objective that was measured (two at least); where there are none,
     `pareto` are those that no other beats in every respect.
     """
@@ -63,6 +65,7 @@ class Decision:
     current: Current | None
     current_apart: PointFigures | None
     attributions: list[Attribution]
+    additions: list[str]
     phases: list[tuple[str, float, float]]
     room: Room | None
     pareto: list[PointFigures]
@@ -137,12 +140,14 @@ def _decision(
     best_at_all, pareto = together(standings)
     load = standings[0]
     current = _current(section, load, wanted, strict=strict)
+    attributions = _attributions(load, current)
     return Decision(
         conditions=section.conditions,
         standings=standings,
         current=current,
         current_apart=next((point for point in section.apart if matches(point.samples[0], wanted)), None),
-        attributions=_attributions(load, current),
+        attributions=attributions,
+        additions=additions(section.ranked, {attribution.slower for attribution in attributions}),
         phases=main_phases(load.leader) if load.leader else [],
         room=_room(load.leader),
         pareto=pareto,
@@ -199,14 +204,9 @@ def _fair_rival(point: PointFigures, points: Sequence[PointFigures], leader: Poi
         if other.rank is not None
         and point.rank is not None
         and other.rank < point.rank
-        and _ends(other) == _ends(point)
+        and ends_of(other) == ends_of(point)
     ]
     return same[0] if same else leader
-
-
-def _ends(point: PointFigures) -> tuple[str, ...]:
-    found = ends_with(next((result for result in point.samples if result.effective), point.samples[0]))
-    return str(found["dtype"]), str(found["device"])
 
 
 def _room(leader: PointFigures | None) -> Room | None:

@@ -37,6 +37,7 @@ def _decision(decision: Decision, decisions: Sequence[Decision]) -> dict[str, An
         "current_not_ranked": decision.current_apart
         and {"name": decision.current_apart.name, "reason": decision.current_apart.excluded},
         "where_the_time_goes": [_attribution(attribution) for attribution in decision.attributions],
+        "additions": decision.additions,
         "best_phases": [{"path": path, "self_s": own_s, "share": share} for path, own_s, share in decision.phases],
         "ceiling": room and asdict(room),
         "what_to_do": advice.as_plain(advice.steps(decision, decisions)),

@@ -52,6 +52,17 @@ def answer(decision: Decision) -> str:
     )
 
 
+def in_short(decisions: Sequence[Decision]) -> list[str]:
+    """Return the verdict as lines: the answer of each section, then where the time of its slower methods goes."""
+    lines = []
+    for decision in decisions:
+        about = f"{decision.title}: " if len(decisions) > 1 else ""
+        lines.append(f"**{about}{answer(decision) if about else _capital(answer(decision))}**")
+        lines += [" ".join(attribution.sentences) for attribution in decision.attributions]
+        lines += decision.additions
+    return lines
+
+
 def section(decision: Decision, decisions: Sequence[Decision]) -> list[str]:
     """Return the paragraphs about one of `decisions`, without a heading of their own; subheadings have three signs."""
     parts = [f"**{_capital(answer(decision))}**"]
@@ -135,6 +146,7 @@ def _objectives(decision: Decision) -> str:
 
 def _where(decision: Decision) -> str:
     lines = [f"- {' '.join(attribution.sentences)}" for attribution in decision.attributions]
+    lines += [f"- {addition}" for addition in decision.additions]
     leader = decision.load.leader
     if leader and decision.phases:
         spent = ", ".join(f"{path} {seconds(own_s)} s ({100 * share:.0f} %)" for path, own_s, share in decision.phases)

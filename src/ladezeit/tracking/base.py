@@ -49,7 +49,7 @@ class Tracker(Protocol):
         *,
         ended_ms: int | None = None,
     ) -> None:
-        """Close the parent run with the summary as its description and `artifacts` attached.
+        """Close the parent run with the summary as its description and `artifacts` (files, folders) attached.
 
         `ended_ms` is when the sweep ended, in milliseconds since 1970; now where it is None.
 

@@ -91,7 +91,10 @@ class MlflowTracker:
             note = f"{summary_markdown}\n\nRepeat it: `{record.command}`"
             self._client.set_tag(run_id, projection.NOTE_TAG, projection.as_note(note))
             for path in artifacts:
-                self._client.log_artifact(run_id, str(path))
+                if path.is_dir():
+                    self._client.log_artifacts(run_id, str(path), path.name)
+                else:
+                    self._client.log_artifact(run_id, str(path))
             self._client.set_terminated(run_id, status.value, end_time=ended_ms)
         self.save_view(record)
 

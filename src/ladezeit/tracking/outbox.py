@@ -6,12 +6,13 @@ from pathlib import Path
 from ladezeit.errors import TrackingError
 from ladezeit.result import SWEEP_FILE_NAME, Result, SweepRecord
 from ladezeit.results.gather import gather
-from ladezeit.results.table import as_markdown
+from ladezeit.results.summary import summary
 from ladezeit.tracking.base import SweepStatus, Tracker, Untracked
 from ladezeit.tracking.projection import ended_ms
 from ladezeit.tracking.sample_files import MARKER
 
 SUMMARY_FILE = "summary.md"
+REPORT_FOLDER = "report"
 
 
 def unlogged(folder: Path) -> list[Path]:
@@ -80,12 +81,12 @@ def _overridden(result: Result) -> list[str]:
 
 def _close(sweep: SweepRecord, results: list[Result], folder: Path, tracker: Tracker) -> None:
     complete = len(results) >= sweep.samples_planned
-    summary = folder / SUMMARY_FILE
-    said = summary.read_text(encoding="utf-8") if complete and summary.is_file() else ""
+    written = folder / SUMMARY_FILE
+    said = written.read_text(encoding="utf-8") if complete and written.is_file() else ""
     tracker.end_sweep(
         sweep,
         SweepStatus.FINISHED if complete else SweepStatus.KILLED,
-        said or (as_markdown(results, sweep.varying) if results else "no sample was finished"),
-        [summary] if summary.is_file() else [],
+        said or (summary(results, sweep.varying) if results else "no sample was finished"),
+        [path for path in (written, folder / REPORT_FOLDER) if path.exists()],
         ended_ms=max((ended_ms(result) for result in results), default=None),
     )
