@@ -9,6 +9,7 @@ import time
 
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.quantised_engine import QuantisedEngine
 from ladezeit.loading.tensor_parallel_engine import TensorParallelEngine
 from ladezeit.loading.transformers_engine import TransformersEngine
 from ladezeit.measure.clock import Clock
@@ -167,4 +168,44 @@ class FlipsABit(TransformersEngine):
         weight = loaded.model.model.norm.weight
         weight.data = weight.data.clone()
         weight.data.view(torch.int16)[3] ^= 1
+        return loaded
+
+
+class FlipsACode(QuantisedEngine):
+    """Loads quantised, then flips the lowest bit of one code, as bad memory does."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+        loaded = super().load(request, clock)
+        loaded.model.model.layers[0].mlp.up_proj.weight.data.view(-1)[77] ^= 1
+        return loaded
+
+
+class OneRankHoldsAnothersPart(TensorParallelEngine):
+    """Rank 1 reads the part that is rank 0's, of one weight."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+        import torch.distributed as dist
+
+        loaded = super().load(request, clock)
+        part = loaded.model.model.layers[1].mlp.down_proj.weight.to_local()
+        sent = part.clone()
+        dist.broadcast(sent, src=0)
+        part.copy_(sent)
+        return loaded
+
+
+class OneRankSplitsOtherwise(TensorParallelEngine):
+    """Rank 1 holds its half of the columns of a weight of which rank 0 holds its half of the rows."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+        import torch
+        from torch.distributed.tensor import DTensor, Shard
+
+        loaded = super().load(request, clock)
+        module = loaded.model.model.layers[1].mlp.gate_proj
+        whole = module.weight.full_tensor()
+        if os.environ["RANK"] == "1":
+            half = whole.chunk(2, 1)[1].contiguous()
+            other = DTensor.from_local(half, module.weight.device_mesh, [Shard(1)], run_check=False)
+            module.weight = torch.nn.Parameter(other, requires_grad=False)
         return loaded

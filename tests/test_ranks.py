@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from configs_for_tests import make_run_config
+from ladezeit.cache_folder import cache_folder
 from ladezeit.checkpoint.page_cache import set_state
 from ladezeit.combination import check_combination
 from ladezeit.config import (
@@ -19,15 +20,19 @@ from ladezeit.config import (
     ProcessKind,
     TensorParallelLoading,
     TransformersLoading,
+    ValidationConfig,
+    ValidationLevel,
 )
 from ladezeit.errors import CombinationError, NotRunnableError
 from ladezeit.measure.devices import Gpu, ResolvedDevice
 from ladezeit.placement_rules import check_on_machine, check_on_model
 from ladezeit.result import Identity, Result, Status
 from ladezeit.supervisor import Supervisor
+from ladezeit.validation.prepare import prepare, subject_of
 from ladezeit.worker_spec import WorkerSpec
 
 Measure = Callable[..., Result]
+CONTENT = ValidationConfig(ValidationLevel.content)
 ONE_GPU = ResolvedDevice("cuda:0", Gpu(0, "GPU-0", "a GPU", 2**34, "1", None, None), None)
 
 
@@ -41,7 +46,9 @@ def measure(tiny: Any, tmp_path: Path) -> Measure:
             loading.engine = f"engines_for_tests:{engine}"
         fields = {"loading": loading, "process": ProcessConfig(ProcessKind.fresh, time_limit_s=limit_s)}
         config = make_run_config(tmp_path, **(fields | changes))
-        spec = WorkerSpec(config, tiny, Identity("0" * 12, 0, 0, "test", [], "ladezeit"), device, tmp_path)
+        files = prepare(config, subject_of(config, tiny, device=device, hardware="this", cache=cache_folder()))
+        identity = Identity("0" * 12, 0, 0, "test", [], "ladezeit")
+        spec = WorkerSpec(config, tiny, identity, device, tmp_path, manifest=files.manifest)
         set_state(tiny.shards, config.cache.state)
         with Supervisor() as supervisor:
             return supervisor.run(spec)
@@ -86,6 +93,38 @@ def test_the_parts_of_all_ranks_are_the_checkpoint(measure: Measure) -> None:
     assert {"model.layers.0.mlp.down_proj.weight", "model.layers.3.self_attn.q_proj.weight"} <= set(compared["split"])
     assert {rank["local_bytes"] for rank in result.effective["ranks"]} == {result.effective["local_bytes"]}
     assert result.effective["local_bytes"] < 0.6 * result.metrics["load/checkpoint_bytes"]
+
+
+def test_the_content_of_every_ranks_part_is_proven(measure: Measure) -> None:
+    """Each part is its slice of the checkpoint's tensor, bit for bit; the result says so in a sentence."""
+    result = measure(validation=CONTENT)
+    assert result.status is Status.ok, result.reason
+    assert result.proof is not None and result.proof["passed"]
+    split = result.effective["split_parameters"]
+    assert f"each rank's part of {split} split weights is bit for bit its slice" in result.proof["claim"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [
+        (
+            "OneRankHoldsAnothersPart",
+            "rank 1: content model.layers.1.mlp.down_proj.weight: is not rank 1's part of what the checkpoint holds: "
+            "it is that of rank 0",
+        ),
+        (
+            "OneRankSplitsOtherwise",
+            "rank 1 splits 1 weights otherwise than rank 0 (model.layers.1.mlp.gate_proj.weight)",
+        ),
+    ],
+)
+def test_parts_that_are_not_the_whole_are_found(engine: str, told: str, measure: Measure) -> None:
+    """A part that is there twice, and parts cut in two ways: each rank's bytes are the checkpoint's, the model's not."""
+    loading = TensorParallelLoading(name="tp", engine=f"engines_for_tests:{engine}", dtype=DType.float32)
+    result = measure(loading=loading, validation=CONTENT)
+    assert result.status is Status.wrong
+    assert result.reason is not None
+    assert result.reason.startswith(told)
 
 
 def test_a_rank_that_dies_takes_the_sample_with_it(measure: Measure) -> None:

@@ -29,21 +29,16 @@ def check_combination(config: RunConfig) -> None:
     _check_has_effect(config.loading)
     if isinstance(config.loading, TensorParallelLoading):
         _check_ranks(config, config.loading)
-    if isinstance(config.loading, (TensorParallelLoading, QuantisedLoading)):
-        _check_provable(config)
-
-
-def _check_provable(config: RunConfig) -> None:
-    """Refuse what a plain reference load cannot prove: parts of weights, and weights made by a quantiser."""
-    if config.validation.level in (ValidationLevel.content, ValidationLevel.logits, ValidationLevel.full):
-        raise CombinationError(
-            f"validation={config.validation.level.value} compares with a plain load, and loading={config.loading.name} "
-            f"makes other tensors of the weights (quantised, or a part for each rank). Use validation=placement"
-        )
 
 
 def _check_ranks(config: RunConfig, loading: TensorParallelLoading) -> None:
     asked = f"loading.ranks={loading.ranks} (loading={loading.name})"
+    if config.validation.level in (ValidationLevel.logits, ValidationLevel.full):
+        raise CombinationError(
+            f"{asked} was given with validation={config.validation.level.value}: ranks add up their parts in an order "
+            f"of their own, so that logits differ from one process's by more than its noise. Use validation=content, "
+            f"which proves every bit of every rank's part"
+        )
     if config.process.kind is not ProcessKind.fresh:
         raise CombinationError(
             f"{asked} was given with process={config.process.kind.value}: each rank is a new interpreter, because a "

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ladezeit.errors import LoadError
+from ladezeit.loading.split import ways
 from ladezeit.ranks import rank_folder
 from ladezeit.result import Status
 from ladezeit.worker import Sample
@@ -42,15 +43,25 @@ class RankSample(Sample):
         self.result.effective["ranks"] = _gather({"rank": self.rank, "device": self.spec.device, **own, **memory})
 
     def _prove(self, loaded: "LoadedModel", wanted: "Expected") -> "Proof | None":
-        """Prove this rank's part; the model is proven only where every rank's part is."""
-        proof = super()._prove(loaded, wanted)
-        verdicts = _gather((proof is not None, self.result.reason))
-        for rank, (right, reason) in enumerate(verdicts):
+        """Prove this rank's part; the model is proven only where every rank's part is, and all split it alike."""
+        proof = super()._prove(loaded, replace(wanted, rank=self.rank))
+        verdicts = _gather((proof is not None, self.result.reason, ways(loaded.model)))
+        for rank, (right, reason, _) in enumerate(verdicts):
             if not right:
-                self.result.status = Status.wrong
-                self.result.reason = f"rank {rank}: {reason}"
+                self._wrong(f"rank {rank}: {reason}")
+                return None
+        first = verdicts[0][2]
+        for rank, (_, _, other) in enumerate(verdicts):
+            apart = sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name))
+            if apart:
+                what = f"splits {len(apart)} weights otherwise than rank 0 ({apart[0]}): their parts are not the whole"
+                self._wrong(f"rank {rank} {what}")
                 return None
         return proof
+
+    def _wrong(self, reason: str) -> None:
+        self.result.status = Status.wrong
+        self.result.reason = reason
 
     def _infer(self, loaded: "LoadedModel") -> None:
         super()._infer(loaded)

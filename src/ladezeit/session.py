@@ -16,18 +16,19 @@ from ladezeit.config import ModelConfig, RunConfig, SyntheticModel, TrackingConf
 from ladezeit.display import Display
 from ladezeit.errors import CheckpointError, LadezeitError, NotRunnableError
 from ladezeit.loading.conversion import Conversion, convert
+from ladezeit.loading.quantisation import scheme
 from ladezeit.loading.registry import converter
 from ladezeit.measure.ceilings import Ceilings, measure_apart
 from ladezeit.measure.device_lock import Against, Holder, lock
 from ladezeit.measure.devices import Gpu, ResolvedDevice, gpu_memory_used_bytes, resolve_device
 from ladezeit.measure.environment import collect
 from ladezeit.placement_rules import devices_used
-from ladezeit.plan import Sizes
+from ladezeit.plan import Sizes, ranks_of
 from ladezeit.result import Result, write_atomically
 from ladezeit.supervisor import Supervisor
 from ladezeit.tracking import Tracker, open_tracker
 from ladezeit.validation import NEED_MANIFEST, NEED_REFERENCE
-from ladezeit.validation.prepare import ProofFiles
+from ladezeit.validation.prepare import ProofFiles, subject_of
 from ladezeit.validation.prepare import prepare as make_proof_files
 
 CEILINGS_FILE = "ceilings.json"
@@ -170,9 +171,9 @@ class Session:
         Raises:
             CheckpointError, NotRunnableError: it cannot be made; the same at every call.
         """
-        key = tuple(
-            map(repr, (config.validation.level, config.model, config.loading.dtype, config.runtime, device.name))
-        )
+        loading = config.loading
+        made = (loading.dtype, scheme(loading), ranks_of(loading))
+        key = tuple(map(repr, (config.validation.level, config.model, made, config.runtime, device.name)))
         if key not in self._proof_files:
             try:
                 self._proof_files[key] = self._make_proof_files(config, device, checkpoint)
@@ -190,14 +191,9 @@ class Session:
         if device.gpu is not None:
             self.gpu_baseline_bytes(device.gpu)  # before a process of ours is on it
         with self.hold(device, "samples"), self.display.console.status(f"{config.model.name}: proof") as status:
-            return make_proof_files(
-                config,
-                checkpoint,
-                device=device.name,
-                hardware=device.gpu.name if device.gpu is not None else str(cpu),
-                cache=cache_folder(),
-                building=lambda what: status.update(f"{config.model.name}: {what}"),
-            )
+            hardware = device.gpu.name if device.gpu is not None else str(cpu)
+            subject = subject_of(config, checkpoint, device=device.name, hardware=hardware, cache=cache_folder())
+            return make_proof_files(config, subject, lambda what: status.update(f"{config.model.name}: {what}"))
 
     def tracker(self, config: RunConfig) -> Tracker:
         """Return the tracker of the config; opened once a process."""

@@ -11,18 +11,34 @@ from typing import Any
 
 def parts(tensor: Any) -> Iterator[Any]:
     """Yield the plain tensors that hold the data of `tensor`: itself where it is one, and its scales and codes."""
+    return (part for _, part in named_parts(tensor))
+
+
+def named_parts(tensor: Any, module: Any = None) -> Iterator[tuple[str, Any]]:
+    """Yield what `parts` does, each with its name inside of `tensor`, which is empty for the plain tensor itself.
+
+    A part that is only another view of the tensor itself is left out. `module` is the one that has the parameter:
+    bitsandbytes' 8 bit keeps the scales there from the first forward on, and they have the same name in both places.
+    """
     tensor = local_part(tensor)
     flatten = getattr(tensor, "__tensor_flatten__", None)  # torch's protocol of tensors made of tensors
     if flatten is not None:
         for name in flatten()[0]:
-            yield from parts(getattr(tensor, name))
+            yield from ((_join(name, inner), part) for inner, part in named_parts(getattr(tensor, name)))
         return
-    yield tensor
-    yield from _tensors_of(tensor)
-    state = getattr(tensor, "quant_state", None)  # bitsandbytes' 4 bit; with double quantisation one inside another
-    while state is not None:
-        yield from _tensors_of(state)
-        state = getattr(state, "state2", None)
+    yield "", tensor
+    yield from ((name, part) for name, part in _tensors_of(tensor) if not _is_view(part, tensor))
+    yield from state_parts(getattr(tensor, "quant_state", None))
+    state: Any = vars(module).get("state") if module is not None else None
+    if type(state).__module__.startswith("bitsandbytes.") and state.SCB is not None:
+        yield "SCB", state.SCB
+
+
+def state_parts(state: Any, prefix: str = "state") -> Iterator[tuple[str, Any]]:
+    """Yield the tensors of bitsandbytes' state of a 4 bit weight by name, and of the one inside it; None has none."""
+    while state is not None:  # with double quantisation one is inside another
+        yield from ((f"{prefix}.{name}", part) for name, part in _tensors_of(state))
+        state, prefix = getattr(state, "state2", None), f"{prefix}.state"
 
 
 def local_part(tensor: Any) -> Any:
@@ -33,13 +49,9 @@ def local_part(tensor: Any) -> Any:
 def held(model: Any) -> Iterator[Any]:
     """Yield the plain tensors behind all parameters and buffers of `model`; a tied one as often as it is tied."""
     for module in model.modules():
-        for tensor in chain(module._parameters.values(), module._buffers.values()):
+        for name, tensor in chain(module._parameters.items(), module._buffers.items()):
             if tensor is not None:
-                yield from parts(tensor)
-        # bitsandbytes' 8 bit keeps the scales here from the first forward on, beside what the last input left.
-        state = vars(module).get("state")
-        if type(state).__module__.startswith("bitsandbytes.") and state.SCB is not None:
-            yield state.SCB
+                yield from (part for _, part in named_parts(tensor, module if name == "weight" else None))
 
 
 def reach(tensor: Any) -> int:
@@ -69,7 +81,17 @@ def weights_bytes(model: Any) -> int:
     return total
 
 
-def _tensors_of(owner: Any) -> Iterator[Any]:
+def _tensors_of(owner: Any) -> Iterator[tuple[str, Any]]:
     from torch import Tensor
 
-    return (value for value in vars(owner).values() if isinstance(value, Tensor))
+    return ((name, value) for name, value in vars(owner).items() if isinstance(value, Tensor) and name != "grad")
+
+
+def _is_view(part: Any, tensor: Any) -> bool:
+    """Say whether `part` is the very memory of `tensor`, as bitsandbytes' 8 bit keeps its codes a second time."""
+    same = part.device == tensor.device and part.dtype == tensor.dtype and part.shape == tensor.shape
+    return bool(same and not tensor.is_meta and part.data_ptr() == tensor.data_ptr())
+
+
+def _join(name: str, inner: str) -> str:
+    return f"{name}.{inner}" if inner else name

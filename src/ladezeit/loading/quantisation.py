@@ -6,22 +6,71 @@ from typing import Any
 
 from ladezeit.config import Bitsandbytes4bitLoading, Bitsandbytes8bitLoading, LoadingConfig, TorchaoInt8Loading
 
+BITSANDBYTES = "bitsandbytes"
+TORCHAO = "torchao"
+
 #: Stands for whatever scheme a checkpoint was quantised with before it was written.
 CHECKPOINTS_OWN = "the checkpoint's own"
 
 _MOST_NAMED = 10
 
 
-def scheme_asked(loading: LoadingConfig) -> str | None:
-    """Return the scheme that `loading` asks for, in the words of `scheme_of`; None where it asks for none."""
+@dataclass(frozen=True)
+class Scheme:
+    """What a quantiser is asked to make of weights; plain data by `dataclasses.asdict`.
+
+    `library` is the name of its package. `quant_type` and `double` are bitsandbytes' 4 bit's. `threshold` is its 8
+    bit's for activations: it changes what is computed, and no code.
+    """
+
+    library: str
+    bits: int
+    quant_type: str | None = None
+    double: bool = False
+    threshold: float | None = None
+
+    @property
+    def words(self) -> str:
+        """The scheme in the words of `scheme_of`."""
+        if self.library == TORCHAO:
+            return "torchao int8 weight-only"
+        return "bitsandbytes 8 bit" if self.bits == 8 else _four_bit(str(self.quant_type), self.double)
+
+
+def scheme(loading: LoadingConfig) -> Scheme | None:
+    """Return the scheme that `loading` asks for; None where it asks for none."""
     match loading:
         case Bitsandbytes8bitLoading():
-            return "bitsandbytes 8 bit"
+            return Scheme(BITSANDBYTES, 8, threshold=loading.threshold)
         case Bitsandbytes4bitLoading():
-            return _four_bit(loading.quant_type.value, loading.double_quant)
+            return Scheme(BITSANDBYTES, 4, loading.quant_type.value, loading.double_quant)
         case TorchaoInt8Loading():
-            return "torchao int8 weight-only"
+            return Scheme(TORCHAO, 8)
     return None
+
+
+def scheme_asked(loading: LoadingConfig) -> str | None:
+    """Return the scheme that `loading` asks for, in the words of `scheme_of`; None where it asks for none."""
+    asked = scheme(loading)
+    return None if asked is None else asked.words
+
+
+def quantization_config(asked: Scheme, dtype: str) -> Any:
+    """Return transformers' config of the scheme; `dtype` (torch's name) is what products are computed in."""
+    from transformers import BitsAndBytesConfig, TorchAoConfig
+
+    if asked.library == TORCHAO:
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return TorchAoConfig(Int8WeightOnlyConfig())
+    if asked.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=asked.threshold)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=asked.quant_type,
+        bnb_4bit_use_double_quant=asked.double,
+        bnb_4bit_compute_dtype=dtype,  # the library's default is float32, whatever the weights were
+    )
 
 
 def scheme_of(tensor: Any) -> str | None:
@@ -53,8 +102,11 @@ def rule(model: Any) -> Callable[[str, Any], bool]:
     ``replace_with_bnb_linear`` and ``TorchAoHfQuantizer.param_needs_quantization`` in transformers.
     """
     quantiser = getattr(model, "hf_quantizer", None)
-    if quantiser is None:
-        return lambda path, module: False
+    return (lambda path, module: False) if quantiser is None else rule_of(quantiser)
+
+
+def rule_of(quantiser: Any) -> Callable[[str, Any], bool]:
+    """Return `rule` of a model with this quantiser of transformers, whose `modules_to_not_convert` is set."""
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.quantizers_utils import should_convert_module

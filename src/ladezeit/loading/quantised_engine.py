@@ -38,9 +38,11 @@ class QuantisedEngine(TransformersEngine):
             LoadError: the library found nothing to quantise.
         """
         loading = request.loading
+        asked = quantisation.scheme(loading)
         assert isinstance(loading, QuantisedLoading)
+        assert asked is not None
         arguments = placement_arguments(loading, request.device)
-        arguments["quantization_config"] = _quantization_config(loading, _dtype(request))
+        arguments["quantization_config"] = quantisation.quantization_config(asked, _dtype(request))
         loaded = from_pretrained(request, clock, **arguments)
         self.after_load(loaded, request, clock)
         with clock.span("load/check"):
@@ -64,21 +66,3 @@ def _modules(loading: Any) -> tuple[str, ...]:
 def _dtype(request: LoadRequest) -> str:
     asked = request.loading.dtype.value
     return request.checkpoint.dtype if asked == "auto" else asked
-
-
-def _quantization_config(loading: QuantisedLoading, dtype: str) -> Any:
-    """Return transformers' config of the scheme; `dtype` (torch's name) is what products are computed in."""
-    from transformers import BitsAndBytesConfig, TorchAoConfig
-
-    if isinstance(loading, Bitsandbytes8bitLoading):
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=loading.threshold)
-    if isinstance(loading, Bitsandbytes4bitLoading):
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=loading.quant_type.value,
-            bnb_4bit_use_double_quant=loading.double_quant,
-            bnb_4bit_compute_dtype=dtype,  # the library's default is float32, whatever the weights were
-        )
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig())

@@ -16,6 +16,12 @@ def level_of(result: Result) -> str:
     return str(named or "unknown")
 
 
+def claim_of(samples: Sequence[Result]) -> str | None:
+    """Return in one sentence what the proof of a quantised or split model proves; None where its level says it all."""
+    claims = (str(proof["claim"]) for result in samples if (proof := result.proof) and proof.get("claim"))
+    return next(claims, None)
+
+
 def doubt(result: Result) -> str | None:
     """Return in a line why an `ok` sample is not proven, None where it is (or where it is not `ok` anyway)."""
     if result.status is not Status.ok:

@@ -7,6 +7,7 @@ from ladezeit.results.comparison import PointFigures
 from ladezeit.results.comparison_table import apart_text_of, cut, p_text
 from ladezeit.results.decision import Current, Decision
 from ladezeit.results.objectives import figure
+from ladezeit.results.proven import claim_of
 from ladezeit.results.ranking import samples_needed
 from ladezeit.results.seconds import seconds
 from ladezeit.results.standing import NEGLIGIBLE, Standing, State
@@ -195,6 +196,7 @@ def _how_sure(decision: Decision) -> str:
         if question.blocked_p is not None and question.blocked_p < LEVEL:
             said += f" (Block by block they do differ, p = {p_text(question.blocked_p)}: worth more samples.)"
         lines.append(said)
+    lines += _claims(points)
     for point in decision.failing:
         lines.append(
             f"- `{point.name}` is ranked by its good samples, but: {'; '.join(cut(p) for p in point.problems)}"
@@ -203,6 +205,15 @@ def _how_sure(decision: Decision) -> str:
     if few and load.state is not State.too_few:
         lines.append(f"- {_names(few)} may be faster, but with fewer than {LEAST_TO_RANK} samples nobody knows.")
     return "\n".join(lines)
+
+
+def _claims(points: Sequence[PointFigures]) -> list[str]:
+    """Return a line for each thing that is proven of models that are quantised or split."""
+    by_claim: dict[str, list[PointFigures]] = {}
+    for point in points:
+        if claim := claim_of(point.samples):
+            by_claim.setdefault(claim, []).append(point)
+    return [f"- What is proven of {_names(own)}: {claim}." for claim, own in by_claim.items()]
 
 
 def _all_others(load: Standing) -> str:

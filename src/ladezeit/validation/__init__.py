@@ -16,6 +16,7 @@ from ladezeit.validation.content import level as content
 from ladezeit.validation.generation import stored_generation_config
 from ladezeit.validation.logits import level as logits
 from ladezeit.validation.proof import Expected, Finding, Look, Proof
+from ladezeit.validation.quantised import spoken_claim
 
 __all__ = ["SPAN", "Expected", "Finding", "Proof", "prove", "prove_spoken", "stored_generation_config"]
 
@@ -64,6 +65,7 @@ def prove(loaded: LoadedModel, expected: Expected, config: ValidationConfig, clo
         findings=look.findings,
         total_s=clock.phases[-1].duration_s,
         metrics=look.metrics,
+        claim=look.meaning if look.ran and not look.findings else None,
     )
 
 
@@ -88,4 +90,9 @@ def prove_spoken(loaded: LoadedModel, expected: Expected, before: Proof, clock: 
         findings=findings,
         total_s=before.total_s + own_s,
         metrics={**before.metrics, **look.metrics, "validation/logits_s": own_s},
+        claim=None if findings else _joined(before.claim, spoken_claim(expected)),
     )
+
+
+def _joined(*claims: str | None) -> str | None:
+    return "; ".join(claim for claim in claims if claim) or None

@@ -79,6 +79,7 @@ def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> L
         modules_seen=modules_seen,
         tensors_seen=tensors_seen,
         findings=findings,
+        meaning=quantised.claim(),
     )
 
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.config import DType, RunConfig
+from ladezeit.config import DType, RunConfig, TensorParallelLoading
+from ladezeit.loading.quantisation import scheme
 from ladezeit.validation import NEED_MANIFEST, NEED_REFERENCE
 from ladezeit.validation.content.reference import manifest_file
 from ladezeit.validation.logits.reference import reference_file
+from ladezeit.validation.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -19,53 +21,37 @@ class ProofFiles:
     reference: Path | None = None
 
 
-def prepare(
-    config: RunConfig,
-    checkpoint: Checkpoint,
-    *,
-    device: str,
-    hardware: str,
-    cache: Path,
-    building: Callable[[str], None] = lambda what: None,
-) -> ProofFiles:
-    """Return the files for the config's level, made where they are not there for this checkpoint as it is now.
+def subject_of(config: RunConfig, checkpoint: Checkpoint, *, device: str, hardware: str, cache: Path) -> Subject:
+    """Return what the config's references are made for; arguments as those of `Subject`."""
+    asked, loading = config.loading.dtype, config.loading
+    return Subject(
+        checkpoint=checkpoint,
+        name=config.model.name,
+        dtype=checkpoint.dtype if asked is DType.auto else asked.value,
+        device=device,
+        cache=cache,
+        hardware=hardware,
+        trust_remote_code=config.model.trust_remote_code,
+        scheme=scheme(loading),
+        ranks=loading.ranks if isinstance(loading, TensorParallelLoading) else None,
+    )
 
-    Args:
-        config: names level, dtype and runtime settings.
-        checkpoint: what will be loaded.
-        device: torch's name of the run's device.
-        hardware: the product's name.
-        cache: ladezeit's cache folder.
-        building: told what is being made; that takes as long as a load or two.
+
+def prepare(config: RunConfig, subject: Subject, building: Callable[[str], None] = lambda what: None) -> ProofFiles:
+    """Return the files for the config's level, made where they are not there for the checkpoint as it is now.
+
+    `building` is told what is being made; that takes as long as a load or two.
 
     Raises:
         CheckpointError: the checkpoint's files are damaged, or its reference load failed.
         NotRunnableError: its reference load does not fit this machine.
     """
-    asked = config.loading.dtype
-    dtype = checkpoint.dtype if asked is DType.auto else asked.value
-    trust = config.model.trust_remote_code
     manifest = reference = None
     if config.validation.level in NEED_MANIFEST:
-        manifest = manifest_file(
-            checkpoint,
-            name=config.model.name,
-            dtype=dtype,
-            device=device,
-            cache=cache,
-            trust_remote_code=trust,
-            building=lambda: building("a reference load, to know what every tensor must hold"),
-        )
+        quantised = "" if subject.scheme is None else f", quantised by {subject.scheme.library}"
+        what = f"a reference load, to know what every tensor must hold{quantised}"
+        manifest = manifest_file(subject, lambda: building(what))
     if config.validation.level in NEED_REFERENCE:
-        reference = reference_file(
-            checkpoint,
-            name=config.model.name,
-            dtype=dtype,
-            device=device,
-            hardware=hardware,
-            runtime=config.runtime,
-            cache=cache,
-            trust_remote_code=trust,
-            building=lambda: building("two reference loads, to know what the model must say"),
-        )
+        what_said = "two reference loads, to know what the model must say"
+        reference = reference_file(subject, config.runtime, lambda: building(what_said))
     return ProofFiles(manifest, reference)

@@ -21,6 +21,7 @@ class Expected:
     says (`stored_generation_config`), which the model must have taken up; None where it has none. `quantisation`: the
     scheme asked for, in the words of `ladezeit.loading.quantisation.scheme_of`; None for none. `manifest`: what every
     tensor must hold, for the levels that look at contents; `spoken`: what the model must say, for those that listen.
+    `rank`: which of the ranks this process is, where weights are split over several.
     """
 
     device: str
@@ -32,6 +33,7 @@ class Expected:
     quantisation: str | None = None
     manifest: "Manifest | None" = None
     spoken: "Reference | None" = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Finding:
 class Look:
     """What one level looked at and found; `claim` says what it means that nothing was found, or why it did not run.
 
+    `meaning` says in one sentence what that proves and what it does not, where a level's name does not say it already.
+
     `tensors_seen` counts looks: a level that looks at a tensor five times counts five. `metrics` are what the level
     measured besides, by the names that the result file gives them.
     """
@@ -66,6 +70,7 @@ class Look:
     tensors_seen: int = 0
     findings: list[Finding] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    meaning: str | None = None
 
     def reason(self) -> str:
         """Return one line: the claim, or the first findings and how many more there are."""
@@ -80,7 +85,9 @@ class Look:
 class Proof:
     """What a validation level looked at, what it found and what it cost.
 
-    `passed` is True only where the level ran and found nothing: a level that did not run proves nothing.
+    `passed` is True only where the level ran and found nothing: a level that did not run proves nothing. `claim` is one
+    sentence for reports, where the level alone would be misread: what of a quantised or split model is proven; None
+    where the level says it all, or nothing is proven.
     """
 
     level: str
@@ -92,6 +99,7 @@ class Proof:
     findings: list[Finding] = field(default_factory=list)
     total_s: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    claim: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, ready for the result file, whose metrics have a place of their own."""

@@ -6,6 +6,13 @@ from ladezeit.loading.quantisation import CHECKPOINTS_OWN, dequantised_dtype, ru
 from ladezeit.validation.proof import Expected, Finding
 
 
+def spoken_claim(expected: Expected) -> str | None:
+    """Return what it proves that a quantised model says what its reference says; None for one that is not quantised."""
+    if expected.quantisation is None:
+        return None
+    return "it says what another load by the same quantiser says, which is not to say what the original would"
+
+
 class Quantised:
     """Judges the weights of a model one by one; `count` is how many were found quantised as asked."""
 
@@ -36,6 +43,12 @@ class Quantised:
             return [Finding("dtype", full, f"dequantises to {dtype}, asked for {self._dtype}")]
         self.count += 1
         return []
+
+    def claim(self) -> str | None:
+        """Return what looking at weights one by one proves of the quantised ones; None where none was asked for."""
+        if not self.count:
+            return None
+        return f"{self.count} weights are quantised as asked ({self._asked}); their values were not compared"
 
     def missing(self) -> list[Finding]:
         """Return a finding where a scheme was asked for and not one tensor follows it."""

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from configs_for_tests import TINY_MOE, model_config
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
 from ladezeit.validation.content.reference import manifest_file
+from ladezeit.validation.subject import Subject
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -30,9 +32,16 @@ def own_copy(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     return inspect(folder, "copy")
 
 
-def manifest_of(checkpoint: Checkpoint, cache: Path, dtype: str = "bfloat16", **arguments: Any) -> Path:
+def manifest_of(
+    checkpoint: Checkpoint,
+    cache: Path,
+    dtype: str = "bfloat16",
+    building: Callable[[], None] = lambda: None,
+    **changes: Any,
+) -> Path:
     """Return the manifest's file, made by a real reference load where it is not there."""
-    return manifest_file(checkpoint, name="test", dtype=dtype, device="cpu", cache=cache, **arguments)
+    asked = {"device": "cpu", "hardware": "this", **changes}
+    return manifest_file(Subject(checkpoint, "test", dtype, cache=cache, **asked), building)
 
 
 def flip_in_file(checkpoint: Checkpoint, name: str) -> None:

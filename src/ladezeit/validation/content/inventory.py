@@ -5,23 +5,31 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ladezeit.loading.parts import named_parts
+from ladezeit.loading.split import way_of
+
 PARAMETER = "parameter"
 BUFFER = "buffer"
 #: A buffer that no checkpoint holds: the model's class computes it.
 COMPUTED = "computed"
+#: A part of a weight that a quantiser made of one in the checkpoint.
+QUANTISED = "quantised"
 
 
 @dataclass(frozen=True)
 class Held:
-    """One name of a model and the tensor behind it; `kind` is ``parameter``, ``buffer`` or ``computed``.
+    """One name of a model and the tensor behind it; `kind` is ``parameter``, ``buffer``, ``computed`` or
+    ``quantised``.
 
-    An offloaded tensor is on meta, and `fetch` brings what a forward would find; None for any other.
+    An offloaded tensor is on meta, and `fetch` brings what a forward would find; None for any other. Of a tensor that
+    is split over ranks `tensor` is this rank's part, and `way` says how it was split (see `loading.split`).
     """
 
     name: str
     kind: str
     tensor: Any
     fetch: Callable[[], Any] | None = None
+    way: str | None = None
 
 
 def inventory(model: Any) -> list[Held]:
@@ -42,7 +50,7 @@ def groups(held: list[Held]) -> list[list[Held]]:
 
 def place(tensor: Any) -> tuple[Any, ...]:
     """Return what is equal for two tensors that are the same elements of the same memory."""
-    if tensor.is_meta or type(tensor).__name__ == "DTensor" or tensor.numel() == 0:
+    if tensor.is_meta or tensor.numel() == 0:
         return ("object", id(tensor))
     return (str(tensor.device), tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), str(tensor.dtype))
 
@@ -50,29 +58,28 @@ def place(tensor: Any) -> tuple[Any, ...]:
 def _of_module(path: str, module: Any) -> Iterator[Held]:
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            yield from _parts(
-                f"{path}.{name}" if path else name, PARAMETER, parameter, _elsewhere(module, name, parameter)
-            )
+            yield from _held(_join(path, name), PARAMETER, parameter, module, name)
     for name, buffer in module._buffers.items():
         if buffer is not None:
             kind = COMPUTED if name in module._non_persistent_buffers_set else BUFFER
-            yield from _parts(f"{path}.{name}" if path else name, kind, buffer, _elsewhere(module, name, buffer))
+            yield from _held(_join(path, name), kind, buffer, module, name)
 
 
-def _parts(name: str, kind: str, tensor: Any, fetch: Callable[[], Any] | None = None) -> Iterator[Held]:
+def _held(full: str, kind: str, tensor: Any, module: Any, name: str) -> Iterator[Held]:
     """Yield a tensor, or what it is made of where it is quantised: codes, scales and code books, by their names."""
-    flatten = getattr(tensor, "__tensor_flatten__", None)  # torch's protocol of tensors made of tensors
-    if flatten is not None and not hasattr(tensor, "device_mesh"):
-        for part in flatten()[0]:
-            yield from _parts(f"{name}:{part}", kind, getattr(tensor, part))
-        return
-    yield Held(name, kind, tensor, fetch)
-    owner, prefix = tensor, f"{name}:"
-    while owner is not None:  # bitsandbytes keeps scales as attributes, of 4 bit in a state, which may hold another
-        for attribute, value in getattr(owner, "__dict__", {}).items():
-            if attribute != "grad" and hasattr(value, "data_ptr") and hasattr(value, "untyped_storage"):
-                yield Held(f"{prefix}{attribute}", kind, value)
-        owner, prefix = getattr(owner, "state2" if owner is not tensor else "quant_state", None), f"{prefix}state."
+    way = way_of(tensor)
+    for part, plain in named_parts(tensor, module if name == "weight" else None):
+        fetch = None if part else _elsewhere(module, name, tensor)
+        yield Held(part_name(full, part), kind, plain, fetch, way)
+
+
+def part_name(full: str, part: str) -> str:
+    """Return the name of a part of the tensor `full`, as `loading.parts.named_parts` calls it inside of that."""
+    return f"{full}:{part}" if part else full
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _elsewhere(module: Any, name: str, tensor: Any) -> Callable[[], Any] | None:

@@ -9,7 +9,7 @@ from ladezeit.config import ValidationConfig
 from ladezeit.loading.base import LoadedModel
 from ladezeit.validation import placement
 from ladezeit.validation.content.digest import digest, digests
-from ladezeit.validation.content.inventory import COMPUTED, Held, groups, inventory
+from ladezeit.validation.content.inventory import COMPUTED, QUANTISED, Held, groups, inventory
 from ladezeit.validation.content.manifest import Manifest
 from ladezeit.validation.content.scribble import scribble
 from ladezeit.validation.proof import Expected, Finding, Look
@@ -37,6 +37,7 @@ def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> L
             "validation/content_bytes": float(digested),
             "validation/scribbled_bytes": float(scribbled),
         },
+        meaning=_meaning(expected.manifest, held),
     )
 
 
@@ -61,7 +62,9 @@ def compare(
     seen, read_bytes = _read(grouped)
     findings = _names(held, manifest)
     for one in held:
-        if one.name in seen:
+        if one.name in seen and one.way is not None:
+            findings += _part(one.name, one.way, seen[one.name], manifest, expected.rank)
+        elif one.name in seen:
             findings += _contents(one.name, seen[one.name], manifest)
         else:
             findings.append(Finding("meta", one.name, _why_unread(one.tensor)))
@@ -119,9 +122,37 @@ def _contents(name: str, seen: _Seen, manifest: Manifest) -> list[Finding]:
         return [Finding("dtype", name, f"is {seen.dtype}, the reference load has {wanted.dtype}")]
     if seen.shape != wanted.shape:
         return [Finding("shape", name, f"has the shape {seen.shape}, the reference load has {wanted.shape}")]
-    what = "the model's class computes" if wanted.kind == COMPUTED else "the checkpoint holds"
+    what = _source(wanted.kind, manifest)
     twin = _twin(seen.digest, wanted.shape, manifest)
     return [Finding("content", name, f"is not what {what}{twin}")]
+
+
+def _source(kind: str, manifest: Manifest) -> str:
+    if kind == QUANTISED:
+        return f"{_quantiser(manifest)['version']} makes of what the checkpoint holds"
+    return "the model's class computes" if kind == COMPUTED else "the checkpoint holds"
+
+
+def _quantiser(manifest: Manifest) -> dict[str, Any]:
+    found = manifest.origin.get("quantised")
+    return found if isinstance(found, dict) else {}
+
+
+def _part(name: str, way: str, seen: _Seen, manifest: Manifest, rank: int | None) -> list[Finding]:
+    """Return what is wrong with this rank's part of a tensor that is split in the given way."""
+    wanted = manifest.tensors.get(name)
+    if wanted is None:
+        return []
+    parts = manifest.split.get(name, {}).get(way)
+    if parts is None or rank is None or rank >= len(parts):
+        what = f"is split over ranks in a way ({way}) that the reference knows no parts of: its content is not proven"
+        return [Finding("content", name, what)]
+    if seen.digest == parts[rank]:
+        return []
+    if seen.dtype != wanted.dtype:
+        return [Finding("dtype", name, f"is {seen.dtype}, the reference load has {wanted.dtype}")]
+    other = f": it is that of rank {parts.index(seen.digest)}" if seen.digest in parts else ""
+    return [Finding("content", name, f"is not rank {rank}'s part of what the checkpoint holds{other}")]
 
 
 def _twin(digest: str, shape: tuple[int, ...], manifest: Manifest) -> str:
@@ -137,6 +168,12 @@ def _ties(grouped: list[list[Held]], manifest: Manifest, expected: Expected) -> 
 
     Offloaded tensors are not judged: each is brought in by itself.
     """
+    # A quantiser may share a code book among all weights, or not: whoever shares wrongly holds other bytes.
+    grouped = [
+        group
+        for group in grouped
+        if all((entry := manifest.tensors.get(one.name)) is None or entry.kind != QUANTISED for one in group)
+    ]
     findings = []
     number = {one.name: index for index, group in enumerate(grouped) for one in group if not one.tensor.is_meta}
     device = {one.name: str(one.tensor.device) for group in grouped for one in group}
@@ -157,14 +194,12 @@ def _ties(grouped: list[list[Held]], manifest: Manifest, expected: Expected) -> 
 
 
 def _is_readable(tensor: Any) -> bool:
-    return not tensor.is_meta and str(tensor.layout) == "torch.strided" and not hasattr(tensor, "device_mesh")
+    return not tensor.is_meta and str(tensor.layout) == "torch.strided"
 
 
 def _why_unread(tensor: Any) -> str:
     if tensor.is_meta:
         return "has no data: it is on the meta device"
-    if hasattr(tensor, "device_mesh"):
-        return "is spread over several processes (DTensor): its content is not proven by one of them"
     return f"has no plain bytes to read ({tensor.layout})"
 
 
@@ -180,4 +215,27 @@ def _claim(placed: str, read_bytes: int, manifest: Manifest) -> str:
         claim += f" and {len(manifest.unanchored)} rest on the library's conversion"
     if manifest.origin.get("quantization"):
         claim += "; quantised: the same quantised weights, which says nothing of how near they are to the original"
+    quantiser = _quantiser(manifest)
+    if quantiser:
+        parts = sum(entry.kind == QUANTISED for entry in manifest.tensors.values())
+        claim += f"; {parts} parts of quantised weights are what {quantiser['version']} makes of those on this device"
     return claim
+
+
+def _meaning(manifest: Manifest, held: list[Held]) -> str | None:
+    """Return in one sentence what is proven of weights that are not the checkpoint's as they are."""
+    quantiser = _quantiser(manifest)
+    if quantiser:
+        weights = len({n.partition(":")[0] for n, entry in manifest.tensors.items() if entry.kind == QUANTISED})
+        return (
+            f"the codes and scales of {weights} weights are bit for bit those that {quantiser['version']} "
+            f"({quantiser['words']}) makes of the checkpoint's, all other tensors are the checkpoint's; how near the "
+            f"quantised weights are to the original is not proven"
+        )
+    split = sum(one.way is not None for one in held)
+    if split:
+        return (
+            f"each rank's part of {split} split weights is bit for bit its slice of the checkpoint's, all ranks' parts "
+            f"together are the whole, and every rank holds all other tensors"
+        )
+    return None

@@ -26,7 +26,8 @@ class Manifest:
     """The tensors of a model by name, the groups of names that are one tensor, and what this rests on.
 
     `anchored` counts how the reference load was itself proven against the files (see `anchor`), `unanchored` names the
-    parameters and persistent buffers that could not be; `origin` says what it was made from and with.
+    parameters and persistent buffers that could not be; `origin` says what it was made from and with. Where weights are
+    split over ranks, `split` has by name and way (see `ladezeit.loading.split`) the digest of each rank's part.
     """
 
     tensors: dict[str, Entry]
@@ -34,6 +35,7 @@ class Manifest:
     anchored: dict[str, int]
     unanchored: list[str]
     origin: dict[str, Any] = field(default_factory=dict)
+    split: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain data for `from_plain`; a tensor is a list, which keeps thousands of them cheap."""

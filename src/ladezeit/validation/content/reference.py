@@ -7,67 +7,68 @@ digest is the same on both.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ladezeit.checkpoint.identity import identity, verify
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.errors import CheckpointError, NotRunnableError
+from ladezeit.loading.quantisation import Scheme
 from ladezeit.measure.limits import available_memory_bytes
 from ladezeit.validation import kept
 from ladezeit.validation.apart import answer, run_apart
 from ladezeit.validation.content.manifest import Entry, Manifest
 from ladezeit.validation.content.sums import ARITHMETIC
+from ladezeit.validation.subject import Subject
+
+if TYPE_CHECKING:
+    from ladezeit.validation.content.inventory import Held
 
 #: In the cache folder.
 FOLDER = "manifests"
+#: Version of how parts of tensors are named: raise it when the same load would give other names.
+_NAMES = 2
 _ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 #: What the reference process needs besides the weights.
 _PROCESS_BYTES = 1.5 * 2**30
 _MOST_NAMED = 10
 
 
-def manifest_file(
-    checkpoint: Checkpoint,
-    *,
-    name: str,
-    dtype: str,
-    device: str,
-    cache: Path,
-    trust_remote_code: bool = False,
-    building: Callable[[], None] = lambda: None,
-) -> Path:
-    """Return the file of the manifest of `checkpoint` loaded as `dtype`, made where there is none for these files.
+def manifest_file(subject: Subject, building: Callable[[], None] = lambda: None) -> Path:
+    """Return the file of the manifest of `subject`, made where there is none for its checkpoint's files.
 
-    Args:
-        checkpoint: what is loaded.
-        name: of the model, for people.
-        dtype: torch's name of the dtype that is asked for, never ``auto``.
-        device: torch's name of the run's device, for a model that does not fit into host memory.
-        cache: ladezeit's cache folder.
-        trust_remote_code: as in the model's config.
-        building: called before a manifest is made, which takes as long as a load and two passes over the weights.
+    `building` is called before a manifest is made, which takes as long as a load and two passes over the weights; for
+    split weights some more passes, for quantised ones the quantiser's own time twice.
 
     Raises:
-        CheckpointError: the files are not what the hub says, or the reference load is not the checkpoint's.
+        CheckpointError: the files are not what the hub says, or the reference load is not the checkpoint's, or the
+            quantiser does not repeat itself.
         NotRunnableError: the weights fit neither into host memory nor onto the device.
     """
-    verify(checkpoint, cache)
-    asked = {"place": _place(checkpoint, dtype), "files": identity(checkpoint)}
+    checkpoint = subject.checkpoint
+    verify(checkpoint, subject.cache)
+    place = {
+        **subject.place(),
+        "quantization": checkpoint.config.get("quantization_config"),
+        "ranks": subject.ranks,
+        "arithmetic": ARITHMETIC,
+        "names": _NAMES,
+    }
+    asked = {"place": place, "files": subject.files()}
 
     def build() -> dict[str, Any]:
         building()
         request = {
+            **subject.request(),
             "checkpoint": checkpoint.to_json(),
-            "dtype": dtype,
-            "device": _device(checkpoint, dtype, device, name),
-            "trust_remote_code": trust_remote_code,
+            "reference_device": _device(checkpoint, subject.dtype, subject.device, subject.name),
+            "ranks": subject.ranks,
             "asked": asked,
         }
-        return run_apart("ladezeit.validation.content.reference", request, f"model={name}")
+        return run_apart("ladezeit.validation.content.reference", request, f"model={subject.name}")
 
-    return kept.ensure(cache / FOLDER, name, asked, build)
+    return kept.ensure(subject.cache / FOLDER, subject.name, asked, build)
 
 
 def reference_load(folder: str, dtype: str, device: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
@@ -81,7 +82,7 @@ def reference_load(folder: str, dtype: str, device: str, **arguments: Any) -> tu
 
     placed = {} if device == "cpu" else {"device_map": {"": device}}
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True, **placed, **arguments
+        folder, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True, **{**placed, **arguments}
     )
     made_up = [*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])]
     if made_up:
@@ -100,9 +101,9 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
 
     checkpoint = Checkpoint.from_json(request["checkpoint"])
     model, info = reference_load(
-        str(checkpoint.folder),
+        request["folder"],
         request["dtype"],
-        request["device"],
+        request["reference_device"],
         trust_remote_code=request["trust_remote_code"],
     )
     held = inventory(model)
@@ -112,30 +113,69 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
     for group in grouped:
         found.update({one.name: by_first[group[0].name] for one in group})
     anchors = anchor(checkpoint, held, found)
-    if identity(checkpoint) != request["asked"]["files"]:
-        raise CheckpointError(f"the files in {checkpoint.folder} changed while their manifest was made: try again")
     entries = {
         one.name: Entry(
             found[one.name], str(one.tensor.dtype).removeprefix("torch."), tuple(one.tensor.shape), one.kind
         )
         for one in held
     }
+    split = _split(grouped, request["ranks"], _is_packed(model)) if request["ranks"] else {}
+    if request["scheme"]:
+        entries = _with_quantised(entries, model, request)
+    if identity(checkpoint) != request["asked"]["files"]:
+        raise CheckpointError(f"the files in {checkpoint.folder} changed while their manifest was made: try again")
     ties = [[one.name for one in group] for group in grouped if len(group) > 1]
-    origin = {**request["asked"]["place"], "device": request["device"], "dropped": sorted(info["unexpected_keys"])}
-    return Manifest(entries, ties, anchors.counts, anchors.unanchored, origin).to_plain()
-
-
-def _place(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    return {
-        "folder": str(checkpoint.folder),
-        "dtype": dtype,
-        "quantization": checkpoint.config.get("quantization_config"),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "arithmetic": ARITHMETIC,
+    origin = {
+        **request["asked"]["place"],
+        "device": request["reference_device"],
+        "dropped": sorted(info["unexpected_keys"]),
     }
+    return Manifest(entries, ties, anchors.counts, anchors.unanchored, origin, split).to_plain()
+
+
+def _with_quantised(entries: dict[str, Entry], model: Any, request: dict[str, Any]) -> dict[str, Entry]:
+    """Return the entries of a plain load, with the parts that the quantiser makes of a weight in place of the weight.
+
+    Raises:
+        CheckpointError: the quantiser does not repeat itself.
+    """
+    from ladezeit.validation.content.quantiser import quantised_entries
+
+    made = quantised_entries(model, Scheme(**request["scheme"]), request["dtype"], request["device"])
+    put: dict[str, Entry] = {}
+    for name, entry in entries.items():
+        put.update(made.get(name, [(name, entry)]))
+    return put
+
+
+def _split(grouped: "Iterable[list[Held]]", ranks: int, packed: bool) -> dict[str, dict[str, list[str]]]:
+    """Return the digests of all ranks' parts of each parameter, for each way in which it may be split.
+
+    Which of them a plan uses shows only in the load; a way that is not here is a finding there. `packed`: some tensors
+    hold two projections one after the other, each of which is split.
+    """
+    from ladezeit.loading.split import part, way
+    from ladezeit.validation.content.digest import digests
+    from ladezeit.validation.content.inventory import PARAMETER
+
+    found: dict[str, dict[str, list[str]]] = {}
+    for group in grouped:
+        tensor = group[0].tensor
+        if group[0].kind != PARAMETER:
+            continue
+        groups = (1, 2) if packed and tensor.dim() > 1 else (1,)
+        ways = {}
+        for one in (way(dimension, count) for dimension in range(tensor.dim()) for count in groups):
+            parts = digests({str(rank): part(tensor, one, rank, ranks) for rank in range(ranks)})
+            ways[one] = list(parts.values())
+        found.update({one.name: ways for one in group})
+    return found
+
+
+def _is_packed(model: Any) -> bool:
+    """Say whether the model's plan for tensor parallelism has weights of several projections in one."""
+    plan = getattr(model, "_tp_plan", None) or {}
+    return any("packed" in str(style) for style in plan.values())
 
 
 def _device(checkpoint: Checkpoint, dtype: str, device: str, name: str) -> str:

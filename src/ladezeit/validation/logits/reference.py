@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ladezeit.checkpoint.identity import identity
-from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import MatmulPrecision, RuntimeConfig
 from ladezeit.errors import CheckpointError
+from ladezeit.loading.quantisation import Scheme, quantization_config
 from ladezeit.measure.limits import available_cpus
 from ladezeit.validation import kept
 from ladezeit.validation.apart import answer, run_apart
 from ladezeit.validation.logits.spoken import NEW_TOKENS, PROMPT_TOKENS, Spoken
+from ladezeit.validation.subject import Subject
 
 #: In the cache folder.
 FOLDER = "logits"
@@ -47,63 +47,32 @@ class Reference:
         return cls(**{**plain, "spoken": Spoken.from_plain(plain["spoken"])})
 
 
-def reference_file(
-    checkpoint: Checkpoint,
-    *,
-    name: str,
-    dtype: str,
-    device: str,
-    hardware: str,
-    runtime: RuntimeConfig,
-    cache: Path,
-    trust_remote_code: bool = False,
-    building: Callable[[], None] = lambda: None,
-) -> Path:
-    """Return the file of the reference for these files, dtype, device and settings, made where there is none.
+def reference_file(subject: Subject, runtime: RuntimeConfig, building: Callable[[], None] = lambda: None) -> Path:
+    """Return the file of the reference for `subject` by these settings, made where there is none for its files.
 
-    Args:
-        checkpoint: what is loaded.
-        name: of the model, for people.
-        dtype: torch's name of the dtype that is asked for, never ``auto``.
-        device: torch's name of the run's device.
-        hardware: the product's name; another product computes other last bits.
-        runtime: settings that change what is computed: attention, threads, precision.
-        cache: ladezeit's cache folder.
-        trust_remote_code: as in the model's config.
-        building: called before a reference is made, which takes two loads.
+    A quantised one is loaded by transformers with the same quantiser. `runtime` are settings that change what is
+    computed: attention, threads, precision. `building` is called before a reference is made, which takes two loads.
 
     Raises:
         CheckpointError: the reference load failed.
     """
-    from importlib.metadata import version
-
     settings = asdict(runtime)
     settings["matmul_precision"] = runtime.matmul_precision and runtime.matmul_precision.value
     place = {
-        "folder": str(checkpoint.folder),
-        "dtype": dtype,
-        "device": device,
-        "hardware": hardware,
+        **subject.place(),
+        "device": subject.device,
+        "hardware": subject.hardware,
         "cpus": available_cpus(),
         "runtime": settings,
-        "torch": version("torch"),
-        "transformers": version("transformers"),
         "tokens": [PROMPT_TOKENS, NEW_TOKENS],
     }
-    asked = {"place": place, "files": identity(checkpoint)}
 
     def build() -> dict[str, Any]:
         building()
-        request = {
-            "folder": str(checkpoint.folder),
-            "dtype": dtype,
-            "device": device,
-            "runtime": settings,
-            "trust_remote_code": trust_remote_code,
-        }
-        return run_apart("ladezeit.validation.logits.reference", request, f"model={name}", runtime)
+        request = {**subject.request(), "runtime": settings}
+        return run_apart("ladezeit.validation.logits.reference", request, f"model={subject.name}", runtime)
 
-    return kept.ensure(cache / FOLDER, name, asked, build)
+    return kept.ensure(subject.cache / FOLDER, subject.name, {"place": place, "files": subject.files()}, build)
 
 
 def read(path: Path) -> Reference:
@@ -143,15 +112,13 @@ def _said(request: dict[str, Any]) -> Spoken:
     from ladezeit.validation.content.reference import reference_load
     from ladezeit.validation.logits.spoken import speak
 
-    attention = request["runtime"]["attn_implementation"]
-    arguments = {} if attention is None else {"attn_implementation": attention}
-    model, _ = reference_load(
-        request["folder"],
-        request["dtype"],
-        request["device"],
-        trust_remote_code=request["trust_remote_code"],
-        **arguments,
-    )
+    arguments: dict[str, Any] = {"trust_remote_code": request["trust_remote_code"]}
+    if request["runtime"]["attn_implementation"] is not None:
+        arguments["attn_implementation"] = request["runtime"]["attn_implementation"]
+    if request["scheme"]:
+        arguments["quantization_config"] = quantization_config(Scheme(**request["scheme"]), request["dtype"])
+        arguments["device_map"] = {"": request["device"]}  # without one bitsandbytes takes a GPU where it finds one
+    model, _ = reference_load(request["folder"], request["dtype"], request["device"], **arguments)
     spoken = speak(model)
     del model
     gc.collect()
