@@ -187,7 +187,7 @@ class OneRankHoldsAnothersPart(TensorParallelEngine):
         import torch.distributed as dist
 
         loaded = super().load(request, clock)
-        part = loaded.model.model.layers[1].mlp.down_proj.weight.to_local()
+        part = loaded.model.model.layers[1].mlp.down_proj.weight.data.to_local()
         sent = part.clone()
         dist.broadcast(sent, src=0)
         part.copy_(sent)

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from configs_for_tests import make_run_config
+from configs_for_tests import TINY_MOE, make_run_config, model_config
 from ladezeit.cache_folder import cache_folder
 from ladezeit.checkpoint.page_cache import set_state
+from ladezeit.checkpoint.resolve import Checkpoint
+from ladezeit.checkpoint.resolve import prepare as resolve
 from ladezeit.combination import check_combination
 from ladezeit.config import (
     DType,
@@ -38,18 +40,20 @@ ONE_GPU = ResolvedDevice("cuda:0", Gpu(0, "GPU-0", "a GPU", 2**34, "1", None, No
 
 @pytest.fixture
 def measure(tiny: Any, tmp_path: Path) -> Measure:
-    """Measure one sample of model=tiny in processes of its own; two ranks of an engine of the tests by default."""
+    """Measure one sample in processes of its own; of model=tiny, by two ranks of an engine of the tests by default."""
 
-    def run(engine: str = "", limit_s: float = 120, device: str = "cpu", **changes: Any) -> Result:
+    def run(
+        engine: str = "", limit_s: float = 120, device: str = "cpu", checkpoint: Checkpoint = tiny, **changes: Any
+    ) -> Result:
         loading = TensorParallelLoading(name="tensor_parallel", dtype=DType.float32)
         if engine:
             loading.engine = f"engines_for_tests:{engine}"
         fields = {"loading": loading, "process": ProcessConfig(ProcessKind.fresh, time_limit_s=limit_s)}
         config = make_run_config(tmp_path, **(fields | changes))
-        files = prepare(config, subject_of(config, tiny, device=device, hardware="this", cache=cache_folder()))
+        files = prepare(config, subject_of(config, checkpoint, device=device, hardware="this", cache=cache_folder()))
         identity = Identity("0" * 12, 0, 0, "test", [], "ladezeit")
-        spec = WorkerSpec(config, tiny, identity, device, tmp_path, manifest=files.manifest)
-        set_state(tiny.shards, config.cache.state)
+        spec = WorkerSpec(config, checkpoint, identity, device, tmp_path, manifest=files.manifest)
+        set_state(checkpoint.shards, config.cache.state)
         with Supervisor() as supervisor:
             return supervisor.run(spec)
 
@@ -104,6 +108,15 @@ def test_the_content_of_every_ranks_part_is_proven(measure: Measure) -> None:
     assert f"each rank's part of {split} split weights is bit for bit its slice" in result.proof["claim"]
 
 
+def test_experts_that_are_cut_inside_are_proven(measure: Measure, cache: Path) -> None:
+    """Gate and up of all experts are one tensor, and a rank holds its half of each of the two."""
+    model = model_config("tiny")
+    model.name, model.architecture = "tiny-experts", TINY_MOE
+    result = measure(checkpoint=resolve(model, cache), validation=CONTENT)
+    assert result.status is Status.ok, result.reason
+    assert result.proof is not None and "bit for bit its slice" in result.proof["claim"]
+
+
 @pytest.mark.parametrize(
     ("engine", "told"),
     [
@@ -119,7 +132,7 @@ def test_the_content_of_every_ranks_part_is_proven(measure: Measure) -> None:
     ],
 )
 def test_parts_that_are_not_the_whole_are_found(engine: str, told: str, measure: Measure) -> None:
-    """A part that is there twice, and parts cut in two ways: each rank's bytes are the checkpoint's, the model's not."""
+    """A part that is there twice, and parts cut in two ways: bytes of the checkpoint, and not the model."""
     loading = TensorParallelLoading(name="tp", engine=f"engines_for_tests:{engine}", dtype=DType.float32)
     result = measure(loading=loading, validation=CONTENT)
     assert result.status is Status.wrong

@@ -1,4 +1,4 @@
-"""How weights are split over ranks: each way's parts are the whole, and they are those that torch and transformers cut."""
+"""How weights are split over ranks: each way's parts are the whole, and they are those that torch cuts."""
 
 import pytest
 import torch

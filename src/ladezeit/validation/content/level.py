@@ -232,7 +232,7 @@ def _meaning(manifest: Manifest, held: list[Held]) -> str | None:
             f"({quantiser['words']}) makes of the checkpoint's, all other tensors are the checkpoint's; how near the "
             f"quantised weights are to the original is not proven"
         )
-    split = sum(one.way is not None for one in held)
+    split = len(groups([one for one in held if one.way is not None]))
     if split:
         return (
             f"each rank's part of {split} split weights is bit for bit its slice of the checkpoint's, all ranks' parts "
