@@ -13,9 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladezeit import config
 from ladezeit.combination import check_combination
 from ladezeit.config import RunConfig, build, from_plain, to_plain
+from ladezeit.config.hydra_schemas import register
 from ladezeit.errors import CombinationError, ConfigError
 from ladezeit.help_text import GROUPS
 from ladezeit.plan import Job, in_blocks, point_id, varying_keys
@@ -29,7 +29,7 @@ OPTIONS = sorted(CONF.glob("*/*.yaml"))
 def hydra_at_conf() -> Iterator[None]:
     from hydra.core.plugins import Plugins
 
-    config.register()
+    register()
     Plugins.instance()
     from hydra_plugins.ladezeit_sweeper.sweeper import LadezeitSweeper
 

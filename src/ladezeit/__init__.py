@@ -1,3 +1,31 @@
 """ladezeit: the fastest correct way to get a Hugging Face language model onto your GPU, found, proven and kept."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+#: Public names and the modules that have them, imported at their first use: ``import ladezeit`` alone costs nothing.
+_HOMES = {
+    "LoadedModel": "ladezeit.serving.loaded",
+    "load": "ladezeit.serving.load",
+}
+
+if TYPE_CHECKING:
+    from ladezeit.serving.load import load as load
+    from ladezeit.serving.loaded import LoadedModel as LoadedModel
+
+__all__ = ["__version__", "LoadedModel", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that has the public `name` (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ladezeit' has no attribute '{name}'")
+    found = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

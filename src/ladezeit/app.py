@@ -17,7 +17,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ladezeit import config, help_text
+from ladezeit import help_text
+from ladezeit.config.hydra_schemas import register
 from ladezeit.errors import LadezeitError
 
 OK, SOME_NOT_OK, USAGE, NONE_OK, INTERRUPTED = 0, 1, 2, 3, 130
@@ -55,7 +56,7 @@ def _main(arguments: list[str]) -> int:
     if help_text.asked_for(arguments):
         print(help_text.text(arguments))
         return OK
-    config.register()
+    register()
     _register_sweeper()
     signal.signal(signal.SIGTERM, _interrupt)
     wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"

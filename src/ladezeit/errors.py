@@ -6,6 +6,10 @@ defects, which are everything else.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ladezeit.validation import Finding, Proof
 
 
 class LadezeitError(Exception):
@@ -30,6 +34,19 @@ class NotRunnableError(LadezeitError):
 
 class LoadError(LadezeitError):
     """A load ended without the model that was asked for: missing weights, unasked offload, changed dtype."""
+
+
+class ValidationError(LoadError):
+    """A model was loaded and failed its proof; `findings` are all that was found, `proof` the whole of it."""
+
+    def __init__(self, message: str, proof: "Proof") -> None:
+        super().__init__(message)
+        self.proof = proof
+
+    @property
+    def findings(self) -> "list[Finding]":
+        """What is not as asked, one entry a tensor or module."""
+        return self.proof.findings
 
 
 class WorkerError(LadezeitError):

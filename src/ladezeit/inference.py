@@ -71,7 +71,7 @@ def generate(model: Any, folder: Path, config: InferenceConfig, clock: Clock) ->
     if config.new_tokens == 0:
         return Generation({}, None, [], 0)
     with clock.span(TOKENIZER):
-        tokenizer = _tokenizer(folder)
+        tokenizer = read_tokenizer(folder)
         prompt = _prompt(model, tokenizer, config, folder)
     new = _continue(model, prompt, config.new_tokens, clock)
     text = None if tokenizer is None else str(tokenizer.decode(new, skip_special_tokens=True)).strip()
@@ -146,7 +146,12 @@ class _Greedy:
         return int(chosen)
 
 
-def _tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a checkpoint's folder, None where it has none; no code of the checkpoint is run.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ladezeit import load_steps
 from ladezeit.config import ProcessKind, TensorParallelLoading, to_plain
 from ladezeit.errors import LadezeitError, LoadError
 from ladezeit.lifetime import die_with_parent
@@ -90,7 +91,7 @@ class Sample:
         self._touch_memory()
         loaded = self._load(chosen, request, meter)
         self._look_at(loaded, meter)
-        wanted = expected(self.spec)
+        wanted = self._expected()
         proof = self._prove(loaded, wanted)
         if proof is not None:
             self._infer(loaded)
@@ -109,33 +110,29 @@ class Sample:
         if device.startswith("cuda"):
             import torch
 
-            from ladezeit.loading import placement
-            from ladezeit.measure.memory import synchronise_gpus
-
             with self.clock.span("cuda_context"):
                 torch.cuda.set_device(device)
                 torch.zeros(1, device=device)
                 torch.cuda.synchronize()
-            several = not placement.single_device(self.spec.config.loading)
-            self.clock.synchronise = synchronise_gpus if several else torch.cuda.synchronize
+            self.clock.synchronise = load_steps.waits_for(self.spec.config.loading)
         return device
 
     def _request(self) -> "LoadRequest":
-        from ladezeit.loading.base import LoadRequest
         from ladezeit.loading.reading_progress import told_rarely
 
         scratch = self.spec.folder / SCRATCH
         scratch.mkdir(exist_ok=True)
-        return LoadRequest(
-            checkpoint=self.spec.checkpoint,
-            loading=self.spec.config.loading,
-            device=self.spec.device,
-            scratch=scratch,
-            attn_implementation=self.spec.config.runtime.attn_implementation,
-            trust_remote_code=self.spec.config.model.trust_remote_code,
-            progress=told_rarely(lambda text: self._notify(f"load/read: {text}")) if self.clock.detail else None,
-            conversion=self.spec.conversion,
+        progress = told_rarely(lambda text: self._notify(f"load/read: {text}")) if self.clock.detail else None
+        spec = self.spec
+        return load_steps.make_request(
+            spec.config, spec.checkpoint, spec.device, scratch, conversion=spec.conversion, progress=progress
         )
+
+    def _expected(self) -> "Expected":
+        from ladezeit.validation.prepare import ProofFiles
+
+        proof_files = ProofFiles(self.spec.manifest, self.spec.reference)
+        return load_steps.expected(self.spec.config, self.spec.checkpoint, self.spec.device, proof_files)
 
     def _cache_is_as_asked(self) -> bool:
         """Read the page cache's state back: what was set before this process started may have been undone since."""
@@ -165,8 +162,7 @@ class Sample:
     def _load(self, chosen: "Engine", request: "LoadRequest", meter: "ResourceMeter") -> "LoadedModel":
         meter.mark_load_start()
         try:
-            with self.clock.span(LOAD):
-                loaded = chosen.load(request, self.clock)
+            loaded = load_steps.load(chosen, request, self.clock)
         finally:
             meter.mark_load_end()
             self.result.metrics.update(meter.read())
@@ -177,20 +173,12 @@ class Sample:
         from ladezeit.checkpoint.page_cache import resident_share
         from ladezeit.loading.parts import weights_bytes
         from ladezeit.measure.memory import GIB
-        from ladezeit.runtime import effective_attention
-        from ladezeit.validation.places import offloaded_bytes
 
         self.result.metrics["cache/resident_after_share"] = resident_share(self.spec.files)
-        self.result.effective.update(loaded.effective)
-        self.result.effective["device_map"] = loaded.device_map
-        offloaded = offloaded_bytes(loaded)
-        if offloaded:
-            self.result.effective["offloaded_bytes"] = offloaded
-            self.result.metrics["memory/offloaded_gib"] = sum(offloaded.values()) / GIB
-        self.result.effective["attention"] = effective_attention(loaded.model)
-        first = next(loaded.model.parameters())
-        self.result.effective["dtype"] = str(first.dtype).removeprefix("torch.")
-        self.result.effective["device"] = str(first.device)
+        effective = load_steps.effective_of(loaded)
+        self.result.effective.update(effective)
+        if "offloaded_bytes" in effective:
+            self.result.metrics["memory/offloaded_gib"] = sum(effective["offloaded_bytes"].values()) / GIB
         self.result.metrics["memory/weights_gib"] = weights_bytes(loaded.model) / GIB
 
     def _prove(self, loaded: "LoadedModel", wanted: "Expected") -> "Proof | None":
@@ -240,29 +228,6 @@ class Sample:
         self.result.error = ErrorReport(type(error).__name__, str(error), traceback.format_exc())
         if not isinstance(error, LadezeitError):
             traceback.print_exc()
-
-
-def expected(spec: WorkerSpec) -> "Expected":
-    """Return what the sample's config asks of the loaded model."""
-    from ladezeit.loading import placement, quantisation
-    from ladezeit.validation import Expected, stored_generation_config
-    from ladezeit.validation.content import manifest
-    from ladezeit.validation.logits import reference
-
-    loading = spec.config.loading
-    asked = loading.dtype.value
-    return Expected(
-        device=spec.device,
-        dtype=spec.checkpoint.dtype if asked == "auto" else asked,
-        single_device=placement.single_device(loading),
-        offload_allowed=not loading.disable_cpu_offload,
-        device_strategy=placement.is_strategy(loading),
-        quantisation=quantisation.scheme_asked(loading)
-        or (quantisation.CHECKPOINTS_OWN if "quantization_config" in spec.checkpoint.config else None),
-        generation_config=stored_generation_config(spec.checkpoint.folder),
-        manifest=manifest.read(spec.manifest) if spec.manifest else None,
-        spoken=reference.read(spec.reference) if spec.reference else None,
-    )
 
 
 def load_metrics(clock: Clock, weight_bytes: int, file_bytes: int) -> dict[str, float]:

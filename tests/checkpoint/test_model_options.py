@@ -8,7 +8,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from ladezeit.checkpoint import synthetic
-from ladezeit.config import FolderModel, HubModel, ModelConfig, PackagedModel, SyntheticModel, register
+from ladezeit.config import FolderModel, HubModel, ModelConfig, PackagedModel, SyntheticModel
+from ladezeit.config.hydra_schemas import register
 
 FOLDER = Path(ladezeit.conf.__path__[0]) / "model"
 OPTIONS = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -1,11 +1,12 @@
 """The typed schema of every option group, and the one place that turns composed config into objects.
 
 The option files in ``conf/`` start from these classes (``defaults: [/schema/<group>/<kind>@_here_]``), so Hydra checks
-names and types while it composes. `build` then checks values; `combination` looks at them together. Enum
-members are lower case because their names are what users type.
+names and types while it composes; `hydra_schemas` tells it of them, and is not imported here, so that who loads a model
+needs no Hydra: `option_files` reads the same files without. `build` then checks values; `combination` looks at them
+together. Enum members are lower case because their names are what users type.
 """
 
-from ladezeit.config.building import build, register
+from ladezeit.config.building import build, check_values
 from ladezeit.config.loadings import (
     LOADINGS,
     STRATEGIES,
@@ -90,7 +91,7 @@ __all__ = [
     "ValidationConfig",
     "ValidationLevel",
     "build",
+    "check_values",
     "from_plain",
-    "register",
     "to_plain",
 ]

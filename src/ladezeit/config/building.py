@@ -3,45 +3,10 @@
 from dataclasses import fields, is_dataclass
 from urllib.parse import urlsplit
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from ladezeit.config.loadings import LOADINGS
-from ladezeit.config.models import FolderModel, HubModel, PackagedModel, SyntheticModel
-from ladezeit.config.run import (
-    CacheConfig,
-    InferenceConfig,
-    ProcessConfig,
-    RunConfig,
-    RuntimeConfig,
-    TrackingConfig,
-    ValidationConfig,
-)
+from ladezeit.config.run import RunConfig, TrackingConfig
 from ladezeit.errors import ConfigError, did_you_mean
-
-
-def register() -> None:
-    """Store the schemas where option files find them; under ``schema/`` so that `glob(*)` of a group never sees one."""
-    store = ConfigStore.instance().store
-    store(name="run", group="schema", node=RunConfig)
-    kinds: dict[str, dict[str, type]] = {
-        "model": {
-            "hub": HubModel,
-            "folder": FolderModel,
-            "packaged": PackagedModel,
-            "synthetic": SyntheticModel,
-        },
-        "loading": dict(LOADINGS),
-        "validation": {"base": ValidationConfig},
-        "cache": {"base": CacheConfig},
-        "inference": {"base": InferenceConfig},
-        "runtime": {"base": RuntimeConfig},
-        "process": {"base": ProcessConfig},
-        "tracking": {"base": TrackingConfig},
-    }
-    for group, nodes in kinds.items():
-        for name, node in nodes.items():
-            store(name=name, group=f"schema/{group}", node=node)
 
 
 def build(composed: DictConfig) -> RunConfig:
@@ -57,10 +22,15 @@ def build(composed: DictConfig) -> RunConfig:
         raise ConfigError(
             "the composed config is not a ladezeit run: its first default must be '/schema/run' (see conf/config.yaml)"
         )
+    check_values(config)
+    return config
+
+
+def check_values(config: RunConfig) -> None:
+    """Check each value of `config` by itself; raises `ConfigError`."""
     _check_device(config.device)
     _check_numbers(config)
     _check_no_secret(config.tracking)
-    return config
 
 
 def _check_keys(node: DictConfig, path: str) -> None:

@@ -7,6 +7,7 @@ and reported, so that a missing phase is never mistaken for one that took no tim
 
 import functools
 import importlib
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -93,9 +94,12 @@ def _wrapped(function: Any, phase: str, clock: Clock, owner: Any) -> Any:
     """Return `function` inside a span, as the same kind of descriptor that it was."""
     kind = type(function) if isinstance(function, (staticmethod, classmethod)) else None
     inner = function.__func__ if kind is not None else function
+    own = threading.get_ident()
 
     @functools.wraps(inner)
     def timed(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != own:  # another thread of the program loads something else
+            return inner(*args, **kwargs)
         with clock.span(phase):
             return inner(*args, **kwargs)
 

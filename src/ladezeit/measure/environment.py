@@ -108,11 +108,16 @@ def _libraries() -> dict[str, str | None]:
     return found
 
 
+def cpu_model() -> str | None:
+    """Return what the processors call themselves; None where nobody tells."""
+    return _cpuinfo("model name") or platform.processor() or None
+
+
 def _cpu() -> dict[str, Any]:
     from ladezeit.measure.limits import available_cpus
 
     return {
-        "model": _cpuinfo("model name") or platform.processor() or None,
+        "model": cpu_model(),
         "cores": psutil.cpu_count(logical=False),
         "threads": psutil.cpu_count(logical=True),
         "available": available_cpus(),

@@ -1,0 +1,97 @@
+"""The steps that every load takes, measured by a worker or asked for by a program: both go the same road.
+
+Who calls decides what lies between the steps: a worker verifies the page cache and meters memory, a program frees what
+failed its proof. Nothing here reads a clock of its own or touches a process-wide setting.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ladezeit.config import DType, LoadingConfig, RunConfig
+from ladezeit.measure.clock import LOAD, Clock
+
+if TYPE_CHECKING:
+    from ladezeit.checkpoint.resolve import Checkpoint
+    from ladezeit.loading.base import Engine, LoadedModel, LoadRequest, Progress
+    from ladezeit.loading.conversion import Conversion
+    from ladezeit.validation import Expected
+    from ladezeit.validation.prepare import ProofFiles
+
+
+def make_request(
+    config: RunConfig,
+    checkpoint: "Checkpoint",
+    device: str,
+    scratch: Path,
+    *,
+    conversion: "Conversion | None" = None,
+    progress: "Progress | None" = None,
+) -> "LoadRequest":
+    """Return what an engine is told: the config's words, and what was found for them on this machine."""
+    from ladezeit.loading.base import LoadRequest
+
+    return LoadRequest(
+        checkpoint=checkpoint,
+        loading=config.loading,
+        device=device,
+        scratch=scratch,
+        attn_implementation=config.runtime.attn_implementation,
+        trust_remote_code=config.model.trust_remote_code,
+        progress=progress,
+        conversion=conversion,
+    )
+
+
+def waits_for(loading: LoadingConfig) -> Callable[[], None]:
+    """Return what a clock on a GPU calls at the end of a span: all GPUs are waited for where several may be used."""
+    import torch
+
+    from ladezeit.loading import placement
+    from ladezeit.measure.memory import synchronise_gpus
+
+    return torch.cuda.synchronize if placement.single_device(loading) else synchronise_gpus
+
+
+def load(engine: "Engine", request: "LoadRequest", clock: Clock) -> "LoadedModel":
+    """Load, inside the span whose duration is ``load/total_s``; `engine` was prepared for `request` before."""
+    with clock.span(LOAD):
+        return engine.load(request, clock)
+
+
+def effective_of(loaded: "LoadedModel") -> dict[str, Any]:
+    """Return what the load came to, as results record it: what the engine says, and what shows in the model."""
+    from ladezeit.runtime import effective_attention
+    from ladezeit.validation.places import offloaded_bytes
+
+    effective = {**loaded.effective, "device_map": loaded.device_map}
+    offloaded = offloaded_bytes(loaded)
+    if offloaded:
+        effective["offloaded_bytes"] = offloaded
+    effective["attention"] = effective_attention(loaded.model)
+    first = next(loaded.model.parameters())
+    effective["dtype"] = str(first.dtype).removeprefix("torch.")
+    effective["device"] = str(first.device)
+    return effective
+
+
+def expected(config: RunConfig, checkpoint: "Checkpoint", device: str, proof_files: "ProofFiles") -> "Expected":
+    """Return what `config` asks of the loaded model; raises `CheckpointError` where a file to prove by is damaged."""
+    from ladezeit.loading import placement, quantisation
+    from ladezeit.validation import Expected, stored_generation_config
+    from ladezeit.validation.content import manifest
+    from ladezeit.validation.logits import reference
+
+    loading = config.loading
+    return Expected(
+        device=device,
+        dtype=checkpoint.dtype if loading.dtype is DType.auto else loading.dtype.value,
+        single_device=placement.single_device(loading),
+        offload_allowed=not loading.disable_cpu_offload,
+        device_strategy=placement.is_strategy(loading),
+        quantisation=quantisation.scheme_asked(loading)
+        or (quantisation.CHECKPOINTS_OWN if "quantization_config" in checkpoint.config else None),
+        generation_config=stored_generation_config(checkpoint.folder),
+        manifest=manifest.read(proof_files.manifest) if proof_files.manifest else None,
+        spoken=reference.read(proof_files.reference) if proof_files.reference else None,
+    )
