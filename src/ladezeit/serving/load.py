@@ -68,27 +68,27 @@ def load(
         LoadError: the load did not end with the model that was asked for.
         ValidationError: it did not pass its proof; its memory is free again.
     """
-    told = progress or (lambda what, done, total: None)
-    clock = Clock(time.monotonic_ns(), notify=lambda path: told(path, 0, 0))
+    clock = Clock(time.monotonic_ns(), notify=lambda path: progress(path, 0, 0) if progress else None)
     with clock.span("config"):
         found = resolve_device(device)
         own = Path(config_dir).expanduser() if config_dir is not None else None
         asked = Asked(model, loading, profile, validation, max_memory, allow_offload, own)
         config, chosen_by = config_of(asked, found)
-    return _Load(config, chosen_by, found, clock, told).run()
+    return _Load(config, chosen_by, found, clock, progress).run()
 
 
 class _Load:
     """One load under way."""
 
     def __init__(
-        self, config: RunConfig, chosen_by: str, device: ResolvedDevice, clock: Clock, progress: Progress
+        self, config: RunConfig, chosen_by: str, device: ResolvedDevice, clock: Clock, progress: Progress | None
     ) -> None:
         self.config = config
         self.chosen_by = chosen_by
         self.device = device
         self.clock = clock
-        self.progress = progress
+        self.progress: Progress = progress or (lambda what, done, total: None)
+        self._reading = None if progress is None else lambda done, total, seconds: progress("load/read", done, total)
         self.effective: dict[str, Any] = {}
 
     def run(self) -> LoadedModel:
@@ -196,7 +196,7 @@ class _Load:
             self.device.name,
             scratch,
             conversion=conversion,
-            progress=lambda done, total, seconds: self.progress("load/read", done, total),
+            progress=self._reading,
         )
 
     def _apply_runtime(self) -> None:

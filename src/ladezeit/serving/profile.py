@@ -76,7 +76,7 @@ def _models(document: Any, told: str) -> Mapping[str, Any]:
         if document["schema_version"] != SCHEMA_VERSION or not isinstance(document.get("models"), Mapping):
             raise ConfigError(
                 f"{told} is no loading profile of version {SCHEMA_VERSION}: its schema_version is "
-                f"{document['schema_version']!r}. Write it again with: ladezeit-results verdict --profile"
+                f"{document['schema_version']!r}. Write it again with: ladezeit-results verdict --write-profile"
             )
         models: Mapping[str, Any] = document["models"]
         return models
