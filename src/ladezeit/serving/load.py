@@ -209,20 +209,17 @@ class _Load:
     def _expected(self, checkpoint: Checkpoint) -> Any:
         from ladezeit.measure.environment import cpu_model
         from ladezeit.validation import NEED_MANIFEST, NEED_REFERENCE
-        from ladezeit.validation.prepare import ProofFiles
+        from ladezeit.validation.prepare import ProofFiles, subject_of
         from ladezeit.validation.prepare import prepare as make_proof_files
 
         proof_files = ProofFiles()
         if self.config.validation.level in (*NEED_MANIFEST, *NEED_REFERENCE):
             with self.clock.span("prepare/proof_files"):
-                proof_files = make_proof_files(
-                    self.config,
-                    checkpoint,
-                    device=self.device.name,
-                    hardware=self.device.gpu.name if self.device.gpu is not None else str(cpu_model()),
-                    cache=cache_folder(),
-                    building=lambda what: self.progress(what, 0, 0),
+                hardware = self.device.gpu.name if self.device.gpu is not None else str(cpu_model())
+                subject = subject_of(
+                    self.config, checkpoint, device=self.device.name, hardware=hardware, cache=cache_folder()
                 )
+                proof_files = make_proof_files(self.config, subject, lambda what: self.progress(what, 0, 0))
         return load_steps.expected(self.config, checkpoint, self.device.name, proof_files)
 
     def _prove(self, loaded: "EngineModel", wanted: Any) -> "Proof":
