@@ -4,16 +4,10 @@ import planted
 import pytest
 
 from ladezeit.result import Phase, Result
-from ladezeit.results.comparison import PointFigures, compare_points
 from ladezeit.results.decision import decide
 from ladezeit.results.summary import closing_words, summary
 
-WALK_S = 0.005
-
-
-def points(results: list[Result]) -> dict[str, PointFigures]:
-    section = compare_points(results, ["loading"]).sections[0]
-    return {point.name: point for point in section.ranked}
+WALK_S = 0.1
 
 
 def with_a_short_walk(samples: int) -> list[Result]:
@@ -39,7 +33,7 @@ def test_work_that_only_one_does_is_named_even_where_it_is_lost_in_the_noise(sam
     """The manager's walk costs what it costs, also where nothing can be told apart or samples are too few."""
     made = with_a_short_walk(samples)
     (decision,), _ = decide(made, ["loading"])
-    assert decision.additions == ["manager does all that transformers does, and besides: load/module_walk (0.005 s)."]
+    assert decision.additions == ["manager has all phases of transformers, and besides: load/module_walk (0.100 s)."]
     assert decision.additions[0] in summary(made, ["loading", "sample"])
 
 

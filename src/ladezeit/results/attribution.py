@@ -8,6 +8,7 @@ from ladezeit.result import Result, Status
 from ladezeit.results.comparison import PointFigures
 from ladezeit.results.difference import REST, UNATTRIBUTED, Difference, PhaseDifference, compare, largest, self_times
 from ladezeit.results.seconds import seconds
+from ladezeit.results.standing import NEGLIGIBLE
 
 #: A phase that takes this share of a load is said to be where the time goes.
 _MOST_OF_IT = 0.5
@@ -88,7 +89,7 @@ def main_phases(point: PointFigures, share: float = 0.8) -> list[tuple[str, floa
 
 
 def additions(points: Sequence[PointFigures], explained: Collection[str] = ()) -> list[str]:
-    """Say which points do all that another one does, and something besides: a cost that is sure, even if it is small.
+    """Say which points have all phases of another one, and more that matter: work that it could do without.
 
     This holds where nothing can be told apart, and below five samples too. Points named in `explained` are left out.
     """
@@ -101,8 +102,10 @@ def additions(points: Sequence[PointFigures], explained: Collection[str] = ()) -
             continue
         nearest = max(within, key=lambda other: len(phases[other.point]))
         besides = {path: spent for path, spent in own.items() if path not in phases[nearest.point]}
+        if sum(besides.values()) < NEGLIGIBLE * sum(own.values()):
+            continue
         parts = [f"{path} ({seconds(spent)} s)" for path, spent in sorted(besides.items(), key=lambda pair: -pair[1])]
-        said.append(f"{point.name} does all that {nearest.name} does, and besides: {', '.join(parts[:_MOST_NAMED])}.")
+        said.append(f"{point.name} has all phases of {nearest.name}, and besides: {', '.join(parts[:_MOST_NAMED])}.")
     return said[:_MOST_NAMED]
 
 

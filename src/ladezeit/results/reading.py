@@ -1,6 +1,7 @@
 """Samples from wherever they lie: sweep folders, single results, experiments; what cannot be read is named."""
 
 import gc
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,10 @@ from ladezeit.result import FILE_NAME, SWEEP_FILE_NAME, Result, SweepRecord, rea
 from ladezeit.results.found_varying import found_varying
 from ladezeit.results.gather import gather
 
-_WANTED = f"the folder of a sweep (outputs/sweeps/<date>), of a run, or a {FILE_NAME}"
+_WANTED = f"the folder of a sweep (outputs/sweeps/<date>), of a run, a {FILE_NAME}, or kept results (.jsonl)"
+
+#: The ending of a file that holds a result in each line, as results are kept for good.
+KEPT = ".jsonl"
 
 #: The job number of the discarded first sample of a sweep.
 WARM_UP_JOB = -1
@@ -63,7 +67,7 @@ class Samples:
 
 
 def read_paths(paths: Sequence[Path]) -> Samples:
-    """Read sweep folders, folders of single runs and ``result.json`` files.
+    """Read sweep folders, folders of single runs, ``result.json`` files, and files with a result in each line.
 
     Raises:
         LadezeitError: a path does not exist, or no result lies at any of them.
@@ -94,6 +98,9 @@ def check_any(samples: Samples, source: str) -> None:
 
 
 def _read_path(path: Path, samples: Samples, seen: set[tuple[object, ...]]) -> None:
+    if path.is_file() and path.suffix == KEPT:
+        _read_lines(path, samples, seen)
+        return
     if path.is_file():
         samples.add(read(path), str(path.parent), seen)
         return
@@ -108,6 +115,15 @@ def _read_path(path: Path, samples: Samples, seen: set[tuple[object, ...]]) -> N
             samples.sweeps.append(SweepRecord.read(record.parent))
         except LadezeitError as cause:
             samples.unreadable.append(str(cause))
+
+
+def _read_lines(path: Path, samples: Samples, seen: set[tuple[object, ...]]) -> None:
+    """Read a file of kept results; a line that is none is named, and hides no other."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            samples.add(Result.from_dict(json.loads(line)), f"{path}:{number}", seen)
+        except (LadezeitError, ValueError) as cause:
+            samples.unreadable.append(f"{path}:{number}: {' '.join(str(cause).split())}")
 
 
 def _records(folder: Path) -> Iterable[Path]:

@@ -58,7 +58,7 @@ def in_short(decisions: Sequence[Decision]) -> list[str]:
     lines = []
     for decision in decisions:
         about = f"{decision.title}: " if len(decisions) > 1 else ""
-        lines.append(f"**{about}{answer(decision) if about else _capital(answer(decision))}**")
+        lines.append(f"{about}{answer(decision) if about else _capital(answer(decision))}")
         lines += [" ".join(attribution.sentences) for attribution in decision.attributions]
         lines += decision.additions
     return lines

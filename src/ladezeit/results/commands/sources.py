@@ -16,7 +16,9 @@ _MOST_LINES = 10
 
 Paths = Annotated[
     list[Path] | None,
-    typer.Argument(help="Folders of sweeps or runs, or result.json files. Default: the newest in outputs/sweeps."),
+    typer.Argument(
+        help="Folders of sweeps or runs, result.json or kept .jsonl files. Default: the newest in outputs/sweeps."
+    ),
 ]
 Experiment = Annotated[str | None, typer.Option(help="Read this MLflow experiment instead of files.")]
 TrackingUri = Annotated[

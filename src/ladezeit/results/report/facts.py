@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from ladezeit.result import FILE_NAME, Result
 from ladezeit.results.comparison import PointFigures
-from ladezeit.results.reading import Samples
+from ladezeit.results.reading import KEPT, Samples
 from ladezeit.results.repeating import point_command
 from ladezeit.results.report.document import Report
 from ladezeit.results.varying import as_text
@@ -87,7 +87,7 @@ def _links(point: PointFigures, places: Mapping[int, str], folder: Path) -> list
 
 
 def _link(label: str, place: str, folder: Path) -> str:
-    path = Path(place.rpartition(":")[0] if ".jsonl:" in place else place)
+    path = Path(place.rpartition(":")[0] if f"{KEPT}:" in place else place)
     if not path.exists():
         return f"{label} ({place})"
     target = path / FILE_NAME if path.is_dir() else path
