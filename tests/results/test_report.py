@@ -62,7 +62,7 @@ def samples_of(results: list[Result]) -> Samples:
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A planted sweep on disk: methods alike and slower, one wrong, one failing, one unproven; a damaged file."""
     made = planted.sweep(5, planted.TRUTH | {"legacy_manager": 1.0})
-    made[-3].reason = EVIL
+    next(one for one in made if one.status is Status.wrong).reason = EVIL
     folder = planted.write(tmp_path_factory.mktemp("out puts") / "sweeps" / "planted", made, planned=len(made) + 3)
     damaged = folder / "999" / "result.json"
     damaged.parent.mkdir()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,34 @@ def test_a_bad_point_costs_itself_alone_and_everything_is_in_mlflow(ladezeit: Ru
     }
     assert all(len(run.info.run_name) <= 20 for run in samples)
     assert len({run.info.run_name for run in samples}) == 8
+    check_the_report(tmp_path, parent)
+
+
+def check_the_report(folder: Path, parent: Any) -> None:
+    """The report names what was not measured, in the sweep's folder and in MLflow, where the verdict comes first."""
+    from mlflow.tracking import MlflowClient
+
+    (page,) = (folder / "outputs" / "sweeps").glob("*/report/report.html")
+    text = page.read_text(encoding="utf-8")
+    assert "Undecided" in text and all(name in text for name in ("transformers", "dies", "unties", "senseless"))
+    note = parent.data.tags["mlflow.note.content"]
+    assert note.startswith("- Undecided: fewer than 5 samples a point") and "| loading" in note.replace("&emsp;", " ")
+    client = MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db")
+    logged = {file.path for file in client.list_artifacts(parent.info.run_id, "report")}
+    assert {"report/report.md", "report/report.html", "report/report-1-samples.png"} <= logged
+
+
+def test_a_report_that_cannot_be_written_costs_the_sweep_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Measured is measured: a full disk or a folder in the way ends in words that say how to get the report later."""
+    from ladezeit.display import Display
+    from ladezeit.sweep_report import write_report
+
+    with Display() as display:
+        assert write_report(tmp_path, display) is None
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no report was written" in said and f"ladezeit-results report {tmp_path}" in said
 
 
 def test_none_ok_is_exit_code_3(ladezeit: Run, tmp_path: Path) -> None:
