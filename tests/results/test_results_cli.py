@@ -46,7 +46,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_names_every_command(run: Run) -> None:
     shown = run("--help")
     assert shown.returncode == 0
-    assert all(name in shown.stdout for name in ("compare", "verdict", "show", "rerun"))
+    assert all(name in shown.stdout for name in ("compare", "verdict", "report", "show", "rerun"))
 
 
 @pytest.mark.parametrize("columns", [80, 120])
