@@ -36,6 +36,7 @@ bench: $(VENV)/.ready-dev  ## benchmarks of ladezeit itself; alone on the machin
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/phases.py
 	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/results_speed.py
 
 clean:  ## remove the environment; outputs and cached checkpoints stay
 	rm -rf $(VENV)

@@ -83,7 +83,7 @@ def test_what_varies_is_found_without_a_record() -> None:
 
 
 def test_what_does_not_change_a_measurement_is_the_same_here_as_in_the_config() -> None:
-    assert set(found_varying._NOT_MEASURED) == set(NOT_MEASURED)
+    assert set(found_varying.NOT_MEASURED) == set(NOT_MEASURED)
 
 
 def test_five_thousand_samples_are_compared_rightly(tmp_path: Path) -> None:

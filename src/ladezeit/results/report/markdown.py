@@ -56,7 +56,8 @@ def _image(picture: Picture) -> str:
 def _raw(report: Report, folder: Path, raw: str | None) -> str:
     if raw is not None:
         return f"[{raw}]({raw}): one result a line, as in `result.json`; `ladezeit-results` reads it."
-    return _lines([f"{plain(what)}: {' '.join(links)}" for what, links in facts.raw_files(report, folder)])
+    lines = _lines([f"{plain(what)}: {' '.join(links)}" for what, links in facts.raw_files(report, folder)])
+    return f"The links lead from the folder that this report was written into.\n\n{lines}"
 
 
 def _table(facts_by_name: dict[str, str]) -> str:

@@ -27,8 +27,7 @@ def draw(comparison: Comparison, section: Section, name: str) -> Picture | None:
     pixels = canvas.as_pixels(sum(map(len, values)))
     for row, (point, own) in enumerate(zip(points, values, strict=True)):
         trusted = point in section.ranked
-        colour = colours.GREY if not trusted else colours.BLUE if point.rank == 1 else colours.VERMILION
-        _dots(axes, row, own, colour, hollow=not trusted, pixels=pixels)
+        _dots(axes, row, own, _colour(point), hollow=not trusted, pixels=pixels)
         _summary(axes, row, point)
         canvas.beside(axes, f"{figure_text(point.spread.median if point.spread else None, metric)} s", row, right=True)
     canvas.head(axes, f"{section.title}: load time, every sample")
@@ -37,7 +36,7 @@ def draw(comparison: Comparison, section: Section, name: str) -> Picture | None:
         name,
         alt=f"Load times of {len(points)} methods, {section.title}: {_in_words(points, metric)}.",
         caption="One dot a sample, in the order of measuring from top to bottom; black: median and its interval. Blue: "
-        "the best and what cannot be told apart from it; orange-red: proven slower, or too few samples; hollow grey: "
+        "the best and what cannot be told apart from it; orange-red: proven slower; grey: too few samples to rank; hollow: "
         f"not ranked.{' The axis is logarithmic.' if logarithmic else ''}{more}",
     )
 
@@ -46,6 +45,12 @@ def _rank(section: Section, point: PointFigures) -> str:
     if point in section.ranked:
         return f"{point.rank}  " if point.rank is not None else "–  "
     return "not ranked: "
+
+
+def _colour(point: PointFigures) -> str:
+    if point.rank is None:
+        return colours.GREY
+    return colours.BLUE if point.rank == 1 else colours.VERMILION
 
 
 def _dots(axes: Any, row: int, values: list[float], colour: str, *, hollow: bool, pixels: bool) -> None:
