@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import struct
 import subprocess
 import sys
 import threading
@@ -31,6 +30,7 @@ from ladezeit.errors import (
 from ladezeit.loading.base import LoadedModel, LoadRequest
 from ladezeit.measure.clock import Clock
 from ladezeit.serving.asked import model_of
+from sparse_checkpoints import four_terabytes
 
 
 def load(**arguments: Any) -> Any:
@@ -43,7 +43,7 @@ def test_a_program_that_loads_needs_neither_hydra_nor_mlflow() -> None:
         "import sys, ladezeit\n"
         "heavy = ('torch', 'transformers', 'hydra', 'mlflow', 'omegaconf', 'numpy')\n"
         "assert not [name for name in heavy if name in sys.modules]\n"
-        "assert {'load', 'LoadedModel'} <= set(dir(ladezeit))\n"
+        "assert {'load', 'LoadedModel', 'prefetch', 'evict'} <= set(dir(ladezeit))\n"
         "ladezeit.load('tiny', device='cpu')\n"
         "print([name for name in ('hydra', 'mlflow', 'typer', 'matplotlib', 'scipy.stats') if name in sys.modules])\n"
     )
@@ -129,18 +129,7 @@ def copied(tiny: Any, folder: Path) -> Path:
 
 def test_what_cannot_fit_is_refused_before_it_is_read(tiny: Any, tmp_path: Path) -> None:
     """A model larger than the memory is an error at once, not a machine that swaps: here 4 TB that take no disk."""
-    folder = copied(tiny, tmp_path / "large")
-    size = 2**42
-    header = json.dumps(
-        {"model.embed_tokens.weight": {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}}
-    )
-    raw = header.encode() + b" " * (-len(header) % 8)
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(raw)) + raw)
-        try:
-            os.ftruncate(file.fileno(), 8 + len(raw) + size)
-        except OSError as cause:
-            pytest.skip(f"no file of that length here: {cause}")
+    folder = four_terabytes(tiny, tmp_path / "large")
     for method in ("auto", "transformers", {"engine": "transformers", "device_map": "auto"}):
         with pytest.raises(NotRunnableError, match=r"needs 4096\.00 GiB of host memory.*nothing was read"):
             load(model=folder, loading=method)

@@ -58,7 +58,7 @@ def resident_bytes(path: Path) -> int:
         return 0
     if not may_ask(path):
         raise CheckpointError(f"which pages of {path} are in memory is not told{_ONLY_OWNERS}")
-    with _opened(path) as descriptor:
+    with opened(path) as descriptor:
         found = resident_pages(descriptor, path, [(0, os.fstat(descriptor).st_size)])
     if found is None:
         raise CheckpointError(f"the system does not tell which pages of {path} are in memory")
@@ -76,7 +76,7 @@ def resident_share(paths: Sequence[Path]) -> float:
 def drop(paths: Sequence[Path]) -> None:
     """Ask the kernel to forget the pages of `paths`, written back first; pages that a process has mapped stay."""
     for path in paths:
-        with _opened(path) as descriptor:
+        with opened(path) as descriptor:
             os.fsync(descriptor)
             for _ in range(_DROPS):  # pages still on their way into the kernel's lists escape the first time
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -110,12 +110,12 @@ def half(paths: Sequence[Path]) -> None:
     for path in paths:
         size = _size(path)
         block = min(_BLOCK_BYTES, -(-size // _LEAST_BLOCKS // mmap.PAGESIZE) * mmap.PAGESIZE)
-        with _opened(path) as descriptor, memoryview(buffer) as view:
+        with opened(path) as descriptor, memoryview(buffer) as view:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # or the kernel reads ahead into the other half
             for start in range(0, size, 2 * block):
                 position, end = start, min(start + block, size)
                 while position < end:
-                    position += _read(descriptor, view[: end - position], position, path)
+                    position += read_at(descriptor, view[: end - position], position, path)
 
 
 def set_state(paths: Sequence[Path], state: CacheState) -> CacheReport:
@@ -170,13 +170,14 @@ def _check_memory(paths: Sequence[Path]) -> None:
 def _read_span(path: Path, start: int, buffers: threading.local) -> None:
     if not hasattr(buffers, "one"):
         buffers.one = mmap.mmap(-1, _READ_BYTES)
-    with _opened(path) as descriptor:
+    with opened(path) as descriptor:
         position, end = start, min(start + _WINDOW_BYTES, os.fstat(descriptor).st_size)
         while position < end:
-            position += _read(descriptor, buffers.one, position, path)
+            position += read_at(descriptor, buffers.one, position, path)
 
 
-def _read(descriptor: int, buffer: mmap.mmap | memoryview, position: int, path: Path) -> int:
+def read_at(descriptor: int, buffer: mmap.mmap | memoryview, position: int, path: Path) -> int:
+    """Read into `buffer` from `position` on and return how many bytes; raises `CheckpointError`, at the end too."""
     try:
         count = os.preadv(descriptor, [buffer], position)
     except OSError as cause:
@@ -211,7 +212,8 @@ def _unusable(path: Path, cause: OSError) -> CheckpointError:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def opened(path: Path) -> Iterator[int]:
+    """Open a file of a checkpoint to be read; raises `CheckpointError` where it cannot be."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as cause:
