@@ -25,10 +25,10 @@ def run_of(tracker: Any, sweep: SweepRecord) -> Any:
     return tracker.store.client.get_run(sweep.parent_run_id)
 
 
-def view_of(tracker: Any, sweep: SweepRecord) -> dict[str, Any]:
+def view_of(tracker: Any, sweep: SweepRecord, kind: str = "") -> dict[str, Any]:
     """Return the saved view as MLflow's interface would unpack it."""
     tags = tracker.store.client.get_experiment(tracker.store.experiment_id).tags
-    view = json.loads(tags[f"mlflow.sharedViewState.ladezeit-{sweep.id}"])
+    view = json.loads(tags[f"mlflow.sharedViewState.ladezeit-{sweep.id}{kind}"])
     packed = base64.b64decode(view["state"].removeprefix("deflate;"))
     return dict(json.loads(zlib.decompress(packed)), name=view["name"])
 
@@ -89,6 +89,28 @@ def test_the_comparison_is_saved_with_the_sweep(tracker: Any, tmp_path: Path) ->
     assert len(runs) == 10, "the parent run is not among them"
     colours = {(run.data.params["cache"], run.data.params["loading"]): run.data.tags["mlflow.runColor"] for run in runs}
     assert len(set(colours.values())) == 10
+    assert "DIFFERENCE" in {chart["type"] for chart in view["compareRunCharts"]}
+    scatters = [(c["xaxis"]["key"], c["yaxis"]["key"]) for c in view["compareRunCharts"] if c["type"] == "SCATTER"]
+    assert ("load/total_s", "memory/gpu_allocated_peak_gib") in scatters
+
+
+def test_averages_over_the_samples_are_saved_as_a_view_of_their_own(tracker: Any, tmp_path: Path) -> None:
+    """One row a point, folded, without the columns and charts that MLflow leaves empty for groups."""
+    sweep = tracker.begin_sweep(record(), tmp_path)
+    for measured in sweep_results(1):
+        folder = write_sample(tmp_path / str(measured.identity.job), measured)
+        tracker.log_sample(measured, folder, sweep, sweep.varying)
+    tracker.end_sweep(sweep, SweepStatus.FINISHED, "")
+    view = view_of(tracker, sweep, "-averages")
+    assert view["groupBy"] == {
+        "aggregateFunction": "average",
+        "groupByKeys": [{"mode": "param", "groupByData": key} for key in ("cache", "loading")],
+    }
+    assert view["groupsExpanded"]["param.cache.warm,param.loading.cuda_fp16"] is False
+    assert all(column.startswith("metrics.") for column in view["selectedColumns"])
+    assert not {"PARALLEL", "DIFFERENCE"} & {chart["type"] for chart in view["compareRunCharts"]}
+    sections = {section["uuid"] for section in view["compareRunSections"]}
+    assert sections == {chart["metricSectionId"] for chart in view["compareRunCharts"]}
 
 
 def test_a_view_that_cannot_be_saved_fails_nothing(
@@ -185,16 +207,22 @@ def test_samples_wait_for_a_sweep_that_could_not_be_opened(tracker: Any, tmp_pat
     assert unlogged(tmp_path) == [folder]
 
 
-def test_the_printed_command_and_pages_belong_to_the_store(tracker: Any, outputs: Path, tmp_path: Path) -> None:
+def test_the_printed_command_and_pages_belong_to_the_store(
+    tracker: Any, outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is printed at the end can be copied: a command that serves this store, and the pages in it."""
     sweep = tracker.begin_sweep(record(), tmp_path)
     said = tracker.address(sweep)
-    assert f"--backend-store-uri 'sqlite:///{outputs}/mlflow.db'" in said
-    assert "--host 127.0.0.1" in said
-    experiment = f"http://127.0.0.1:5000/#/experiments/{sweep.experiment_id}"
-    assert f"{experiment}/runs?viewStateShareKey=ladezeit-{sweep.id}&workflowType=machine_learning" in said
-    assert f"{experiment}/runs/{sweep.parent_run_id}?" in tracker.address(sweep.parent_run_id)
-    assert f"{experiment}/runs?workflowType=machine_learning" in tracker.address(None)
+    assert f"ladezeit-results ui --tracking-uri 'sqlite:///{outputs}/mlflow.db'\n" in said
+    runs = f"http://127.0.0.1:5000/#/experiments/{sweep.experiment_id}/runs"
+    for title, view in (("charts", sweep.id), ("table", sweep.id), ("averages", f"{sweep.id}-averages")):
+        (line,) = [line for line in said.splitlines() if line.split()[0] == title]
+        assert f"{runs}?viewStateShareKey=ladezeit-{view}&workflowType=machine_learning" in line
+        assert line.endswith("compareRunsMode=CHART") == (title == "charts")
+    assert f"{runs}/{sweep.parent_run_id}?" in tracker.address(sweep.parent_run_id)
+    assert f"{runs}?workflowType=machine_learning" in tracker.address(None)
+    monkeypatch.setenv("LADEZEIT_OUTPUTS", str(outputs))
+    assert "ladezeit-results ui\n" in tracker.address(sweep), "the default store needs no address"
 
 
 @pytest.mark.parametrize(

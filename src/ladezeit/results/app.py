@@ -9,7 +9,7 @@ import sys
 import typer
 
 from ladezeit.errors import LadezeitError
-from ladezeit.results.commands import check, compare, reap, report, rerun, show, sync, verdict
+from ladezeit.results.commands import check, compare, reap, report, rerun, show, sync, ui, verdict
 
 USAGE = 2
 
@@ -29,6 +29,7 @@ app.command("show")(show.command)
 app.command("rerun")(rerun.command)
 app.command("sync")(sync.command)
 app.command("reap")(reap.command)
+app.command("ui")(ui.command)
 
 
 @app.callback()

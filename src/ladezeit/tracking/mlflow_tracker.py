@@ -112,12 +112,11 @@ class MlflowTracker:
 
     def address(self, of: SweepRecord | str | None) -> str:
         """See `Tracker.address`."""
-        saved = False
+        saved: dict[str, str] = {}
         if isinstance(of, SweepRecord):
             with self._asking("reading the experiment"):
-                tags = self._client.get_experiment(self.store.experiment_id).tags
-            saved = views.tag_key(of.id) in tags
-        return address(self.store, of, view_saved=saved)
+                saved = self._client.get_experiment(self.store.experiment_id).tags
+        return address(self.store, of, views_saved=saved)
 
     def _create(self, result: Result, sweep: SweepRecord | None, folder: Path) -> Any:
         tags = {

@@ -1,6 +1,7 @@
-"""A comparison that opens ready-made in MLflow's interface: the state behind its "save view", written for each sweep.
+"""Comparisons that open ready-made in MLflow's interface: the state behind its "save view", written for each sweep.
 
-The format is MLflow's own and undocumented (read off 3.17); whoever calls `save` must live with its failing.
+Each sweep has two: `EVERY_SAMPLE`, a row and a bar a sample, and `AVERAGES`, one a point. The format is MLflow's own
+and undocumented (read off 3.17); whoever calls `save` must live with its failing.
 """
 
 import base64
@@ -9,67 +10,87 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import NAMESPACE_URL, uuid5
 
 from ladezeit.result import SweepRecord
 from ladezeit.results.colours import COLOURS
 from ladezeit.tracking import projection
+from ladezeit.tracking.charts import HEADLINES, TOTAL, sections_and_charts
 
-TOTAL = "load/total_s"
-_HEADLINES = (TOTAL, "inference/first_token_s", "cold_start/first_token_s", "validation/total_s")
-_MEMORY = (
-    "memory/weights_gib",
-    "memory/gpu_allocated_peak_gib",
-    "memory/gpu_reserved_peak_gib",
-    "memory/host_peak_rss_gib",
-)
-_COLUMNS = (*_HEADLINES, "load/gb_per_s", "memory/gpu_allocated_peak_gib", "memory/host_peak_rss_gib")
-_NO_PHASES = (TOTAL, "load/gb_per_s", "load/checkpoint_bytes", "load/file_bytes")
-_MOST_PHASES = 12
+#: The kinds of view of a sweep: what their keys end with.
+EVERY_SAMPLE, AVERAGES = "", "-averages"
+
+_COLUMNS = (*HEADLINES, "load/gb_per_s", "memory/gpu_allocated_peak_gib", "memory/host_peak_rss_gib")
 _MOST_RUNS = 200
+_NAME = "attributes.`Run Name`"
+_WIDEST_NAME = 560
 
 
-def share_key(sweep_id: str) -> str:
-    """Return what names the sweep's view in an address."""
-    return f"ladezeit-{projection.sweep_tag(sweep_id)}"
+def share_key(sweep_id: str, kind: str = EVERY_SAMPLE) -> str:
+    """Return what names a view of the sweep in an address."""
+    return f"ladezeit-{projection.sweep_tag(sweep_id)}{kind}"
 
 
-def tag_key(sweep_id: str) -> str:
-    """Return the experiment's tag that holds the sweep's view."""
-    return f"mlflow.sharedViewState.{share_key(sweep_id)}"
+def tag_key(sweep_id: str, kind: str = EVERY_SAMPLE) -> str:
+    """Return the experiment's tag that holds a view of the sweep."""
+    return f"mlflow.sharedViewState.{share_key(sweep_id, kind)}"
 
 
 def save(client: Any, experiment_id: str, record: SweepRecord) -> None:
-    """Write the sweep's view into its experiment and colour its runs by point; raises whatever MLflow raises."""
-    of_sweep = f"tags.`{projection.SWEEP_TAG}` = '{projection.sweep_tag(record.id)}'"
-    condition = f"{of_sweep} and tags.`{projection.ROLE_TAG}` = 'sample'"
+    """Write the sweep's views into its experiment and colour its runs by point; raises whatever MLflow raises."""
+    condition = sample_condition(record.id)
     runs = client.search_runs([experiment_id], condition, max_results=_MOST_RUNS)
     largest: dict[str, float] = {}
     for name, value in (pair for run in runs for pair in run.data.metrics.items()):
         largest[name] = max(value, largest.get(name, value))
-    metrics = sorted(largest, key=lambda name: -largest[name])
+    keys = point_keys(record)
+    points = sorted({tuple(run.data.params.get(key, "") for key in keys) for run in runs})
     now = int(time.time() * 1000)
-    state = view_state(record, condition, metrics, _widest(runs, _point_keys(record)))
-    text = json.dumps(state, separators=(",", ":"))
-    packed = "deflate;" + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
-    view = {"name": record.title, "createdAt": now, "updatedAt": now, "state": packed}
-    client.set_experiment_tag(experiment_id, tag_key(record.id), json.dumps(view))
-    _colour(client, runs, _point_keys(record))
+    for kind, title in ((EVERY_SAMPLE, record.title), (AVERAGES, f"{record.title}, averages over the samples")):
+        state = view_state(keys, condition, largest, points, averages=kind is AVERAGES)
+        text = json.dumps(state, separators=(",", ":"))
+        packed = "deflate;" + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+        view = {"name": title, "createdAt": now, "updatedAt": now, "state": packed}
+        client.set_experiment_tag(experiment_id, tag_key(record.id, kind), json.dumps(view))
+    _colour(client, runs, keys)
+
+
+def sample_condition(sweep_id: str) -> str:
+    """Return MLflow's search for the sweep's samples, without its own run."""
+    of_sweep = f"tags.`{projection.SWEEP_TAG}` = '{projection.sweep_tag(sweep_id)}'"
+    return f"{of_sweep} and tags.`{projection.ROLE_TAG}` = 'sample'"
+
+
+def point_keys(record: SweepRecord) -> list[str]:
+    """Return the config keys that tell the sweep's points apart."""
+    return [key for key in record.varying if key != "sample"]
 
 
 def view_state(
-    record: SweepRecord, condition: str, metrics: Sequence[str], characters: Mapping[str, int]
+    keys: Sequence[str],
+    condition: str,
+    largest: Mapping[str, float],
+    points: Sequence[Sequence[str]],
+    *,
+    averages: bool = False,
 ) -> dict[str, Any]:
     """Return the state of MLflow's run page: table and charts of one sweep's samples, shortest load first.
 
-    `metrics` are the names that the samples have, those with the largest values first; `characters`
-    says how long the longest value of a param is.
+    Args:
+        keys: the config keys that tell the points apart.
+        condition: the search for the samples.
+        largest: the largest value of each metric that the samples have.
+        points: the values of `keys` in each point.
+        averages: one row and one bar a point instead of one a sample.
     """
-    keys = _point_keys(record)
-    widths = {f"params.`{key}`": _width(max(len(key), characters.get(key, 0))) for key in keys}
-    widths |= {"params.`sample`": _width(6), f"tags.`{projection.STATUS_TAG}`": _width(len(projection.STATUS_TAG))}
-    widths |= {f"metrics.`{name}`": _width(len(name)) for name in _COLUMNS if name in metrics or not metrics}
-    sections, charts = _charts(keys, metrics)
+    names = [_group_name(keys, point) for point in points] if averages else []
+    longest = max(map(len, names), default=projection.MOST_NAME)
+    first = {_NAME: min(_WIDEST_NAME, 100 + 8 * longest)}
+    widths = {**({} if averages else _sample_columns(keys, points)), **_metric_columns(largest, averages=averages)}
+    sections, charts = sections_and_charts(keys, largest, averages=averages)
+    grouped = {
+        "aggregateFunction": "average",
+        "groupByKeys": [{"mode": "param", "groupByData": key} for key in keys],
+    }
     return {
         "searchFilter": condition,
         "orderByKey": f"metrics.`{TOTAL}`",
@@ -79,8 +100,8 @@ def view_state(
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
         "selectedColumns": list(widths),
-        "columnOrder": ["attributes.`Run Name`", *widths],
-        "columnWidths": {"attributes.`Run Name`": _width(projection.MOST_NAME) + 50, **widths},
+        "columnOrder": [*first, *widths],
+        "columnWidths": {**first, **widths},
         "runsHidden": [],
         "runsPinned": [],
         "runsHiddenMode": "SHOWALL",
@@ -90,8 +111,8 @@ def view_state(
         "runListHidden": False,
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
-        "groupsExpanded": {},
-        "groupBy": None,
+        "groupsExpanded": {_group_id(keys, point): False for point in points} if averages else {},
+        "groupBy": grouped if averages and keys else None,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
         "isAccordionReordered": True,
         "compareRunSections": sections,
@@ -99,54 +120,33 @@ def view_state(
     }
 
 
+def _group_name(keys: Sequence[str], point: Sequence[str]) -> str:
+    """Return the name that MLflow gives to the row of a point's average."""
+    return "Group: " + ", ".join(f"{key}: {value}" for key, value in zip(keys, point, strict=True))
+
+
+def _group_id(keys: Sequence[str], point: Sequence[str]) -> str:
+    """Return the name by which MLflow remembers whether a group is folded."""
+    return ",".join(f"param.{key}.{value}" for key, value in zip(keys, point, strict=True))
+
+
+def _sample_columns(keys: Sequence[str], points: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Return the columns that say which sample a row is and how it ended, with their widths in pixels."""
+    longest = [max((len(point[index]) for point in points), default=0) for index in range(len(keys))]
+    widths = {f"params.`{key}`": _width(max(len(key), most)) for key, most in zip(keys, longest, strict=True)}
+    return widths | {"params.`sample`": _width(6), f"tags.`{projection.STATUS_TAG}`": _width(11)}
+
+
+def _metric_columns(metrics: Mapping[str, float], *, averages: bool) -> dict[str, int]:
+    """Return the columns of figures with their widths in pixels; MLflow writes averages with all digits."""
+    least = 26 if averages else 0
+    shown = [name for name in _COLUMNS if name in metrics or not metrics]
+    return {f"metrics.`{name}`": _width(max(least, len(name))) for name in shown}
+
+
 def _width(characters: int) -> int:
     """Return how many pixels a column of so many characters takes in MLflow's table, within reason."""
     return min(320, 30 + 8 * characters)
-
-
-def _widest(runs: Sequence[Any], keys: Sequence[str]) -> dict[str, int]:
-    return {key: max((len(run.data.params.get(key, "")) for run in runs), default=0) for key in keys}
-
-
-def _point_keys(record: SweepRecord) -> list[str]:
-    return [key for key in record.varying if key != "sample"]
-
-
-def _charts(keys: Sequence[str], metrics: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    phases = [name for name in metrics if name.startswith("load/") and name.endswith("_s") and name not in _NO_PHASES]
-    relations = [_parallel(keys)] if keys else []
-    relations.append(_scatter(TOTAL, "inference/first_token_s"))
-    relations += [_scatter(TOTAL, memory) for memory in _MEMORY if memory in metrics][:1]
-    contents = {
-        "Load and first answer": [_bar(name) for name in _HEADLINES],
-        "What varies, against the load": relations,
-        "Phases of the load": [_bar(name) for name in phases[:_MOST_PHASES]],
-        "Memory": [_bar(name) for name in _MEMORY],
-    }
-    sections, charts = [], []
-    for name, members in contents.items():
-        section = str(uuid5(NAMESPACE_URL, f"ladezeit/{name}"))
-        flags = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
-        sections.append({"uuid": section, "name": name, **flags, "columns": 3, "cardHeight": 400})
-        charts += [{**chart, "metricSectionId": section} for chart in members]
-    return sections, charts
-
-
-def _chart(kind: str, about: str, **own: Any) -> dict[str, Any]:
-    base = {"type": kind, "uuid": str(uuid5(NAMESPACE_URL, f"ladezeit/{kind}/{about}"))}
-    return {**base, "runsCountToCompare": 100, "deleted": False, "isGenerated": False, **own}
-
-
-def _bar(metric: str) -> dict[str, Any]:
-    return _chart("BAR", metric, metricKey=metric, dataAccessKey=metric, displayName=metric)
-
-
-def _scatter(x: str, y: str) -> dict[str, Any]:
-    return _chart("SCATTER", f"{x}/{y}", xaxis={"key": x, "type": "METRIC"}, yaxis={"key": y, "type": "METRIC"})
-
-
-def _parallel(keys: Sequence[str]) -> dict[str, Any]:
-    return _chart("PARALLEL", "varying", selectedParams=list(keys), selectedMetrics=[TOTAL], showAllRuns=True)
 
 
 def _colour(client: Any, runs: Sequence[Any], keys: Sequence[str]) -> None:
