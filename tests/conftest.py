@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from configs_for_tests import model_config
+from warm_processes import answer_apart, convert_apart
 
 HERE = Path(__file__).parent
 
@@ -48,6 +49,25 @@ def tiny(cache: Path) -> Any:
     from ladezeit.checkpoint.resolve import prepare
 
     return prepare(model_config("tiny"), cache)
+
+
+@pytest.fixture(scope="session")
+def supervisor() -> Iterator[Any]:
+    """One supervisor for many samples, as in a sweep: its workers are forked from one server that is warm."""
+    from ladezeit.supervisor import Supervisor
+
+    with Supervisor() as supervisor:
+        yield supervisor
+
+
+@pytest.fixture
+def warm_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """References and conversions are made in forks of a warm process: one each, without the seconds of imports."""
+    from ladezeit.loading import conversion
+    from ladezeit.validation import apart
+
+    monkeypatch.setattr(apart, "start", answer_apart)
+    monkeypatch.setattr(conversion, "_write_apart", convert_apart)
 
 
 @pytest.fixture

@@ -65,6 +65,13 @@ def checkpoints(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     }
 
 
+@pytest.fixture(autouse=True)
+def warm(request: pytest.FixtureRequest) -> None:
+    """Conversions are made in forks of a warm process, except where a test is about the process."""
+    if request.node.get_closest_marker("own_process") is None:
+        request.getfixturevalue("warm_references")
+
+
 def converted(name: str, checkpoint: Checkpoint, cache: Path) -> Conversion:
     target = registry.converter(name)
     assert target is not None
@@ -91,9 +98,26 @@ def own_copy(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     return inspect(shutil.copytree(checkpoint.folder, folder / "own"), "own")
 
 
-@pytest.mark.parametrize("dtype", [DType.auto, DType.float32, DType.float16])
-@pytest.mark.parametrize("kind", ["tied", "shards", "mixture of experts", "llama", "qwen3", "float32"])
-@pytest.mark.parametrize("method", METHODS)
+KINDS = ("tied", "shards", "mixture of experts", "llama", "qwen3", "float32")
+#: What each dtype is cast to and from, with and without experts that are merged.
+CASTS = (
+    ("mixture of experts", DType.float32),
+    ("mixture of experts", DType.float16),
+    ("tied", DType.float16),
+    ("llama", DType.float32),
+    ("qwen3", DType.float32),
+    ("float32", DType.float16),
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "dtype"),
+    [
+        *((method, kind, DType.auto) for method in ("tensorizer", "gguf") for kind in KINDS),
+        *((method, *cast) for method in ("tensorizer", "gguf") for cast in CASTS),
+        *(("tensorizer_verify_hash", kind, DType.auto) for kind in ("shards", "mixture of experts")),
+    ],
+)
 def test_the_model_equals_from_pretrained(
     method: str, kind: str, dtype: DType, checkpoints: dict[str, Checkpoint], cache: Path
 ) -> None:
@@ -200,6 +224,7 @@ def test_a_file_of_another_kind_is_refused(
         load("tensorizer", checkpoints["tied"], conversion)
 
 
+@pytest.mark.own_process
 @pytest.mark.parametrize("name", ["tensorizer", "gguf"])
 def test_it_is_made_once_and_anew_when_the_checkpoint_changes(
     name: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
@@ -220,6 +245,7 @@ def test_it_is_made_once_and_anew_when_the_checkpoint_changes(
     assert load(name, changed, second).model.model.norm.weight.eq(3).all()
 
 
+@pytest.mark.own_process
 def test_a_half_made_conversion_never_stays(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     """A shard that is cut while it is converted: one line that says so, and no folder for the next load to trust."""
     checkpoint, cache = own_copy(checkpoints["tied"], tmp_path), tmp_path / "cache"
@@ -229,6 +255,7 @@ def test_a_half_made_conversion_never_stays(checkpoints: dict[str, Checkpoint], 
     assert [path for path in (cache / "tensorizer").iterdir() if path.suffix != ".lock"] == []
 
 
+@pytest.mark.own_process
 def test_a_checkpoint_that_changes_meanwhile_is_not_kept(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     """Somebody saves into the folder during the conversion: half old, half new weights are nobody's model."""
     checkpoint, cache = own_copy(checkpoints["tied"], tmp_path), tmp_path / "cache"
@@ -282,7 +309,7 @@ def test_thousands_of_tensors_become_several_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tensorizer", "gguf"])
 def test_cold_means_the_files_that_are_read(
-    name: str, checkpoints: dict[str, Checkpoint], cache: Path, tmp_path: Path
+    name: str, checkpoints: dict[str, Checkpoint], tmp_path: Path, supervisor: Supervisor
 ) -> None:
     """The shards' state says nothing about a load that never opens them; the result names the files and their cost."""
     checkpoint = own_copy(checkpoints["tied"], tmp_path)
@@ -294,14 +321,13 @@ def test_cold_means_the_files_that_are_read(
     )
     page_cache.set_state(spec.files, CacheState.cold)
     page_cache.warm(checkpoint.shards)
-    with Supervisor() as supervisor:
-        result = supervisor.run(spec, lambda phase: None)
-        assert result.status is Status.ok, result.reason
-        assert result.metrics["cache/resident_before_share"] < 0.01
-        assert result.metrics["cache/resident_after_share"] > 0.5, "read through the page cache, from these files"
-        assert result.effective["conversion"] == conversion.to_json()
-        assert result.metrics["load/file_bytes"] == conversion.file_bytes
-        again = supervisor.run(spec, lambda phase: None)
+    result = supervisor.run(spec, lambda phase: None)
+    assert result.status is Status.ok, result.reason
+    assert result.metrics["cache/resident_before_share"] < 0.01
+    assert result.metrics["cache/resident_after_share"] > 0.5, "read through the page cache, from these files"
+    assert result.effective["conversion"] == conversion.to_json()
+    assert result.metrics["load/file_bytes"] == conversion.file_bytes
+    again = supervisor.run(spec, lambda phase: None)
     assert again.status is Status.invalid and "cache=cold was asked" in (again.reason or "")
 
 

@@ -1,6 +1,7 @@
 """The level `logits`: what a model says, against a reference load; and `full` through a real worker."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from ladezeit.validation.logits.spoken import Spoken, speak
 from ladezeit.validation.prepare import prepare, subject_of
 from ladezeit.validation.subject import Subject
 from ladezeit.worker_spec import WorkerSpec
+
+Sample = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
@@ -103,24 +106,28 @@ def test_speaking_changes_nothing(model: Any) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def sample(tiny: Checkpoint, folder: Path, cache: Path, level: str, engine: str = "transformers") -> Result:
+@pytest.fixture
+def sample(warm_references: None, supervisor: Supervisor, tiny: Checkpoint, tmp_path: Path, cache: Path) -> Sample:
     """Measure one sample in a real worker, by what `prepare` made ready."""
-    loading = TransformersLoading(name="t", engine=engine, device_map="device")
-    config = make_run_config(folder, validation=ValidationConfig(ValidationLevel(level)), loading=loading)
-    files = prepare(config, subject_of(config, tiny, device="cpu", hardware="this", cache=cache))
-    own = folder / "sample"
-    own.mkdir()
-    spec = WorkerSpec(
-        config,
-        tiny,
-        Identity("p", 0, 0, "test", [], "command"),
-        "cpu",
-        own,
-        manifest=files.manifest,
-        reference=files.reference,
-    )
-    with Supervisor() as supervisor:
+
+    def run(level: str, engine: str = "transformers") -> Result:
+        loading = TransformersLoading(name="t", engine=engine, device_map="device")
+        config = make_run_config(tmp_path, validation=ValidationConfig(ValidationLevel(level)), loading=loading)
+        files = prepare(config, subject_of(config, tiny, device="cpu", hardware="this", cache=cache))
+        own = tmp_path / "sample"
+        own.mkdir()
+        spec = WorkerSpec(
+            config,
+            tiny,
+            Identity("p", 0, 0, "test", [], "command"),
+            "cpu",
+            own,
+            manifest=files.manifest,
+            reference=files.reference,
+        )
         return supervisor.run(spec)
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -132,11 +139,9 @@ def sample(tiny: Checkpoint, folder: Path, cache: Path, level: str, engine: str 
         ("full", {"validation/content_s", "validation/logits_s"}),
     ],
 )
-def test_a_worker_proves_as_far_as_asked(
-    *, level: str, costs: set[str], tiny: Checkpoint, cache: Path, tmp_path: Path
-) -> None:
+def test_a_worker_proves_as_far_as_asked(level: str, costs: set[str], sample: Sample, tmp_path: Path) -> None:
     """The proof, its claim and its cost are in the sample's result."""
-    result = sample(tiny, tmp_path, cache, level)
+    result = sample(level)
     assert result.status is Status.ok, result.reason
     assert result.proof is not None
     assert result.proof["passed"]
@@ -148,9 +153,9 @@ def test_a_worker_proves_as_far_as_asked(
     assert not (tmp_path / "sample" / "findings.json").exists()
 
 
-def test_a_wrong_model_is_wrong_with_all_findings_in_a_file(tiny: Checkpoint, cache: Path, tmp_path: Path) -> None:
+def test_a_wrong_model_is_wrong_with_all_findings_in_a_file(sample: Sample, tmp_path: Path) -> None:
     """One flipped bit in a worker's memory ends the sample as `wrong`, and the file names the tensor."""
-    result = sample(tiny, tmp_path, cache, "full", "engines_for_tests:FlipsABit")
+    result = sample("full", "engines_for_tests:FlipsABit")
     assert result.status is Status.wrong
     assert result.reason is not None
     assert "content model.norm.weight" in result.reason

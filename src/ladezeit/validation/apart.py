@@ -35,23 +35,33 @@ def run_apart(module: str, request: dict[str, Any], who: str, runtime: RuntimeCo
         asked.write_text(json.dumps(request))
         environment = {**os.environ, **import_environment(runtime or RuntimeConfig())}
         try:
-            ended = subprocess.run(
-                [sys.executable, "-m", module, str(asked), str(output)],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=LIMIT_S,
-            )
+            code, said = start(module, [str(asked), str(output)], environment, LIMIT_S)
         except subprocess.TimeoutExpired:
             raise CheckpointError(f"{who}: its reference load was not done within {LIMIT_S:g} s") from None
-        if ended.returncode != 0:
-            last = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+        if code != 0:
+            last = (said.strip().splitlines() or [f"exit code {code}"])[-1]
             raise CheckpointError(f"{who}: its reference load failed: {last}")
         answer = json.loads(output.read_text())
     if "refused" in answer:
         raise CheckpointError(f"{who}: {answer['refused']}")
     return dict(answer)
+
+
+def start(module: str, arguments: list[str], environment: dict[str, str], limit_s: float) -> tuple[int, str]:
+    """Run ``python -m module arguments…`` to its end; return its exit code and what it said on its standard error.
+
+    Raises:
+        subprocess.TimeoutExpired: it was ended after `limit_s` seconds.
+    """
+    ended = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=limit_s,
+    )
+    return ended.returncode, ended.stderr
 
 
 def answer(make: Callable[[dict[str, Any]], dict[str, Any]], arguments: list[str]) -> int:

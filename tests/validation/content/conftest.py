@@ -18,6 +18,11 @@ from ladezeit.validation import Expected, Proof, prove
 from ladezeit.validation.content import manifest
 
 
+@pytest.fixture(autouse=True)
+def warm(warm_references: None) -> None:
+    """Manifests are made in forks of a warm process; only `damaged` pays for the start of a new one."""
+
+
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., LoadedModel]:
     """Load a checkpoint by an engine, as a worker does."""

@@ -1,5 +1,6 @@
 """What the level `content` finds in real loads of real checkpoints, and that it raises no false alarm."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from proven_checkpoints import UP, flip_in_file, made, manifest_of, own_copy
 from safetensors.torch import load_file, save_file
 
 from ladezeit.checkpoint.resolve import Checkpoint, inspect
-from ladezeit.config import DType
+from ladezeit.config import LOADINGS, DType
 from ladezeit.errors import CheckpointError
-from ladezeit.loading.base import LoadedModel
+from ladezeit.loading import registry
+from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.conversion import convert
+from ladezeit.measure.clock import LOAD, Clock
 from ladezeit.validation import Proof
 from ladezeit.validation.content import manifest
 
@@ -49,8 +53,13 @@ def file(checkpoint: Checkpoint, cache: Path) -> Path:
     return manifest_of(checkpoint, cache)
 
 
-@pytest.mark.parametrize("kind", ["tied", "untied", "shards", "experts"])
-@pytest.mark.parametrize("dtype", [DType.bfloat16, DType.float32])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *((kind, DType.bfloat16) for kind in ("tied", "untied", "shards", "experts")),
+        *((kind, DType.float32) for kind in ("tied", "experts")),
+    ],
+)
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_right_load_is_proven_whatever_the_engine(
     *, kind: str, dtype: DType, name: str, cache: Path, load: Load, proof: Prove
@@ -66,6 +75,25 @@ def test_a_right_load_is_proven_whatever_the_engine(
     assert result.passed, result.reason
     assert "bit for bit" in result.reason
     assert result.metrics["validation/content_bytes"] > checkpoint.weight_bytes * 0.9
+
+
+@pytest.mark.parametrize("kind", ["tied", "experts"])
+@pytest.mark.parametrize("name", ["gguf", "tensorizer"])
+def test_another_format_holds_what_the_checkpoint_holds(
+    name: str, kind: str, cache: Path, tmp_path: Path, proof: Prove
+) -> None:
+    """A conversion keeps every bit: its load is proven by the manifest of the original."""
+    pytest.importorskip(name)
+    checkpoint, target = made(kind, cache), registry.converter(name)
+    assert target is not None
+    conversion = convert(target, checkpoint, kind, cache, lambda what, done, total: None)
+    request = LoadRequest(checkpoint, LOADINGS[name](name=name), "cpu", tmp_path, conversion=conversion)
+    chosen, clock = registry.engine(name), Clock(time.monotonic_ns())
+    chosen.prepare(request)
+    with clock.span(LOAD):
+        loaded = chosen.load(request, clock)
+    result = proof(loaded, manifest_of(checkpoint, cache))
+    assert result.passed, result.reason
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied", "shards", "experts"])

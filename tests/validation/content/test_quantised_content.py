@@ -220,7 +220,7 @@ def test_a_quantiser_that_does_not_repeat_itself_is_found_out(
     [("bitsandbytes_4bit", Status.ok), ("engines_for_tests:FlipsACode", Status.wrong)],
 )
 def test_a_worker_proves_a_quantised_load_in_full(
-    engine: str, wanted: Status, tiny: Checkpoint, cache: Path, tmp_path: Path
+    *, engine: str, wanted: Status, tiny: Checkpoint, cache: Path, tmp_path: Path, supervisor: Supervisor
 ) -> None:
     """Contents, then logits against the same method's own reference; the result says what was proven."""
     pytest.importorskip("bitsandbytes")
@@ -232,8 +232,7 @@ def test_a_worker_proves_a_quantised_load_in_full(
     own.mkdir()
     identity = Identity("p", 0, 0, "test", [], "command")
     spec = WorkerSpec(config, tiny, identity, "cpu", own, manifest=files.manifest, reference=files.reference)
-    with Supervisor() as supervisor:
-        result = supervisor.run(spec)
+    result = supervisor.run(spec)
     assert result.status is wanted, result.reason
     assert result.proof is not None
     if wanted is Status.ok:
