@@ -17,6 +17,7 @@ from ladezeit.loading import placement
 from ladezeit.loading.base import LoadedModel, LoadRequest
 from ladezeit.loading.mapped_modules import refuse_uncovered, refuse_unknown_modules
 from ladezeit.loading.model_class import model_class
+from ladezeit.loading.shapes import refuse_misshapen
 from ladezeit.loading.transformers_engine import TransformersEngine, refuse_offload
 from ladezeit.measure.clock import Clock
 
@@ -40,6 +41,7 @@ class AccelerateEngine(TransformersEngine):
         assert isinstance(loading, AccelerateLoading)
         model = _skeleton(request, clock)
         _refuse_other_keys(model, request)
+        refuse_misshapen(model, request)
         refuse_unknown_modules(model, loading)
         refuse_uncovered(model, loading)
         with clock.span("load/plan"):

@@ -18,6 +18,7 @@ from ladezeit.loading.arrangement import Arrangement, arrange
 from ladezeit.loading.base import LoadedModel, LoadedTensors, LoadRequest, TensorEngine
 from ladezeit.loading.merge import merge
 from ladezeit.loading.model_class import model_class
+from ladezeit.loading.shapes import naming_misshapen
 from ladezeit.loading.touch import touch
 from ladezeit.measure.clock import Clock
 
@@ -93,7 +94,7 @@ def _from_state_dict(tensors: "dict[str, Tensor]", config: Any, request: LoadReq
     own_class: Any = model_class(request.checkpoint.config)
     call = {"config": config, "state_dict": tensors, "output_loading_info": True, **arguments}
     effective: dict[str, Any] = {"arguments": {**arguments, "device_map": {"": str(request.device)}}}
-    with _without_second_reservation():
+    with _without_second_reservation(), naming_misshapen(request):
         if clock.detail:
             with seams.observed(clock, own_class, _PHASES) as missing:
                 model, info = own_class.from_pretrained(None, **call)

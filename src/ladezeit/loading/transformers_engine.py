@@ -10,6 +10,7 @@ from ladezeit.loading.base import LoadedModel, LoadRequest
 from ladezeit.loading.mapped_modules import explain_map, refuse_unknown_modules
 from ladezeit.loading.model_class import model_class
 from ladezeit.loading.process_environment import variables
+from ladezeit.loading.shapes import naming_misshapen
 from ladezeit.loading.touch import touch
 from ladezeit.measure.clock import Clock
 
@@ -78,7 +79,7 @@ def from_pretrained(request: LoadRequest, clock: Clock, **arguments: Any) -> Loa
     environment = _environment(request)
     if environment:
         effective["environment"] = environment
-    with variables(environment):
+    with variables(environment), naming_misshapen(request):
         if clock.detail:
             with seams.observed(clock, model_class(request.checkpoint.config)) as missing:
                 model, info = AutoModelForCausalLM.from_pretrained(folder, **call)

@@ -13,12 +13,13 @@ from ladezeit.loading.base import LoadedModel
 from ladezeit.measure.clock import Clock
 from ladezeit.validation import all_modules, origin_rule, placement, sampled
 from ladezeit.validation.content import level as content
+from ladezeit.validation.faults import BEFORE_LOADING, Fault
 from ladezeit.validation.generation import stored_generation_config
 from ladezeit.validation.logits import level as logits
 from ladezeit.validation.proof import Expected, Finding, Look, Proof
 from ladezeit.validation.quantised import spoken_claim
 
-__all__ = ["SPAN", "Expected", "Finding", "Proof", "prove", "prove_spoken", "stored_generation_config"]
+__all__ = ["CLAIMS", "SPAN", "Expected", "Finding", "Proof", "prove", "prove_spoken", "stored_generation_config"]
 
 SPAN = "validation"
 LOGITS_SPAN = "validation/logits"
@@ -45,6 +46,18 @@ _LEVELS: dict[ValidationLevel, Callable[[LoadedModel, Expected, ValidationConfig
     ValidationLevel.content: content.look,
     ValidationLevel.logits: _later,
     ValidationLevel.full: content.look,
+}
+
+#: What each level finds whatever engine loaded, with what is refused before any load; held to it by the fault bench.
+CLAIMS: dict[ValidationLevel, frozenset[Fault]] = {
+    ValidationLevel.none: BEFORE_LOADING,
+    ValidationLevel.sampled: BEFORE_LOADING | sampled.CLAIMS,
+    ValidationLevel.origin_rule: BEFORE_LOADING | origin_rule.CLAIMS,
+    ValidationLevel.all_modules: BEFORE_LOADING | all_modules.CLAIMS,
+    ValidationLevel.placement: BEFORE_LOADING | placement.CLAIMS,
+    ValidationLevel.content: BEFORE_LOADING | content.CLAIMS,
+    ValidationLevel.logits: BEFORE_LOADING | logits.CLAIMS,
+    ValidationLevel.full: BEFORE_LOADING | content.CLAIMS | logits.CLAIMS,
 }
 
 

@@ -13,12 +13,27 @@ from ladezeit.loading.base import LoadedModel
 from ladezeit.loading.parts import parts
 from ladezeit.loading.quantisation import scheme_of
 from ladezeit.validation.all_modules import META
+from ladezeit.validation.faults import Fault
 from ladezeit.validation.generation import not_taken_up
 from ladezeit.validation.kept_dtype import WrongDtype, kept_float32, without_class_choices
 from ladezeit.validation.places import Places, offloads
 from ladezeit.validation.proof import Expected, Finding, Look
 from ladezeit.validation.quantised import Quantised
 from ladezeit.validation.ties import untied
+
+#: All that shows without reading values; of the files, what the keys that the load could not match tell.
+CLAIMS = frozenset(
+    {
+        Fault.missing_in_file,
+        Fault.extra_in_file,
+        Fault.wrong_shape_in_file,
+        Fault.wrong_dtype,
+        Fault.buffer_on_meta,
+        Fault.weight_on_meta,
+        Fault.untied_head,
+        Fault.silent_offload,
+    }
+)
 
 
 @dataclass(frozen=True)

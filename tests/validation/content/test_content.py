@@ -283,7 +283,7 @@ def test_a_tensor_left_in_memory_that_was_given_back_is_found(
     loaded.lent_bytes = [held.numel() * held.element_size()]
     result = proof(loaded, file)
     assert found(result) == {("content", UP)}
-    assert result.metrics["validation/scribbled_bytes"] == held.numel() * held.element_size()
+    assert result.metrics["validation/scribbled_bytes"] >= held.numel() * held.element_size()
 
 
 def test_a_checkpoint_that_lacks_a_tensor_has_no_manifest(checkpoint: Checkpoint, cache: Path, tmp_path: Path) -> None:

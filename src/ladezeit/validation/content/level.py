@@ -12,7 +12,11 @@ from ladezeit.validation.content.digest import digest, digests
 from ladezeit.validation.content.inventory import COMPUTED, QUANTISED, Held, groups, inventory
 from ladezeit.validation.content.manifest import Manifest
 from ladezeit.validation.content.scribble import scribble
+from ladezeit.validation.faults import Fault
 from ladezeit.validation.proof import Expected, Finding, Look
+
+#: Every one: whatever differs from the reference load in name, shape, dtype, tie, place or any bit.
+CLAIMS = frozenset(Fault)
 
 
 def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> Look:

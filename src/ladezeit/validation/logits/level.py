@@ -5,9 +5,22 @@ It comes after the measured first tokens, because it would do for them what a lo
 
 from typing import Any
 
+from ladezeit.validation.faults import Fault
 from ladezeit.validation.logits.reference import Reference
 from ladezeit.validation.logits.spoken import speak
 from ladezeit.validation.proof import Finding, Look
+
+#: What no forward survives unchanged; of other faults it finds those that this prompt happens to feel.
+CLAIMS = frozenset(
+    {
+        Fault.nan_in_file,
+        Fault.planted_nan,
+        Fault.missing_tensor,
+        Fault.buffer_on_meta,
+        Fault.weight_on_meta,
+        Fault.overwritten_buffer,
+    }
+)
 
 
 def look(model: Any, reference: Reference) -> Look:
