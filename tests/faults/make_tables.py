@@ -2,8 +2,8 @@
 
     python tests/faults/make_tables.py [--no-peers]
 
-It takes some minutes. Costs are read from benchmarks/results/validation_cost.json, which benchmarks/validation_cost.py
-writes. The tests run the same bench and compare, so neither table nor data can be written by hand.
+It takes some minutes. Costs are read from benchmarks/results, where benchmarks/validation_cost.py and
+benchmarks/proof.py wrote them. The tests run the same bench and compare: neither table nor data is written by hand.
 """
 
 import argparse
@@ -30,8 +30,8 @@ def main() -> None:
             noticed = {name: peers.noticed(name, bench.checkpoint, Path(scratch)) for name in peers.PEERS}
             write(tables.PEERS, {"versions": peers.versions(), "noticed": noticed})
     write(tables.CATCHES, caught)
-    known = json.loads(tables.PEERS.read_text()), json.loads(tables.COST.read_text())
-    tables.DOCUMENT.write_text(tables.rendered(tables.DOCUMENT.read_text(), caught, *known))
+    noticed = json.loads(tables.PEERS.read_text())
+    tables.DOCUMENT.write_text(tables.rendered(tables.DOCUMENT.read_text(), caught, noticed, tables.costs()))
 
 
 def write(path: Path, content: object) -> None:

@@ -1,5 +1,6 @@
 """What the fault bench's outcomes come to: plain data for the package, and the tables of docs/proof.md."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 CATCHES = ROOT / "src" / "ladezeit" / "results" / "fault_catches.json"
 PEERS = ROOT / "benchmarks" / "results" / "fault_peers.json"
 COST = ROOT / "benchmarks" / "results" / "validation_cost.json"
+#: Of benchmarks/proof.py, whose larger models no sweep of all levels is needed for.
+PROOF = ROOT / "benchmarks" / "results" / "proof-cpu.json"
 DOCUMENT = ROOT / "docs" / "proof.md"
 
 #: From what looks least to what looks most.
@@ -45,14 +48,26 @@ def _found_with(outcomes: list[Outcome], level: ValidationLevel, fault: Fault) -
     return [one.engine for one in asked if one.found], [one.engine for one in asked]
 
 
+def costs() -> dict[str, dict[str, Any]]:
+    """Return the median seconds of levels by model, with the model's ``gb``, from the benchmarks' result files."""
+    found = {}
+    for name, measured in json.loads(COST.read_text())["models"].items():
+        seconds = {level: one["median_s"] for level, one in measured["levels"].items()}
+        found[name] = {"gb": measured["gb"], **seconds}
+    for name, measured in json.loads(PROOF.read_text())["models"].items():
+        seconds = {level: measured[f"{level}_median_s"] for level in ("placement", "content")}
+        found.setdefault(name, {"gb": measured["bytes"] / 1e9, **seconds})
+    return found
+
+
 def level_table(caught: Mapping[str, Any], cost: Mapping[str, Any]) -> str:
     """Return the table of faults and levels, with the cost of each level below."""
     head = ["planted fault", *(f"`{level}`" for level in COLUMNS)]
     rows = [[WORDS[fault], *(_cell(caught["levels"][level], level, fault) for level in COLUMNS)] for fault in Fault]
     total = [f"**{caught['levels'][level]['found']} of {caught['levels'][level]['of']}**" for level in COLUMNS]
     rows.append(["**found with every engine**", *total])
-    for name, measured in cost["models"].items():
-        seconds = [_seconds(measured["levels"].get(level)) for level in COLUMNS]
+    for name, measured in cost.items():
+        seconds = [_seconds(measured.get(level)) for level in COLUMNS]
         rows.append([f"cost on {name} ({measured['gb']:.2g} GB)", *seconds])
     return _table(head, rows)
 
@@ -67,11 +82,12 @@ def _cell(caught: Mapping[str, Any], level: str, fault: Fault) -> str:
     return f"{len(caught['partly'][fault])} engines" if fault in caught["partly"] else "no"
 
 
-def _seconds(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _seconds(median: float | None) -> str:
+    if median is None:
         return "–"
-    median = found["median_s"]
-    return f"{median * 1000:.3g} ms" if median < 1 else f"{median:.3g} s"
+    if median < 0.0001:
+        return "nothing"
+    return f"{median * 1000:.2g} ms" if median < 0.1 else f"{median:.2g} s"
 
 
 def peer_table(peers: Mapping[str, Any]) -> str:

@@ -1,0 +1,119 @@
+"""Whether a right load is ever called wrong: every engine, model after model, by real sweeps with ``validation=full``.
+
+    python benchmarks/no_false_alarm.py [--model NAME …] [--samples 5] [--output FOLDER]
+
+A proof that cries wolf is switched off. So each method loads each model several times, each time in a process of its
+own, and every sample must end ``ok``: bits, placement and what the model says. What a machine cannot run is counted
+with its reason. Nothing is timed, and computing takes one thread, so other work on the machine does no harm.
+
+Output: FOLDER ``no_false_alarm.json`` and ``no_false_alarm.md``, a table of counts; models that are measured again
+replace what the files had of them. The last line is one JSON document. The exit code is 1 where a sample was wrong.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+METHODS = (
+    "transformers,transformers_sync,transformers_no_mmap,legacy_manager,accelerate,safetensors_mmap,safetensors_pread,"
+    "fastsafetensors,runai_streamer,torch_dcp,tensorizer,tensorizer_verify_hash,gguf,streamed,auto"
+)
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "accelerate",
+    "fastsafetensors",
+    "runai-model-streamer",
+    "tensorizer",
+)
+
+
+def main() -> None:
+    """Load, count and report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", nargs="+", default=["tiny", "smollm2-135m", "qwen2.5-0.5b-shape"])
+    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--samples", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    path = arguments.output / "no_false_alarm.json"
+    report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"models": {}}
+    report |= {"benchmark": "no_false_alarm", "packages": {name: version(name) for name in PACKAGES}}
+    for name in arguments.model:
+        asked = ["-m", f"model={name}", f"loading={arguments.methods}", f"sample=range({arguments.samples})"]
+        asked += ["loading.dtype=auto", "validation=full", "inference=none", "process=prewarmed", "cache=as_is"]
+        asked += ["runtime.threads=1", f"device={arguments.device}", "tracking=none", "ceilings=false"]
+        report["models"][name] = {"command": f"ladezeit {' '.join(asked)}", **counted(asked)}
+        path.write_text(json.dumps(report, indent=2) + "\n")
+        path.with_suffix(".md").write_text(table(report))
+    print(table(report))
+    print(json.dumps(report))
+    sys.exit(int(any(model["counts"].get("wrong", 0) for model in report["models"].values())))
+
+
+def counted(asked: list[str]) -> dict[str, Any]:
+    """Run one sweep; return how its samples ended, in all and by method, and why those that are not ok did."""
+    with tempfile.TemporaryDirectory(prefix="ladezeit-alarm-") as folder:
+        command = [sys.executable, "-m", "ladezeit", *asked, "discard_first=false", f"outputs={folder}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = [json.loads(path.read_text()) for path in Path(folder).glob("sweeps/*/[0-9]*/result.json")]
+    if not found:
+        sys.exit(f"nothing was loaded by {' '.join(command)}:\n{done.stdout}{done.stderr}")
+    methods: dict[str, Counter[str]] = {}
+    for result in found:
+        methods.setdefault(result["config"]["loading"]["name"], Counter())[result["status"]] += 1
+    reasons = {
+        f"{result['config']['loading']['name']}: {result['reason']}" for result in found if result["status"] != "ok"
+    }
+    return {
+        "counts": dict(Counter(result["status"] for result in found)),
+        "methods": {name: dict(statuses) for name, statuses in sorted(methods.items())},
+        "reasons": sorted(reasons),
+        "cpu": found[0]["environment"]["cpu"],
+        "python": found[0]["environment"]["python"],
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the report as Markdown."""
+    models = report["models"]
+    names = sorted({name for model in models.values() for name in model["methods"]})
+    total = Counter[str]()
+    for model in models.values():
+        total.update(model["counts"])
+    lines = [
+        "# No false alarm",
+        "",
+        "Right loads, each in a process of its own, proven by `validation=full`: how they ended.",
+        "",
+        f"**{total['wrong']} of {total.total()} were called wrong**; {dict(total)}.",
+        "",
+        f"| method | {' | '.join(models)} |",
+        f"|---{'|:-:' * len(models)}|",
+        *(
+            f"| `{name}` | {' | '.join(_cell(model['methods'].get(name)) for model in models.values())} |"
+            for name in names
+        ),
+        "",
+        *(f"- {name}: `{model['command']}`, on {model['cpu']['model']}" for name, model in models.items()),
+        *(f"- {name}: {reason}" for name, model in models.items() for reason in model["reasons"]),
+        f"- {', '.join(f'{name} {found}' for name, found in report['packages'].items())}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(statuses: dict[str, int] | None) -> str:
+    return ", ".join(f"{count} {status}" for status, count in statuses.items()) if statuses else "–"
+
+
+if __name__ == "__main__":
+    main()
