@@ -90,14 +90,15 @@ def _seconds(median: float | None) -> str:
     return f"{median * 1000:.2g} ms" if median < 0.1 else f"{median:.2g} s"
 
 
-def peer_table(peers: Mapping[str, Any]) -> str:
+def peer_table(caught: Mapping[str, Any], peers: Mapping[str, Any]) -> str:
     """Return the table of the faults that a library can meet by itself, and what each says of them."""
+    missed = caught["levels"]["full"]["missed"]
     asked = [fault for fault in Fault if any(fault in noticed for noticed in peers["noticed"].values())]
     rows = [
         [
             WORDS[fault],
             *(noticed[fault]["noticed"] if fault in noticed else "–" for noticed in peers["noticed"].values()),
-            "error",
+            "no" if fault in missed else "error",
         ]
         for fault in asked
     ]
@@ -111,7 +112,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def rendered(document: str, caught: Mapping[str, Any], peers: Mapping[str, Any], cost: Mapping[str, Any]) -> str:
     """Return `document` with the tables between its markers made anew."""
-    for name, table in (("levels", level_table(caught, cost)), ("peers", peer_table(peers))):
+    for name, table in (("levels", level_table(caught, cost)), ("peers", peer_table(caught, peers))):
         begin, end = f"<!-- table: {name} -->", "<!-- end of table -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         assert len(pattern.findall(document)) == 1, f"{DOCUMENT} has not one place for the table of {name}"
