@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 #: Public names and the modules that have them, imported at their first use: ``import ladezeit`` alone costs nothing.
 _HOMES = {
     "LoadedModel": "ladezeit.serving.loaded",
+    "ModelManager": "ladezeit.serving.manager",
     "evict": "ladezeit.serving.page_cache",
     "load": "ladezeit.serving.load",
     "prefetch": "ladezeit.serving.page_cache",
@@ -16,10 +17,11 @@ _HOMES = {
 if TYPE_CHECKING:
     from ladezeit.serving.load import load as load
     from ladezeit.serving.loaded import LoadedModel as LoadedModel
+    from ladezeit.serving.manager import ModelManager as ModelManager
     from ladezeit.serving.page_cache import evict as evict
     from ladezeit.serving.page_cache import prefetch as prefetch
 
-__all__ = ["__version__", "LoadedModel", "evict", "load", "prefetch"]
+__all__ = ["__version__", "LoadedModel", "ModelManager", "evict", "load", "prefetch"]
 
 
 def __getattr__(name: str) -> Any:

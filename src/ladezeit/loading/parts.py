@@ -61,7 +61,12 @@ def reach(tensor: Any) -> int:
 
 
 def weights_bytes(model: Any) -> int:
-    """Return the bytes of memory that parameters and buffers take on all devices, each byte once.
+    """Return the bytes of memory that parameters and buffers take on all devices; see `weights_bytes_by_device`."""
+    return sum(weights_bytes_by_device(model).values())
+
+
+def weights_bytes_by_device(model: Any) -> dict[str, int]:
+    """Return the bytes of memory that parameters and buffers take on each device (``cpu``, ``cuda:0``), each byte once.
 
     Tensors that share memory (ties, views) count once, quantised ones with their scales. What is on meta, as offloaded
     weights are between forwards, is not in memory and does not count.
@@ -71,14 +76,13 @@ def weights_bytes(model: Any) -> int:
         for tensor in held(model)
         if not tensor.is_meta and tensor.numel() > 0
     )
-    total = reached = 0
-    place = ""
+    totals: dict[str, int] = {}
+    reached = 0
     for device, start, end in spans:
-        reached = reached if device == place else 0
-        place = device
-        total += max(0, end - max(start, reached))
+        reached = reached if device in totals else 0
+        totals[device] = totals.get(device, 0) + max(0, end - max(start, reached))
         reached = max(end, reached)
-    return total
+    return totals
 
 
 def _tensors_of(owner: Any) -> Iterator[tuple[str, Any]]:

@@ -77,6 +77,11 @@ def load(
     return _Load(config, chosen_by, found, clock, progress).run()
 
 
+def load_as_configured(config: RunConfig, chosen_by: str, device: ResolvedDevice) -> LoadedModel:
+    """Load what a config says that was checked already (see `config_of`); raises as `load` does."""
+    return _Load(config, chosen_by, device, Clock(time.monotonic_ns()), lambda what, done, total: None).run()
+
+
 class _Load:
     """One load under way."""
 

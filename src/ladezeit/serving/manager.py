@@ -1,0 +1,245 @@
+"""ModelManager: several models in one process, each loaded once, proven, and unloaded when others need its memory."""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ladezeit.errors import ConfigError, LadezeitError, did_you_mean
+from ladezeit.serving.budget import NOTHING, Budget, Bytes, Machine
+from ladezeit.serving.events import Listener, Unloaded, Why
+from ladezeit.serving.in_process import InProcessLoader
+from ladezeit.serving.loading_turn import LoadingTurn
+from ladezeit.serving.pending import Pending
+from ladezeit.serving.performance import Performance
+from ladezeit.serving.resident import Resident
+from ladezeit.serving.rooms import Rooms
+from ladezeit.serving.settings import ModelSettings, read_settings
+from ladezeit.serving.telemetry import Telemetry, now_ns
+from ladezeit.serving.unloading import UnloadReport
+
+if TYPE_CHECKING:
+    from ladezeit.serving.loader import Loaded, Loader
+    from ladezeit.serving.status import ManagerStatus
+
+
+class ModelManager:
+    """Loads models by name, at most once each, under a budget of memory; all methods may be called from any thread.
+
+    Args:
+        config: models by name, in the origin case's form, or the path of such a JSON file or of a loading profile in
+            YAML. It is read here, once.
+        gpu_budget: bytes (or ``20GiB``) that the weights of all models may take on all GPUs together; None leaves it
+            to what is free when a model is loaded.
+        host_budget: the same for the host's memory.
+        wait_s: how long a load may wait for models in use to end, in seconds.
+        listeners: told every event (see `ladezeit.serving.events`), in the thread in which it happened; what they
+            raise is logged and goes no further.
+        loader: what loads; None takes `ladezeit.load`.
+        machine: what is free where no budget was given; None asks the machine.
+
+    Raises:
+        ConfigError: the configuration cannot be read, or has a key or value that there is not.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | str | Path,
+        *,
+        gpu_budget: int | str | None = None,
+        host_budget: int | str | None = None,
+        wait_s: float = 60.0,
+        listeners: Iterable[Listener] = (),
+        loader: "Loader | None" = None,
+        machine: Machine | None = None,
+    ) -> None:
+        self.settings = read_settings(config)
+        self.wait_s = wait_s
+        self._telemetry = Telemetry(listeners)
+        self._rooms = Rooms(Budget(gpu_budget, host_budget, machine), self._evicted)
+        loads: Loader = loader or InProcessLoader(self.settings)
+        self._turn = LoadingTurn(loads, Performance(loads.runtime), self._rooms, self._telemetry)
+        self._pending: dict[str, Pending] = {}
+        self._closed = False
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all models, loaded or not."""
+        return list(self.settings.models)
+
+    def get(self, name: str) -> "Loaded":
+        """Return the model, loading it where it is not in memory.
+
+        Many threads may ask at once: one loads, the others wait and get the same model, or the same error; after an
+        error the next call tries again. While you hold what you got its memory cannot be given to another model: use
+        `use` where the holding should end by itself.
+
+        Raises:
+            ConfigError: there is no such model.
+            BudgetError: it does not fit into memory; nothing was read.
+            LadezeitError: it could not be loaded, or is not what was asked for.
+        """
+        return self._acquire(name, leased=False)[1]
+
+    @contextmanager
+    def use(self, name: str) -> Iterator["Loaded"]:
+        """Give the model for the time of a ``with`` block, in which it is not evicted; raises as `get` does."""
+        resident, loaded = self._acquire(name, leased=True)
+        thread = threading.get_ident()  # the block may end in another one
+        try:
+            yield loaded
+        finally:
+            del loaded
+            self._end_lease(resident, thread)
+
+    def preload(self, names: Iterable[str] | None = None) -> None:
+        """Load the models (all where None), one after another; raises as `get` does, and where they do not all fit."""
+        wanted = self.names if names is None else list(names)
+        needs = sum((self._turn.needs(self._settings_of(name)) for name in wanted), NOTHING)
+        self._rooms.budget.check_can_ever_fit(" and ".join(wanted), needs)
+        for name in wanted:
+            self._acquire(name, leased=False)
+
+    def unload(self, name: str, *, wait_s: float | None = None) -> UnloadReport:
+        """Unload the model as soon as its uses ended, and say what came back.
+
+        Raises:
+            ConfigError: there is no such model.
+            BudgetError: it was in use for longer than `wait_s` (the manager's, where None), and stays.
+        """
+        return self._unload(name, Why.asked, wait_s)
+
+    def swap(self, old: str, new: str) -> "Loaded":
+        """Put `new` in the place of `old`: beside it where both fit, so that `old` answers until `new` is proven.
+
+        Where they do not both fit `old` is unloaded first, once its uses ended. Where `new` cannot be loaded beside
+        it, `old` stays as it is.
+
+        Raises: as `get` and `unload` do.
+        """
+        self._settings_of(old)
+        need = self._turn.needs(self._settings_of(new))
+        with self._rooms.changed:
+            resident = self._rooms.residents.get(old)
+            beside = resident is not None and old != new and self._rooms.fits_beside(resident, need)
+            if resident is not None and beside:
+                resident.lease(threading.get_ident())
+        if resident is None or old == new:
+            return self.get(new)
+        if not beside:
+            self._unload(old, Why.swapped, None)
+            return self.get(new)
+        try:
+            loaded = self.get(new)
+        finally:
+            self._end_lease(resident, threading.get_ident())
+            del resident
+        self._unload(old, Why.swapped, None)
+        return loaded
+
+    def status(self) -> "ManagerStatus":
+        """Return what is loaded, in use and charged at this moment, and what each load and proof cost."""
+        from ladezeit.serving.status import status_of
+
+        with self._rooms.changed:
+            self._rooms.settle()
+            return status_of(self.settings, self._rooms, set(self._pending), self._turn)
+
+    def close(self) -> list[UnloadReport]:
+        """Refuse further calls, unload every model once its uses ended, and return what came back."""
+        with self._rooms.changed:
+            self._closed = True
+            names = list(self._rooms.residents)
+        reports = [self._unload(name, Why.asked, None) for name in names]
+        self._telemetry.close()
+        return reports
+
+    def __enter__(self) -> "ModelManager":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _acquire(self, name: str, *, leased: bool) -> "tuple[Resident, Loaded]":
+        settings = self._settings_of(name)
+        me = threading.get_ident()
+        with self._rooms.changed:
+            while True:
+                if self._closed:
+                    raise LadezeitError(f"{name} was asked for, and this manager is closed: make a new one")
+                resident = self._rooms.residents.get(name)
+                if resident is None:
+                    break
+                if resident.open_to_me:
+                    resident.used_at = self._rooms.next_use()
+                    if leased:
+                        resident.lease(me)
+                    return resident, resident.loaded
+                self._rooms.changed.wait()  # until it is gone, or whoever wanted its room gave up
+            pending = self._pending.get(name)
+            mine = pending is None
+            if pending is None:
+                pending = self._pending[name] = Pending()
+            if leased:
+                pending.leases[me] += 1
+        if mine:
+            self._load(settings, pending)
+        return self._outcome(pending, leased=leased)
+
+    def _load(self, settings: ModelSettings, pending: Pending) -> None:
+        """Load, and tell all who wait, whatever happens."""
+        try:
+            outcome = self._turn.load(settings, self.wait_s, pending.leases)
+        except BaseException as error:
+            self._no_longer_pending(settings.name)
+            pending.outcome.set_exception(error)
+            return
+        self._no_longer_pending(settings.name)
+        pending.outcome.set_result(outcome)
+
+    def _no_longer_pending(self, name: str) -> None:
+        with self._rooms.changed:
+            del self._pending[name]
+
+    def _outcome(self, pending: Pending, *, leased: bool) -> "tuple[Resident, Loaded]":
+        me = threading.get_ident()
+        try:
+            return pending.outcome.result()
+        except BaseException:
+            # Interrupted while waiting: the lease that the load grants is nobody's then.
+            if leased and (not pending.outcome.done() or pending.outcome.exception() is None):
+                pending.outcome.add_done_callback(lambda done: self._disown(done, me))
+            raise
+
+    def _disown(self, done: "Future[tuple[Resident, Loaded]]", thread: int) -> None:
+        if done.exception() is None:
+            self._end_lease(done.result()[0], thread)
+
+    def _end_lease(self, resident: Resident, thread: int) -> None:
+        with self._rooms.changed:
+            resident.release(thread)
+            self._rooms.changed.notify_all()
+
+    def _unload(self, name: str, why: Why, wait_s: float | None) -> UnloadReport:
+        self._settings_of(name)
+        began_ns = now_ns()
+        removed = self._rooms.remove(name, self.wait_s if wait_s is None else wait_s)
+        if removed is None:
+            return UnloadReport(name, was_loaded=False)
+        resident, freed, gone = removed
+        self._telemetry.tell(Unloaded(name, now_ns(), began_ns, why, resident.size, freed, not gone))
+        return UnloadReport(name, was_loaded=True, held=resident.size, freed=freed, still_held=not gone)
+
+    def _evicted(self, resident: Resident, freed: Bytes, began_ns: int, still_held: bool) -> None:
+        self._telemetry.tell(Unloaded(resident.name, now_ns(), began_ns, Why.evicted, resident.size, freed, still_held))
+
+    def _settings_of(self, name: str) -> ModelSettings:
+        settings = self.settings.models.get(name)
+        if settings is None:
+            raise ConfigError(
+                f"there is no model '{name}' in the manager's configuration: {', '.join(self.names)}."
+                + did_you_mean(name, self.names)
+            )
+        return settings
