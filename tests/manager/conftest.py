@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from known_models import Known, says
 
 from configs_for_tests import model_config
-from known_models import Known, says
 
 
 @pytest.fixture(scope="session")

@@ -155,10 +155,19 @@ def test_a_model_in_use_is_not_evicted_and_the_load_waits(known: dict[str, Known
         other.join(timeout=1)
         assert not done, "bee was loaded although ape was in use"
         assert says(loaded.model) == known["ape"].tokens
-        del loaded
     other.join(timeout=100)
     assert done == ["bee"]
     assert manager.status().models["ape"].state == "not loaded"
+
+
+def test_a_use_that_has_ended_holds_nothing(known: dict[str, Known], origin_config: Config) -> None:
+    """The variable of a `with` block lives on; the model must not live on by it, and using it is an error."""
+    manager = ModelManager(origin_config("ape", "bee"), host_budget=known["ape"].bytes + 2**20, wait_s=0.5)
+    with manager.use("ape") as used:
+        assert says(used.model) == known["ape"].tokens
+    with pytest.raises(LadezeitError, match="the use of ape has ended"):
+        assert used.model
+    assert says(manager.get("bee").model) == known["bee"].tokens
 
 
 def test_what_is_in_the_way_for_too_long_is_named(known: dict[str, Known], origin_config: Config) -> None:
@@ -195,6 +204,5 @@ def test_a_thread_may_use_what_it_uses_already(known: dict[str, Known], origin_c
         time.sleep(0.3)
         with manager.use("ape") as again:
             assert says(again.model) == known["ape"].tokens
-            del again
     other.join(timeout=100)
     assert manager.status().models["bee"].state == "loaded"

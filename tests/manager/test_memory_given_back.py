@@ -1,7 +1,7 @@
 """Memory that a model took is there again after it; what is not is said, with who has it."""
 
-import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -23,7 +23,7 @@ def cycles(manager: ModelManager, name: str, count: int) -> tuple[list[int], lis
         assert report.was_loaded
         assert not report.still_held
         resident.append(psutil.Process().memory_info().rss)
-        descriptors.append(len(os.listdir("/proc/self/fd")))
+        descriptors.append(len(list(Path("/proc/self/fd").iterdir())))
     return resident, descriptors
 
 
@@ -154,6 +154,6 @@ def test_a_swap_to_a_broken_model_keeps_the_old_one(
     config = {**origin_config("ape"), "broken": {"path": str(tmp_path), "loading": {"device_map": "cpu"}}}
     manager = ModelManager(config)
     manager.get("ape")
-    with pytest.raises(Exception, match="config.json"):
+    with pytest.raises(Exception, match=r"config\.json"):
         manager.swap("ape", "broken")
     assert manager.status().models["ape"].state == "loaded"

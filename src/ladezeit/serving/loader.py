@@ -18,6 +18,11 @@ class Loaded(Protocol):
         ...
 
     @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer; None where it has none."""
+        ...
+
+    @property
     def phases(self) -> Sequence[Phase]:
         """Where the time went, in seconds since the load was asked for."""
         ...

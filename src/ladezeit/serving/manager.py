@@ -19,6 +19,7 @@ from ladezeit.serving.rooms import Rooms
 from ladezeit.serving.settings import ModelSettings, read_settings
 from ladezeit.serving.telemetry import Telemetry, now_ns
 from ladezeit.serving.unloading import UnloadReport
+from ladezeit.serving.use import Use
 
 if TYPE_CHECKING:
     from ladezeit.serving.loader import Loaded, Loader
@@ -84,14 +85,16 @@ class ModelManager:
         return self._acquire(name, leased=False)[1]
 
     @contextmanager
-    def use(self, name: str) -> Iterator["Loaded"]:
+    def use(self, name: str) -> Iterator[Use]:
         """Give the model for the time of a ``with`` block, in which it is not evicted; raises as `get` does."""
         resident, loaded = self._acquire(name, leased=True)
         thread = threading.get_ident()  # the block may end in another one
+        used = Use(name, loaded)
+        del loaded
         try:
-            yield loaded
+            yield used
         finally:
-            del loaded
+            used.end()
             self._end_lease(resident, thread)
 
     def preload(self, names: Iterable[str] | None = None) -> None:
