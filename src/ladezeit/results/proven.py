@@ -5,9 +5,14 @@ from collections.abc import Sequence
 
 from ladezeit.result import Result, Status
 from ladezeit.results.points import why
+from ladezeit.results.varying import value_of
 
 #: Levels that leave open whether every weight is where it should be: nothing is ranked on their word.
 WEAKER_THAN_PLACEMENT = ("none", "sampled", "origin_rule", "all_modules")
+
+
+#: The kind of process of a load that no sweep set up.
+PRODUCTION = "production"
 
 
 def level_of(result: Result) -> str:
@@ -42,8 +47,10 @@ def exclusion(samples: Sequence[Result]) -> str | None:
     """Return in a line why the samples of a point are not ranked, None where they are.
 
     A method that loaded the wrong thing once is out, whatever its other samples say. One that failed now and then is
-    ranked by what it measured; its status counts stand beside.
+    ranked by what it measured; its status counts stand beside. Loads in production are shown and never ranked.
     """
+    if any(value_of(result, "process") == PRODUCTION for result in samples):
+        return "loaded in production, beside other work and with a page cache that nobody set: not a measurement"
     wrong = [result for result in samples if result.status is Status.wrong]
     if wrong:
         return f"{len(wrong)} of {len(samples)} wrong: {why(wrong[0])}"

@@ -6,9 +6,15 @@ Times are nanoseconds since 1970 (`time.time_ns`), taken when the thing happened
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ladezeit.config import RunConfig
 from ladezeit.result import Phase
 from ladezeit.serving.budget import Bytes
+
+if TYPE_CHECKING:
+    from ladezeit.validation import Proof
 
 
 @dataclass(frozen=True)
@@ -45,14 +51,27 @@ class Proven(Event):
 
 
 @dataclass(frozen=True)
+class LoadRecord:
+    """What a load was asked to be and what it came to, without the model: enough for a result file."""
+
+    config: RunConfig
+    folder: Path
+    weight_bytes: int
+    file_bytes: int
+    effective: dict[str, Any]
+    proof: "Proof"
+
+
+@dataclass(frozen=True)
 class LoadFinished(Event):
-    """A model is loaded and can be used; `start_ns` is when its load began."""
+    """A model is loaded and can be used; `start_ns` is when its load began. A loader of your own has no `record`."""
 
     start_ns: int
     seconds: float
     method: str
     holds: Bytes
     phases: tuple[Phase, ...]
+    record: LoadRecord | None = None
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ import threading
 import time
 import traceback
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ladezeit.serving.budget import NOTHING, BudgetError, Bytes, bytes_of
-from ladezeit.serving.events import Event, LoadFailed, LoadFinished, LoadStarted, PhaseFinished, Proven
+from ladezeit.serving.events import Event, LoadFailed, LoadFinished, LoadRecord, LoadStarted, PhaseFinished, Proven
 from ladezeit.serving.holding import Holding, give_back
+from ladezeit.serving.loaded import LoadedModel
 from ladezeit.serving.performance import Performance
 from ladezeit.serving.resident import Resident
 from ladezeit.serving.rooms import Rooms
@@ -118,19 +119,28 @@ class LoadingTurn:
 
 def _events(resident: Resident, loaded: "Loaded", began_ns: int) -> list[Event]:
     name, ended_ns = resident.name, now_ns()
+    phases = tuple(loaded.phases)
     events: list[Event] = [
         PhaseFinished(name, began_ns + round((p.start_s + p.duration_s) * 1e9), p, began_ns + round(p.start_s * 1e9))
-        for p in loaded.phases
+        for p in phases
     ]
-    proof: Any = getattr(loaded, "proof", None)
-    if proof is not None:
+    record = _record(loaded)
+    if record is not None:
+        proof = record.proof
         events.append(Proven(name, ended_ns, proof.level, proof.passed, proof.reason, proof.total_s))
-    method = method_of(loaded)
-    finished = LoadFinished(name, ended_ns, began_ns, resident.seconds, method, resident.size, tuple(loaded.phases))
-    return [*events, finished]
+    return [
+        *events,
+        LoadFinished(name, ended_ns, began_ns, resident.seconds, method_of(loaded), resident.size, phases, record),
+    ]
+
+
+def _record(loaded: "Loaded") -> LoadRecord | None:
+    if not isinstance(loaded, LoadedModel):
+        return None
+    files = loaded.checkpoint
+    return LoadRecord(loaded.config, files.folder, files.weight_bytes, files.file_bytes, loaded.effective, loaded.proof)
 
 
 def method_of(loaded: "Loaded") -> str:
     """Return the name of the method that loaded the model."""
-    config = getattr(loaded, "config", None)
-    return str(config.loading.name) if config is not None else "unknown"
+    return loaded.config.loading.name if isinstance(loaded, LoadedModel) else "unknown"

@@ -1,0 +1,121 @@
+"""Loads in production as results and MLflow runs, written by a thread of their own.
+
+They are no measurements: nobody set the page cache, and other work ran beside. They say ``process=production``, which
+is shown beside a sweep and never ranked with it. Nothing here can fail or delay a load: what cannot be written is
+logged, and what there is no room for in the queue is dropped and counted.
+"""
+
+import logging
+import queue
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ladezeit.config import TrackingConfig, TrackingKind, to_plain
+from ladezeit.measure.clock import Clock
+from ladezeit.measure.memory import GIB
+from ladezeit.result import Identity, Result, Status, save
+from ladezeit.results.proven import PRODUCTION
+from ladezeit.serving.events import Event, LoadFinished, LoadRecord
+from ladezeit.worker import load_metrics
+
+_log = logging.getLogger("ladezeit")
+_MOST_WAITING = 100
+_VARYING = ("model", "loading")
+
+
+class ProductionLog:
+    """A listener of `ModelManager` that keeps each load as ``outputs/production/<time>/result.json`` and in MLflow.
+
+    Args:
+        outputs: the folder of results; the sqlite store lies in it too.
+        tracking: where runs go, as the option group `tracking`; None for ``sqlite``. ``kind=none`` writes files only.
+    """
+
+    def __init__(self, outputs: str | Path, tracking: TrackingConfig | None = None) -> None:
+        self.outputs = Path(outputs).expanduser().absolute()
+        self.tracking = tracking or TrackingConfig(kind=TrackingKind.sqlite)
+        self.dropped = 0
+        self._waiting: queue.Queue[LoadFinished | None] = queue.Queue(_MOST_WAITING)
+        self._tracker: Any = None
+        self._environments: dict[Path, dict[str, Any]] = {}
+        self._thread = threading.Thread(target=self._write_all, name="ladezeit-production-log", daemon=True)
+        self._thread.start()
+
+    def __call__(self, event: Event) -> None:
+        """Take the event; returns at once."""
+        if not isinstance(event, LoadFinished) or event.record is None:
+            return
+        try:
+            self._waiting.put_nowait(event)
+        except queue.Full:
+            self.dropped += 1
+            _log.warning("the load of %s is not written: %d others wait to be", event.model, _MOST_WAITING)
+
+    def close(self, wait_s: float = 60.0) -> None:
+        """Write what waits, for at most `wait_s`, and end the thread."""
+        if self._thread.is_alive():
+            self._waiting.put(None)
+            self._thread.join(wait_s)
+
+    def _write_all(self) -> None:
+        while (event := self._waiting.get()) is not None:
+            try:
+                self._write(event)
+            except Exception as cause:
+                _log.warning("the load of %s was not written: %s", event.model, cause)
+
+    def _write(self, event: LoadFinished) -> None:
+        assert event.record is not None
+        result = result_of(event, event.record, self._environment(event.record))
+        began = datetime.fromtimestamp(event.start_ns / 1e9, UTC)
+        folder = self.outputs / "production" / f"{began:%Y-%m-%d_%H-%M-%S.%f}-{event.model}"
+        folder.mkdir(parents=True)
+        save(result, folder)
+        if self._tracker is None:
+            from ladezeit.tracking import open_tracker
+
+            self._tracker = open_tracker(self.tracking, self.outputs)
+        self._tracker.log_sample(result, folder, None, _VARYING)
+
+    def _environment(self, record: LoadRecord) -> dict[str, Any]:
+        """Return what a sweep says of its machine; asked once for each folder that models lie in."""
+        if record.folder not in self._environments:
+            from ladezeit.measure.devices import resolve_device
+            from ladezeit.measure.environment import collect
+
+            self._environments[record.folder] = collect(resolve_device(record.config.device), record.folder)
+        return dict(self._environments[record.folder])
+
+
+def result_of(event: LoadFinished, record: LoadRecord, environment: dict[str, Any]) -> Result:
+    """Return the load as a result: the same projection as a sample's, marked as what it is."""
+    from ladezeit.plan import point_id
+
+    config, proof = record.config, record.proof
+    plain = to_plain(config)
+    plain["process"] = {"kind": PRODUCTION}
+    result = Result(
+        status=Status.ok,
+        identity=Identity(
+            point=f"{PRODUCTION}-{point_id(config)}",
+            sample=0,
+            job=0,
+            label=f"{event.model} {PRODUCTION}",
+            overrides=[f"model={event.model}", f"loading={config.loading.name}"],
+            command=f"ladezeit model={event.model} loading={config.loading.name}",
+        ),
+        config=plain,
+        started_at=datetime.fromtimestamp(event.start_ns / 1e9, UTC).isoformat(),
+        effective=dict(record.effective),
+        phases=list(event.phases),
+        proof=proof.to_dict(),
+        environment=environment,
+    )
+    clock = Clock(0)
+    clock.phases = list(event.phases)
+    result.metrics = load_metrics(clock, record.weight_bytes, record.file_bytes)
+    result.metrics |= proof.metrics | {"validation/total_s": proof.total_s}
+    result.metrics |= {"memory/weights_gib": (event.holds.gpu + event.holds.host) / GIB, "sample/wall_s": event.seconds}
+    return result
