@@ -9,7 +9,7 @@ import sys
 import typer
 
 from ladezeit.errors import LadezeitError
-from ladezeit.results.commands import check, compare, reap, report, rerun, show, sync, ui, verdict
+from ladezeit.results.commands import check, compare, hand_over, reap, report, rerun, show, sync, ui, verdict
 
 USAGE = 2
 
@@ -25,6 +25,7 @@ app.command("compare")(compare.command)
 app.command("verdict")(verdict.command)
 app.command("check")(check.command)
 app.command("report")(report.command)
+app.command("hand-over")(hand_over.command)
 app.command("show")(show.command)
 app.command("rerun")(rerun.command)
 app.command("sync")(sync.command)
