@@ -31,10 +31,10 @@ def known(cache: Path) -> dict[str, Known]:
 
 @pytest.fixture
 def origin_config(known: dict[str, Known]) -> Callable[..., dict[str, Any]]:
-    """Return a configuration in the origin's form, of all models or of the names given, on the CPU."""
+    """Return a configuration in the origin's form, of all models or of the names given, on one device."""
 
-    def make(*names: str, **more: Any) -> dict[str, Any]:
-        loading = {"device_map": "cpu", "torch_dtype": "bfloat16", "disable_cpu_offload": True}
+    def make(*names: str, device: str = "cpu", **more: Any) -> dict[str, Any]:
+        loading = {"device_map": device, "torch_dtype": "bfloat16", "disable_cpu_offload": True}
         return {name: {"path": str(known[name].folder), "loading": loading, **more} for name in names or known}
 
     return make

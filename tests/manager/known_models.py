@@ -33,3 +33,12 @@ def says(model: Any) -> tuple[int, ...]:
         pad_token_id=0,
     )
     return tuple(spoken[0, len(PROMPT) :].tolist())
+
+
+def expected(model: Known, device: str) -> tuple[int, ...]:
+    """Return what the checkpoint says on `device`, loaded by nothing but `from_pretrained`."""
+    if device == "cpu":
+        return model.tokens
+    from transformers import AutoModelForCausalLM
+
+    return says(AutoModelForCausalLM.from_pretrained(model.folder, device_map=device))

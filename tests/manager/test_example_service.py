@@ -15,6 +15,7 @@ import requests
 from known_models import NEW_TOKENS, PROMPT, Known
 
 SERVICE = Path(__file__).parents[2] / "examples" / "service"
+pytestmark = pytest.mark.slow
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")

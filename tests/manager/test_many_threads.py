@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from known_models import Known, says
+from known_models import Known, expected, says
 
 from ladezeit import ModelManager
 from ladezeit.errors import LadezeitError
@@ -70,12 +70,18 @@ def in_threads(count: int, do: Callable[[int], None]) -> list[BaseException]:
     return raised
 
 
-def test_fifty_threads_share_three_models_in_the_room_of_two(known: dict[str, Known], origin_config: Config) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_fifty_threads_share_three_models_in_the_room_of_two(
+    device: str, known: dict[str, Known], origin_config: Config
+) -> None:
     """Every answer is the asked model's; what is accounted and what is really in memory stay below the budget."""
+    place = "host" if device == "cpu" else "gpu"
+    right = {name: expected(model, device) for name, model in known.items()}
     events: list[Event] = []
     largest = max(model.bytes for model in known.values())
     budget = 2 * largest + largest // 2
-    manager, loader = watched_manager(origin_config(), host_budget=budget, wait_s=150, listeners=[events.append])
+    room: dict[str, Any] = {f"{place}_budget": budget}
+    manager, loader = watched_manager(origin_config(device=device), **room, wait_s=150, listeners=[events.append])
     names = list(known)
     most = Counter[str]()
     answered = Counter[str]()
@@ -83,7 +89,7 @@ def test_fifty_threads_share_three_models_in_the_room_of_two(known: dict[str, Kn
 
     def sample() -> None:
         while not done.is_set():
-            most["charged"] = max(most["charged"], manager.status().charged.host)
+            most["charged"] = max(most["charged"], getattr(manager.status().charged, place))
             most["in memory"] = max(most["in memory"], loader.bytes_in_memory())
             time.sleep(0.002)
 
@@ -91,7 +97,7 @@ def test_fifty_threads_share_three_models_in_the_room_of_two(known: dict[str, Kn
         for turn in range(2):
             name = names[(number + turn) % len(names)]
             with manager.use(name) as loaded:
-                assert says(loaded.model) == known[name].tokens, f"not the answer of {name}"
+                assert says(loaded.model) == right[name], f"not the answer of {name}"
                 answered[name] += 1
 
     sampler = threading.Thread(target=sample)

@@ -9,6 +9,7 @@ import pytest
 from known_models import Known, says
 
 from ladezeit import ModelManager
+from ladezeit.errors import LadezeitError
 from ladezeit.serving.budget import BudgetError, Bytes
 from ladezeit.serving.events import LoadStarted
 
@@ -50,9 +51,7 @@ def test_twenty_cycles_of_a_real_model_leak_nothing() -> None:
 def test_two_hundred_cycles_leak_nothing_on_a_gpu(origin_config: Config) -> None:
     import torch
 
-    config = origin_config("ape")
-    config["ape"]["loading"]["device_map"] = "cuda"
-    manager = ModelManager(config)
+    manager = ModelManager(origin_config("ape", device="cuda"))
     cycles(manager, "ape", 3)
     before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
     check_steady(*cycles(manager, "ape", 200))
@@ -157,3 +156,26 @@ def test_a_swap_to_a_broken_model_keeps_the_old_one(
     with pytest.raises(Exception, match=r"config\.json"):
         manager.swap("ape", "broken")
     assert manager.status().models["ape"].state == "loaded"
+
+
+class Full:
+    """A machine with a megabyte left."""
+
+    def free(self) -> Bytes:
+        return Bytes(gpu=2**20, host=2**20)
+
+
+def test_without_a_budget_the_machine_s_free_memory_is_the_limit(origin_config: Config) -> None:
+    """Refused at once and before it is read: nobody holds anything that could be waited for."""
+    manager = ModelManager(origin_config("ape"), machine=Full())
+    with pytest.raises(BudgetError, match=r"ape needs 5\.5 MiB.*free memory of this machine.*nothing was read"):
+        manager.get("ape")
+    assert ModelManager(origin_config("ape")).get("ape").proof.passed
+
+
+def test_a_closed_manager_has_given_everything_back(origin_config: Config) -> None:
+    with ModelManager(origin_config("ape", "bee")) as manager:
+        manager.preload()
+    assert manager.status().charged == Bytes()
+    with pytest.raises(LadezeitError, match="closed"):
+        manager.get("ape")

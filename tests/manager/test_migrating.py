@@ -27,6 +27,7 @@ def here(known: dict[str, Known], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return {"folder": str(known["ape"].folder), "settings_path": str(path), "name": "ape"}
 
 
+@pytest.mark.slow
 def test_the_guide_s_code_runs_and_both_sides_give_the_same_model(
     here: dict[str, Any], known: dict[str, Known], tmp_path: Path
 ) -> None:
@@ -48,6 +49,7 @@ def test_the_guide_s_settings_are_read() -> None:
     assert ModelManager(json.loads(document)).names == ["qwen-2.5-7b-instruct"]
 
 
+@pytest.mark.slow
 def test_before_and_after_load_the_same_and_show_their_phases(known: dict[str, Known]) -> None:
     """The example's output names the phases that only the hand-written flow has."""
     script = ROOT / "examples" / "origin_before_after.py"

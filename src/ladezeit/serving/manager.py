@@ -151,9 +151,14 @@ class ModelManager:
             return status_of(self.settings, self._rooms, set(self._pending), self._turn)
 
     def close(self) -> list[UnloadReport]:
-        """Refuse further calls, unload every model once its uses ended, and return what came back."""
+        """Refuse further calls, unload every model once its uses ended, and return what came back.
+
+        Loads that are under way end first. Listeners that have a `close` are closed.
+        """
         with self._rooms.changed:
             self._closed = True
+            while self._pending:
+                self._rooms.changed.wait()
             names = list(self._rooms.residents)
         reports = [self._unload(name, Why.asked, None) for name in names]
         self._telemetry.close()
@@ -205,6 +210,7 @@ class ModelManager:
     def _no_longer_pending(self, name: str) -> None:
         with self._rooms.changed:
             del self._pending[name]
+            self._rooms.changed.notify_all()
 
     def _outcome(self, pending: Pending, *, leased: bool) -> "tuple[Resident, Loaded]":
         me = threading.get_ident()

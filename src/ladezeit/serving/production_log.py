@@ -7,12 +7,13 @@ logged, and what there is no room for in the queue is dropped and counted.
 
 import logging
 import queue
+import shlex
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ladezeit.config import TrackingConfig, TrackingKind, to_plain
+from ladezeit.config import FolderModel, ModelConfig, TrackingConfig, TrackingKind, to_plain
 from ladezeit.measure.clock import Clock
 from ladezeit.measure.memory import GIB
 from ladezeit.result import Identity, Result, Status, save
@@ -95,6 +96,7 @@ def result_of(event: LoadFinished, record: LoadRecord, environment: dict[str, An
 
     config, proof = record.config, record.proof
     plain = to_plain(config)
+    words = [*_model_words(config.model), f"loading={config.loading.name}"]
     plain["process"] = {"kind": PRODUCTION}
     result = Result(
         status=Status.ok,
@@ -103,8 +105,8 @@ def result_of(event: LoadFinished, record: LoadRecord, environment: dict[str, An
             sample=0,
             job=0,
             label=f"{event.model} {PRODUCTION}",
-            overrides=[f"model={event.model}", f"loading={config.loading.name}"],
-            command=f"ladezeit model={event.model} loading={config.loading.name}",
+            overrides=words,
+            command=shlex.join(["ladezeit", *words]),
         ),
         config=plain,
         started_at=datetime.fromtimestamp(event.start_ns / 1e9, UTC).isoformat(),
@@ -119,3 +121,10 @@ def result_of(event: LoadFinished, record: LoadRecord, environment: dict[str, An
     result.metrics |= proof.metrics | {"validation/total_s": proof.total_s}
     result.metrics |= {"memory/weights_gib": (event.holds.gpu + event.holds.host) / GIB, "sample/wall_s": event.seconds}
     return result
+
+
+def _model_words(model: ModelConfig) -> list[str]:
+    """Return the words of `ladezeit`'s command line that mean the model."""
+    if isinstance(model, FolderModel):
+        return ["model=folder", f"model.name={model.name}", f"model.path={model.path}"]
+    return [f"model={model.name}"]
