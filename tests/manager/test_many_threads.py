@@ -212,3 +212,29 @@ def test_a_thread_may_use_what_it_uses_already(known: dict[str, Known], origin_c
             assert says(again.model) == known["ape"].tokens
     other.join(timeout=100)
     assert manager.status().models["bee"].state == "loaded"
+
+
+def test_an_interrupted_load_interrupts_nobody_else(known: dict[str, Known], origin_config: Config) -> None:
+    """Ctrl-C reaches one thread: those that wait for its load are told, and the next call loads."""
+
+    class Interrupted(InProcessLoader):
+        def load(self, settings: Any) -> Any:
+            if not begun.is_set():
+                begun.set()
+                time.sleep(0.5)
+                raise KeyboardInterrupt
+            return super().load(settings)
+
+    begun = threading.Event()
+    config = origin_config("ape")
+    manager = ModelManager(config, loader=Interrupted(ModelManager(config).settings))
+
+    def ask(number: int) -> None:
+        if number:
+            begun.wait()
+        manager.get("ape")
+
+    raised = sorted(type(error).__name__ for error in in_threads(3, ask))
+    assert raised == ["KeyboardInterrupt", "LoadError", "LoadError"]
+    assert manager.status().charged.host == 0
+    assert says(manager.get("ape").model) == known["ape"].tokens

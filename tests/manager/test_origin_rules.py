@@ -1,6 +1,7 @@
 """Each rule of the origin case's cure, as a user of `ModelManager` meets it."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +82,12 @@ def test_nothing_is_offloaded_without_a_word(origin_config: Config) -> None:
 def test_validation_is_chosen_per_model_and_its_cost_is_shown(origin_config: Config) -> None:
     """All modules, a sample, none, or the proof that is cheap enough for every load, which is the default."""
     config = {**origin_config("ape"), **origin_config("bee", validation="all_modules")}
+    del config["ape"]["loading"]["disable_cpu_offload"]  # the default
     manager = ModelManager({**config, **origin_config("cat", validation="none")})
+    assert ModelManager(config, validation="sampled").settings.models["ape"].validation == "sampled"
+    assert ModelManager(config, validation="sampled").settings.models["bee"].validation == "all_modules"
+    with pytest.raises(ConfigError, match="Did you mean 'sampled'"):
+        ModelManager(config, validation="sampeld")
     manager.preload()
     status = manager.status().models
     assert status["ape"].validation == "placement"
@@ -151,3 +157,12 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=name):
         ModelManager(path)
+
+
+def test_making_a_manager_costs_no_framework(tmp_path: Path) -> None:
+    """A service that answers its health check at once imports torch when it loads, and Hydra or MLflow never."""
+    path = tmp_path / "models.json"
+    path.write_text(json.dumps(ORIGIN))
+    code = f"import sys, ladezeit; ladezeit.ModelManager({str(path)!r}).status(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "hydra", "mlflow"} & set(done.stdout.split())

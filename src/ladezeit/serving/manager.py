@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ladezeit.errors import ConfigError, LadezeitError, did_you_mean
+from ladezeit.errors import ConfigError, LadezeitError, LoadError, did_you_mean
 from ladezeit.serving.budget import NOTHING, Budget, Bytes, Machine
 from ladezeit.serving.events import Listener, Unloaded, Why
 from ladezeit.serving.in_process import InProcessLoader
@@ -36,6 +36,7 @@ class ModelManager:
             to what is free when a model is loaded.
         host_budget: the same for the host's memory.
         wait_s: how long a load may wait for models in use to end, in seconds.
+        validation: what is proven of models whose configuration does not say it.
         listeners: told every event (see `ladezeit.serving.events`), in the thread in which it happened; what they
             raise is logged and goes no further.
         loader: what loads; None takes `ladezeit.load`.
@@ -52,11 +53,12 @@ class ModelManager:
         gpu_budget: int | str | None = None,
         host_budget: int | str | None = None,
         wait_s: float = 60.0,
+        validation: str = "placement",
         listeners: Iterable[Listener] = (),
         loader: "Loader | None" = None,
         machine: Machine | None = None,
     ) -> None:
-        self.settings = read_settings(config)
+        self.settings = read_settings(config, validation)
         self.wait_s = wait_s
         self._telemetry = Telemetry(listeners)
         self._rooms = Rooms(Budget(gpu_budget, host_budget, machine), self._evicted)
@@ -200,10 +202,14 @@ class ModelManager:
         """Load, and tell all who wait, whatever happens."""
         try:
             outcome = self._turn.load(settings, self.wait_s, pending.leases)
-        except BaseException as error:
+        except Exception as error:
             self._no_longer_pending(settings.name)
             pending.outcome.set_exception(error)
             return
+        except BaseException:  # Ctrl-C is for the thread that it reached
+            self._no_longer_pending(settings.name)
+            pending.outcome.set_exception(LoadError(f"the load of {settings.name} was interrupted: ask again"))
+            raise
         self._no_longer_pending(settings.name)
         pending.outcome.set_result(outcome)
 

@@ -177,7 +177,7 @@ class Rooms:
             f"{each.name} is in use {each.leased} times" if each.leased else f"{each.name} is held by who got it"
             for each in self._helping(lacking)
         ]
-        return lines + [f"{charge.partition('#')[0]} was unloaded and is still held" for charge in self.given_up]
+        return lines + [f"{charge.rpartition('#')[0]} was unloaded and is still held" for charge in self.given_up]
 
     @contextmanager
     def _undrained_at_the_end(self) -> Iterator[None]:

@@ -59,16 +59,20 @@ class ManagerSettings:
     runtime: RuntimeConfig | None
 
 
-def read_settings(config: Mapping[str, Any] | str | Path) -> ManagerSettings:
+def read_settings(
+    config: Mapping[str, Any] | str | Path, validation: str = ValidationLevel.placement.value
+) -> ManagerSettings:
     """Return the settings in a mapping, or in the file at a path, which is opened once.
+
+    `validation` is the level of the models that do not say theirs.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or values do not go together.
     """
     if isinstance(config, Mapping):
-        return _of_document(config, "the manager's configuration")
+        return _of_document(config, "the manager's configuration", validation)
     path = Path(config)
-    return _of_document(_document(path), str(path))
+    return _of_document(_document(path), str(path), validation)
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -95,22 +99,25 @@ def _document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _of_document(document: Mapping[str, Any], what: str) -> ManagerSettings:
+def _of_document(document: Mapping[str, Any], what: str, validation: str) -> ManagerSettings:
+    _check_word(validation, [level.value for level in ValidationLevel], "validation")
     if "schema_version" in document:
-        return _of_profile(document, what)
+        return _of_profile(document, what, validation)
     runtime = _runtime(document.get(RUNTIME, {}), f"{what}: {RUNTIME}")
-    models = {name: _model(str(name), entry, what) for name, entry in document.items() if name != RUNTIME}
+    models = {name: _model(str(name), entry, what, validation) for name, entry in document.items() if name != RUNTIME}
     if not models:
         raise ConfigError(f"{what} names no model: give at least one, such as {{'tiny': {{}}}}")
     return ManagerSettings(models, runtime)
 
 
-def _of_profile(document: Mapping[str, Any], what: str) -> ManagerSettings:
+def _of_profile(document: Mapping[str, Any], what: str, validation: str) -> ManagerSettings:
     """Return every model of a parsed loading profile; what it says of them is checked where it is used."""
     models = document.get("models")
     if not isinstance(models, Mapping) or not models:
         raise ConfigError(f"{what} is no loading profile: it has no models. Write it with: ladezeit-results verdict")
-    settings = {str(name): ModelSettings(str(name), str(name), profile=dict(document)) for name in models}
+    settings = {
+        str(name): ModelSettings(str(name), str(name), profile=dict(document), validation=validation) for name in models
+    }
     return ManagerSettings(settings, None)
 
 
@@ -131,12 +138,12 @@ def _runtime(values: Any, where: str) -> RuntimeConfig:
     return RuntimeConfig(**given)
 
 
-def _model(name: str, entry: Any, what: str) -> ModelSettings:
+def _model(name: str, entry: Any, what: str, default: str) -> ModelSettings:
     where = f"{what}: {name}"
     given = _mapping(entry, where, _MODEL_KEYS)
     if "model" in given and "path" in given:
         raise ConfigError(f"{where} has both model and path: leave one of them out")
-    validation = given.get("validation", ValidationLevel.placement.value)
+    validation = given.get("validation", default)
     _check_word(validation, [level.value for level in ValidationLevel], f"{where}.validation")
     loading = _mapping(given.get("loading", {}), f"{where}.loading", _LOADING_KEYS)
     source = str(given.get("path") or given.get("model") or name)

@@ -65,7 +65,7 @@ def status_of(settings: ManagerSettings, rooms: Rooms, pending: "Collection[str]
         charged=account.used,
         gpu_budget=account.gpu_limit,
         host_budget=account.host_limit,
-        still_held=[charge.partition("#")[0] for charge in rooms.given_up],
+        still_held=[charge.rpartition("#")[0] for charge in rooms.given_up],
         runtime=turn.performance.effective,
         at_s=time.time(),
     )
