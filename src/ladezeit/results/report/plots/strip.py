@@ -36,8 +36,8 @@ def draw(comparison: Comparison, section: Section, name: str) -> Picture | None:
         name,
         alt=f"Load times of {len(points)} methods, {section.title}: {_in_words(points, metric)}.",
         caption="One dot a sample, in the order of measuring from top to bottom; black: median and its interval. Blue: "
-        "the best and what cannot be told apart from it; orange-red: proven slower; grey: too few samples to rank; hollow: "
-        f"not ranked.{' The axis is logarithmic.' if logarithmic else ''}{more}",
+        "the best and what cannot be told apart from it; orange-red: proven slower; grey: too few samples to rank; "
+        f"hollow: not ranked.{' The axis is logarithmic.' if logarithmic else ''}{more}",
     )
 
 
