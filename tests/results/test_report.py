@@ -170,6 +170,13 @@ def test_what_validation_costs_stands_beside_what_it_finds(monkeypatch: pytest.M
     assert "the cost is shown alone" not in write(both, tmp_path / "both", "r")[0].read_text(encoding="utf-8")
 
 
+def test_the_packaged_catches_are_read() -> None:
+    """What the fault bench measured is what the picture shows: full finds everything, none does not."""
+    found = fault_catches.fault_catches()
+    assert found["full"].found == found["full"].of > found["none"].found
+    assert {"none", "sampled", "placement", "content", "full"} <= set(found)
+
+
 def test_kept_results_can_be_judged_again_and_say_nothing_private(sweep: Path, tmp_path: Path) -> None:
     """The raw file gives the same comparison as the sweep's folder; nobody's folders or passwords are in it."""
     samples = read_paths([sweep])

@@ -113,7 +113,7 @@ def seconds_axis(axes: Any, values: Sequence[float]) -> bool:
         axes.set_xlim(min(positive) / 1.25, most * 1.25)
         narrow = most / min(positive) < 100
         axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.9f}".rstrip("0").rstrip(".")))
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xlim(0, most * 1.04)

@@ -36,7 +36,7 @@ def draw(section: Section, catches: Mapping[str, Catch], name: str) -> Picture |
         name,
         alt=f"Cost of validation by level, {section.title}: " + "; ".join(found) + ".",
         caption="What the validation costs: a dot a sample, black: median and its interval."
-        + (" Right: how many of the planted faults each level finds." if both else "")
+        + (" Right: how many of the planted faults each level finds; docs/proof.md names them." if both else "")
         + more,
     )
 
