@@ -25,9 +25,8 @@ check: $(VENV)/.ready-dev  ## the quick part of test: format, lint, types, tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow and not browser and not postgres"
 
-ui: $(VENV)/.ready  ## the MLflow UI on everything measured so far, at http://127.0.0.1:5000
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 \
-	  --backend-store-uri sqlite:///$(CURDIR)/outputs/mlflow.db --host 127.0.0.1 --port 5000
+ui: $(VENV)/.ready  ## the MLflow UI on everything measured so far; prints where the newest sweep is compared
+	$(BIN)/ladezeit-results ui
 
 gpu:  ## on a machine with an NVIDIA GPU and these libraries: GPU tests and the origin case on the 7B shape; no network
 	$(PYTHON) benchmarks/gpu.py

@@ -93,7 +93,7 @@ def test_a_sweep_goes_to_a_server_with_its_files(server: str, tmp_path: Path, mo
     assert "timeline.png" in {file.path for file in client.list_artifacts(run_id)}
     assert client.get_run(run_id).info.status == "FINISHED"
     assert client.get_run(sweep.parent_run_id).info.status == "FINISHED"
-    assert tracker.address(sweep).startswith(f"compare in MLflow: {server}/#/experiments/")
+    assert f"compare in MLflow:\n  charts    {server}/#/experiments/" in tracker.address(sweep)
     assert "viewStateShareKey=" in tracker.address(sweep)
     assert not (tmp_path / "artifacts").exists(), "the server keeps them"
 
