@@ -60,6 +60,16 @@ def test_wrong_failing_and_unproven_methods_are_never_ranked() -> None:
     assert "the proof did not run" in reasons["unchecked"]
 
 
+def test_what_is_proven_of_a_quantised_model_is_said_with_the_verdict() -> None:
+    """A fast quantised load is not taken for the same model: the claim of its proof stands beside its place."""
+    made = planted.sweep(bad=False)
+    for result in made:
+        if result.config["loading"]["name"] == "slow" and result.proof is not None:
+            result.proof["claim"] = "the codes are those that the library makes of the checkpoint's"
+    said = as_markdown([decision(made)], [], "")
+    assert said.count("- What is proven of `slow`: the codes are those that the library makes") == 1
+
+
 def test_a_method_that_was_wrong_once_is_out() -> None:
     made = planted.sweep(bad=False)
     bad = next(r for r in made if r.config["loading"]["name"] == "cuda_fp16")
