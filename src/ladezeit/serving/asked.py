@@ -13,6 +13,7 @@ from typing import Any
 from ladezeit.combination import check_combination
 from ladezeit.config import (
     LOADINGS,
+    AutoLoading,
     CacheConfig,
     CacheState,
     FolderModel,
@@ -72,7 +73,7 @@ def config_of(asked: Asked, device: ResolvedDevice) -> tuple[RunConfig, str]:
         chosen_by = "profile"
         loading, runtime = Profile.open(asked.profile).method(model, device.name, asked.config_dir)
     else:
-        loading = loading_of("auto", asked.config_dir)
+        loading = AutoLoading(name="auto")
     config = RunConfig(
         model=model,
         loading=_permitted(loading, asked),
