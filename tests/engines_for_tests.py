@@ -209,3 +209,16 @@ class OneRankSplitsOtherwise(TensorParallelEngine):
             other = DTensor.from_local(half, module.weight.device_mesh, [Shard(1)], run_check=False)
             module.weight = torch.nn.Parameter(other, requires_grad=False)
         return loaded
+
+
+class Dawdles(TransformersEngine):
+    """Loads as it should, and counts to a large number before."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+        self._count(3.0)
+        return super().load(request, clock)
+
+    def _count(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            sum(range(10_000))

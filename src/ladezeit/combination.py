@@ -29,6 +29,11 @@ def check_combination(config: RunConfig) -> None:
     _check_has_effect(config.loading)
     if isinstance(config.loading, TensorParallelLoading):
         _check_ranks(config, config.loading)
+    if config.profile and isinstance(config.loading, TensorParallelLoading):
+        raise CombinationError(
+            f"profile=true was given with loading={config.loading.name}, which is several processes: the profiler sees "
+            f"one. Leave it out, or profile the load of one device"
+        )
 
 
 def _check_ranks(config: RunConfig, loading: TensorParallelLoading) -> None:

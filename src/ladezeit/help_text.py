@@ -30,7 +30,7 @@ EXAMPLES = """\
 
 KEYS = """\
   device=auto|cuda|cuda:N|cpu   sample=N   phases=on|off   order_seed=N   discard_first=on|off
-  ceilings=on|off   outputs=FOLDER"""
+  ceilings=on|off   profile=on|off   outputs=FOLDER"""
 
 FLAGS = """\
   -m, --multirun       sweep over everything given with commas, range() or glob(*)

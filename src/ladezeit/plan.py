@@ -24,6 +24,7 @@ from ladezeit.loading import registry
 from ladezeit.loading.placement import single_device
 from ladezeit.measure.devices import ResolvedDevice
 from ladezeit.measure.limits import available_memory_bytes
+from ladezeit.measure.profiler import check_installed
 from ladezeit.placement_rules import check_on_machine
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -147,10 +148,13 @@ def check_runnable(config: RunConfig, device: ResolvedDevice, checkpoint: Sizes)
 
     Raises:
         ConfigError: there is no such engine.
+        NotRunnableError: a profile was asked for and the profiler is not installed.
         CombinationError, NotRunnableError: the placement does not go with the device, or names GPUs that are not there.
         TooLittleMemoryError: naming what is needed and what there is.
     """
     loading = config.loading
+    if config.profile:
+        check_installed()
     registry.check(loading.engine, device.name, checkpoint.file_format)
     check_on_machine(loading, device)
     needed = host_bytes_needed(config, device.gpu is not None, checkpoint)

@@ -29,6 +29,7 @@ from ladezeit.worker_spec import SCRATCH, WorkerSpec
 if TYPE_CHECKING:
     from ladezeit.loading.base import Engine, LoadedModel, LoadRequest
     from ladezeit.measure.memory import ResourceMeter
+    from ladezeit.measure.profiler import Profiler
     from ladezeit.validation import Expected, Proof
 
 #: Sent by the supervisor before it ends a worker: the stacks of all threads go to the log.
@@ -59,6 +60,7 @@ class Sample:
             environment=spec.environment,
         )
         self.result.phases = self.clock.phases
+        self._profiler = _profiler() if spec.config.profile else None
         if spec.conversion is not None:
             self.result.effective["conversion"] = spec.conversion.to_json()
 
@@ -68,6 +70,8 @@ class Sample:
             self._measure()
         except Exception as error:
             self._report(error)
+        if self._profiler is not None:
+            self.result.effective["profile"] = self._profiler.save(self.spec.folder)
         self.result.metrics.update(load_metrics(self.clock, self.spec.checkpoint.weight_bytes, self.spec.file_bytes))
         self.result.metrics["sample/wall_s"] = self.clock.since_origin_s()
         return self.result
@@ -162,7 +166,8 @@ class Sample:
     def _load(self, chosen: "Engine", request: "LoadRequest", meter: "ResourceMeter") -> "LoadedModel":
         meter.mark_load_start()
         try:
-            loaded = load_steps.load(chosen, request, self.clock)
+            with self._sampled("load"):
+                loaded = load_steps.load(chosen, request, self.clock)
         finally:
             meter.mark_load_end()
             self.result.metrics.update(meter.read())
@@ -185,7 +190,8 @@ class Sample:
         """Validate as far as asked; None where the model is not what was asked for."""
         from ladezeit.validation import prove
 
-        proof = prove(loaded, wanted, self.spec.config.validation, self.clock)
+        with self._sampled("validation"):
+            proof = prove(loaded, wanted, self.spec.config.validation, self.clock)
         return proof if self._passed(proof) else None
 
     def _prove_spoken(self, loaded: "LoadedModel", wanted: "Expected", before: "Proof") -> bool:
@@ -222,12 +228,21 @@ class Sample:
         if self.spec.config.process.kind is ProcessKind.fresh:
             self.result.metrics["cold_start/first_token_s"] = cold_start_s(self.clock)
 
+    def _sampled(self, part: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._profiler is None else self._profiler.sampling(part)
+
     def _report(self, error: Exception) -> None:
         self.result.status = status_of(error)
         self.result.reason = str(error).strip().split("\n")[0][:500] or type(error).__name__
         self.result.error = ErrorReport(type(error).__name__, str(error), traceback.format_exc())
         if not isinstance(error, LadezeitError):
             traceback.print_exc()
+
+
+def _profiler() -> "Profiler":
+    from ladezeit.measure.profiler import Profiler
+
+    return Profiler()
 
 
 def load_metrics(clock: Clock, weight_bytes: int, file_bytes: int) -> dict[str, float]:

@@ -135,6 +135,7 @@ class RunConfig:
     title: Optional[str] = None
     smaller_model: Optional[str] = None
     ceilings: Optional[bool] = None
+    profile: bool = False
 
 
 #: Keys of `RunConfig` that do not change what is measured: two configs that differ only here are the same point.

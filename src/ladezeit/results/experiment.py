@@ -36,12 +36,13 @@ class _Run(NamedTuple):
     artifact_uri: str
 
 
-def read_experiment(name: str, uri: str | None = None) -> Samples:
+def read_experiment(name: str, uri: str | None = None, *, with_profiled: bool = False) -> Samples:
     """Read all samples of the experiment `name`.
 
     Args:
         name: the experiment's name, as in `tracking.experiment`.
         uri: the store's address; None takes $MLFLOW_TRACKING_URI, then ``outputs/mlflow.db``.
+        with_profiled: take samples that a profiler looked at too.
 
     Raises:
         LadezeitError: there is no such store or experiment, or it holds no sample.
@@ -57,7 +58,7 @@ def read_experiment(name: str, uri: str | None = None) -> Samples:
             raise TrackingError(
                 f"there is no experiment '{name}' in this store: it has {', '.join(names)}." + did_you_mean(name, names)
             )
-        samples = _read_runs(client, _runs(client, uri, found.experiment_id))
+        samples = _read_runs(client, _runs(client, uri, found.experiment_id), with_profiled)
     check_any(samples, f"the experiment '{name}'")
     return samples
 
@@ -126,8 +127,8 @@ def _asked_for_runs(client: Any, experiment_id: str, selection: str = _SELECTION
             return
 
 
-def _read_runs(client: Any, runs: Sequence[_Run]) -> Samples:
-    samples = Samples()
+def _read_runs(client: Any, runs: Sequence[_Run], with_profiled: bool) -> Samples:
+    samples = Samples(with_profiled=with_profiled)
     seen: set[tuple[object, ...]] = set()
     done = [run for run in runs if run.status not in _RUNNING]
     for run in runs:

@@ -31,6 +31,12 @@ def doubt(result: Result) -> str | None:
     """Return in a line why an `ok` sample is not proven, None where it is (or where it is not `ok` anyway)."""
     if result.status is not Status.ok:
         return None
+    if result.config.get("profile"):
+        return "measured under a profiler, which takes its own time"
+    return _unproven(result)
+
+
+def _unproven(result: Result) -> str | None:
     proof = result.proof
     if not proof:
         return "no proof is on record"

@@ -27,7 +27,8 @@ class Samples:
 
     `places` runs parallel to `results`: the sample's folder, or the run's address. `sweeps` are the records that were
     found. `unreadable` is damaged or foreign; `left_out` was read and is no measurement to compare;
-    `missing` counts what the sweeps had planned and nobody finished.
+    `missing` counts what the sweeps had planned and nobody finished. Where `with_profiled`, samples
+    that a profiler looked at are taken too: they can be shown and never compared.
     """
 
     results: list[Result] = field(default_factory=list)
@@ -36,6 +37,7 @@ class Samples:
     unreadable: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     missing: int = 0
+    with_profiled: bool = False
 
     @property
     def varying(self) -> list[str]:
@@ -56,7 +58,7 @@ class Samples:
         key = (result.identity.sweep, result.identity.job, result.identity.point, result.started_at)
         if result.identity.job == WARM_UP_JOB:
             self.left_out.append(f"{place}: the discarded first sample of a sweep")
-        elif result.config.get("profile"):
+        elif result.config.get("profile") and not self.with_profiled:
             self.left_out.append(f"{place}: measured under a profiler")
         elif key in seen:
             self.left_out.append(f"{place}: the same sample as one already read")
@@ -66,13 +68,13 @@ class Samples:
             self.places.append(place)
 
 
-def read_paths(paths: Sequence[Path]) -> Samples:
+def read_paths(paths: Sequence[Path], *, with_profiled: bool = False) -> Samples:
     """Read sweep folders, folders of single runs, ``result.json`` files, and files with a result in each line.
 
     Raises:
         LadezeitError: a path does not exist, or no result lies at any of them.
     """
-    samples = Samples()
+    samples = Samples(with_profiled=with_profiled)
     seen: set[tuple[object, ...]] = set()
     with _collector_paused():
         for path in paths:

@@ -20,7 +20,8 @@ from ladezeit.results.varying import as_text, value_of
 
 _COLOURS = {Status.ok: "green", Status.skipped: "yellow", Status.invalid: "yellow"}
 _LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "ladezeit")
-_NOT_SHOWN = ("inference", "memory_sources")
+_NOT_SHOWN = ("inference", "memory_sources", "profile", "functions")
+_MOST_FUNCTIONS = 5
 
 
 def as_rich(result: Result, place: str) -> RenderableType:
@@ -28,6 +29,7 @@ def as_rich(result: Result, place: str) -> RenderableType:
     return Group(
         _head(result),
         _phases(result),
+        *_profile(result),
         _facts("metrics", {name: _metric(name, value) for name, value in result.metrics.items() if _told(name)}),
         _facts("effective", {k: as_text(v) for k, v in _flat(result.effective) if v not in (None, [], {})}),
         _proof(result),
@@ -90,6 +92,18 @@ def _line(name: str, spent_s: float, of_s: float, times: int) -> Text:
     bar = "█" * round(20 * share)
     count = f" ×{times}" if times > 1 else ""
     return Text.assemble(f"{name + count:<24}", f"{seconds(spent_s):>8} s {100 * share:>5.1f} % ", (bar, "blue"))
+
+
+def _profile(result: Result) -> list[RenderableType]:
+    """Return the functions that took most of the time themselves, where a profiler looked."""
+    parts = (result.effective.get("profile") or {}).get("functions") or {}
+    trees = []
+    for part, functions in parts.items():
+        tree = Tree(Text(f"profile of the {part}: functions by their own time"), guide_style="dim")
+        for found in functions[:_MOST_FUNCTIONS]:
+            tree.add(Text(f"{seconds(found['own_s']):>8} s  {found['function']}  {found['place']}"))
+        trees.append(tree)
+    return [*trees]
 
 
 def _told(name: str) -> bool:

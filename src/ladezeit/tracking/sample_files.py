@@ -14,18 +14,24 @@ TIMELINE_FILE = "timeline.png"
 TRACE_FILE = "traceback.txt"
 
 _TEXTS = (FILE_NAME, ".hydra/config.yaml", ".hydra/overrides.yaml", "worker.log", "generated.txt", "findings.json")
+#: A profile is of use only whole.
+_WHOLE_TEXTS = ("profile.html", "profile.speedscope.json")
 _MOST_TEXT_BYTES = 1_000_000
 
 
 def collect(result: Result, folder: Path, staging: Path) -> set[str]:
     """Copy what there is of a sample's files into `staging` and return the names.
 
-    Texts are copied without credentials, and only their last megabyte; what is missing is left out.
+    Texts are copied without credentials, and only their last megabyte (a profile whole); what is missing is
+    left out.
     """
     texts = {Path(name).name: folder / name for name in _TEXTS}
     for name, source in texts.items():
         if source.is_file():
             (staging / name).write_text(redact(_end_of(source)), encoding="utf-8")
+    for name in _WHOLE_TEXTS:
+        if (folder / name).is_file():
+            (staging / name).write_text(redact((folder / name).read_text(encoding="utf-8")), encoding="utf-8")
     if (folder / TIMELINE_FILE).is_file():
         shutil.copyfile(folder / TIMELINE_FILE, staging / TIMELINE_FILE)
     if result.error is not None and result.error.trace:

@@ -23,7 +23,7 @@ def command(
     """Print the exact command that measures a sample again; nothing is run."""
     from ladezeit.results.repeating import point_command
 
-    result, _ = choose(read_source(paths, experiment, tracking_uri, where), job, label)
+    result, _ = choose(read_source(paths, experiment, tracking_uri, where, with_profiled=True), job, label)
     if samples is None:
         print(result.identity.command)
         return

@@ -17,5 +17,5 @@ def command(
     from ladezeit.results.commands.printing import console
     from ladezeit.results.sample_view import as_rich
 
-    result, place = choose(read_source(paths, experiment, tracking_uri, where), job, label)
+    result, place = choose(read_source(paths, experiment, tracking_uri, where, with_profiled=True), job, label)
     console().print(as_rich(result, place))

@@ -37,9 +37,16 @@ AcrossMachines = Annotated[
 
 
 def read_source(
-    paths: list[Path] | None, experiment: str | None, uri: str | None, where: list[str] | None = None
+    paths: list[Path] | None,
+    experiment: str | None,
+    uri: str | None,
+    where: list[str] | None = None,
+    *,
+    with_profiled: bool = False,
 ) -> "Samples":
     """Read what the options name, say on stderr what was left out, and keep what `where` asks for.
+
+    Samples that a profiler looked at are among them only `with_profiled`.
 
     Raises:
         LadezeitError: nothing can be read there, or the options contradict each other.
@@ -50,13 +57,13 @@ def read_source(
     if experiment is None:
         if uri is not None:
             raise LadezeitError("--tracking-uri goes with --experiment NAME; without it files are read")
-        samples = read_paths(paths or [newest_sweep()])
+        samples = read_paths(paths or [newest_sweep()], with_profiled=with_profiled)
     else:
         from ladezeit.results.experiment import read_experiment
 
         if paths:
             raise LadezeitError("give either paths or --experiment, not both")
-        samples = read_experiment(experiment, uri)
+        samples = read_experiment(experiment, uri, with_profiled=with_profiled)
     tell(samples)
     if where:
         conditions = parse_conditions(where)
