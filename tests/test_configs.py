@@ -45,7 +45,8 @@ def composed(*overrides: str) -> RunConfig:
 
 
 def fill(option: Path) -> list[str]:
-    return ["model.path=/data/model"] if option.stem == "folder" else []
+    needed = {"folder": ["model.path=/data/model"], "traced": ["loading.function=my_module:load"]}
+    return needed.get(option.stem, [])
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")

@@ -11,17 +11,21 @@ _HOMES = {
     "ModelManager": "ladezeit.serving.manager",
     "evict": "ladezeit.serving.page_cache",
     "load": "ladezeit.serving.load",
+    "phase": "ladezeit.phase_marks",
     "prefetch": "ladezeit.serving.page_cache",
+    "trace": "ladezeit.own_load",
 }
 
 if TYPE_CHECKING:
+    from ladezeit.own_load import trace as trace
+    from ladezeit.phase_marks import phase as phase
     from ladezeit.serving.load import load as load
     from ladezeit.serving.loaded import LoadedModel as LoadedModel
     from ladezeit.serving.manager import ModelManager as ModelManager
     from ladezeit.serving.page_cache import evict as evict
     from ladezeit.serving.page_cache import prefetch as prefetch
 
-__all__ = ["__version__", "LoadedModel", "ModelManager", "evict", "load", "prefetch"]
+__all__ = ["__version__", "LoadedModel", "ModelManager", "evict", "load", "phase", "prefetch", "trace"]
 
 
 def __getattr__(name: str) -> Any:

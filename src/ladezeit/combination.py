@@ -10,6 +10,7 @@ from ladezeit.config import (
     RunConfig,
     TensorLoading,
     TensorParallelLoading,
+    TracedLoading,
     ValidationLevel,
 )
 from ladezeit.errors import CombinationError
@@ -27,6 +28,8 @@ def check_combination(config: RunConfig) -> None:
     """
     check_placement(config.loading, config.device)
     _check_has_effect(config.loading)
+    if isinstance(config.loading, TracedLoading):
+        _check_traced(config.loading)
     if isinstance(config.loading, TensorParallelLoading):
         _check_ranks(config, config.loading)
     if config.profile and isinstance(config.loading, TensorParallelLoading):
@@ -56,6 +59,16 @@ def _check_ranks(config: RunConfig, loading: TensorParallelLoading) -> None:
         )
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise CombinationError(f"{asked} starts its ranks itself: run ladezeit alone, without torchrun")
+
+
+def _check_traced(loading: TracedLoading) -> None:
+    module, colon, function = (loading.function or "").partition(":")
+    if not (module and colon and function):
+        given = "no function was" if loading.function is None else f"loading.function={loading.function} was"
+        raise CombinationError(
+            f"{given} given with loading={loading.name}: name your own load function, as "
+            f"loading.function=module:function or module:Class.method"
+        )
 
 
 def _check_has_effect(loading: LoadingConfig) -> None:

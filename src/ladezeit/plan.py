@@ -16,6 +16,7 @@ from ladezeit.config import (
     QuantisedLoading,
     RunConfig,
     TensorParallelLoading,
+    TracedLoading,
     TransformersLoading,
     to_plain,
 )
@@ -156,6 +157,8 @@ def check_runnable(config: RunConfig, device: ResolvedDevice, checkpoint: Sizes)
     if config.profile:
         check_installed()
     registry.check(loading.engine, device.name, checkpoint.file_format)
+    if isinstance(loading, TracedLoading) and loading.function is not None:
+        registry.check_module("loading.function", loading.function)
     check_on_machine(loading, device)
     needed = host_bytes_needed(config, device.gpu is not None, checkpoint)
     available = available_memory_bytes()

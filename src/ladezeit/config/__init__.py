@@ -29,6 +29,7 @@ from ladezeit.config.loadings import (
     TensorLoading,
     TensorParallelLoading,
     TorchaoInt8Loading,
+    TracedLoading,
     TransformersLoading,
 )
 from ladezeit.config.models import FolderModel, HubModel, ModelConfig, PackagedModel, SyntheticModel
@@ -85,6 +86,7 @@ __all__ = [
     "TensorParallelLoading",
     "TensorizerLoading",
     "TorchaoInt8Loading",
+    "TracedLoading",
     "TrackingConfig",
     "TrackingKind",
     "TransformersLoading",

@@ -190,6 +190,18 @@ class AutoLoading(LoadingConfig):
     engine: str = "auto"
 
 
+@dataclass
+class TracedLoading(LoadingConfig):
+    """A user's own load function: ``module:function`` or ``module:Class.method``, importable where the worker runs.
+
+    It is given the checkpoint's folder and, by name, `arguments`.
+    """
+
+    engine: str = "traced"
+    function: Optional[str] = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
 #: The schema of each engine's arguments, by the name in `engine`. A user's own engine takes those of `transformers`.
 LOADINGS: dict[str, type[LoadingConfig]] = {
     "auto": AutoLoading,
@@ -212,4 +224,5 @@ LOADINGS: dict[str, type[LoadingConfig]] = {
     "tensorizer": TensorizerLoading,
     "gguf": GgufLoading,
     "torch_dcp": TensorLoading,
+    "traced": TracedLoading,
 }

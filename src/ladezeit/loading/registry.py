@@ -4,6 +4,7 @@ Nothing here imports an engine before it is asked for. A name with a colon is a 
 importable where the worker runs.
 """
 
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -126,6 +127,7 @@ ENGINES = {
         converter="ladezeit.loading.gguf_format:GgufConverter",
     ),
     "torch_dcp": EngineEntry("ladezeit.loading.dcp_engine:TorchDcpEngine", yields_tensors=True),
+    "traced": EngineEntry("ladezeit.loading.traced_engine:TracedEngine", formats=("safetensors", "pickle")),
 }
 
 
@@ -142,7 +144,7 @@ def check(name: str, device: str, file_format: str) -> None:
         NotRunnableError: it needs another device or format, or a package that is not installed; with the cure.
     """
     if ":" in name:
-        _check_module(name)
+        check_module("loading.engine", name)
         return
     if name not in ENGINES:
         raise ConfigError(
@@ -207,11 +209,14 @@ def _check_releases(name: str, releases: tuple[str, ...]) -> None:
             )
 
 
-def _check_module(name: str) -> None:
+def check_module(key: str, name: str) -> None:
+    """Raise `ConfigError` where the module of ``module:name``, the value of `key`, is not there to be imported."""
     module = name.partition(":")[0]
+    if module in sys.modules:
+        return
     try:
         found = find_spec(module)
     except (ImportError, ValueError):
         found = None
     if found is None:
-        raise ConfigError(f"loading.engine={name}: there is no module '{module}' to import. Is it on PYTHONPATH?")
+        raise ConfigError(f"{key}={name}: there is no module '{module}' to import. Is it on PYTHONPATH?")

@@ -1,9 +1,11 @@
 """The clock of a sample: phases as ``with clock.span("load/read")`` that add up to the wall time.
 
 A span costs two readings of the monotonic clock and, on a GPU, one synchronisation at its end; nothing in it blocks or
-allocates device memory. Spans nest by time, not by name: the one opened inside another is its child.
+allocates device memory. Spans nest by time, not by name: the one opened inside another is its child. They are those of
+the thread that made the clock: what others do meanwhile is no phase of its own.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,11 +47,13 @@ class Clock:
         self.phases: list[Phase] = []
         self._notify = notify
         self._open: list[_Open] = []
+        self._merged: dict[str, int] = {}
+        self._thread = threading.get_ident()
 
     @contextmanager
     def span(self, path: str) -> Iterator[None]:
         """Time the block as the phase `path`; an error inside still closes the phase before it goes on."""
-        if not self.detail and path.startswith(LOAD + "/"):
+        if self._thread != threading.get_ident() or (not self.detail and path.startswith(LOAD + "/")):
             yield
             return
         self._notify(path)
@@ -60,6 +64,29 @@ class Clock:
             self.synchronise()
         finally:
             self._close(entry, time.monotonic_ns())
+
+    def begin_step(self, path: str) -> bool:
+        """Open a phase that may come thousands of times; all its times become one phase, which starts with the first.
+
+        Returns:
+            False where nothing was opened: in another thread, or inside itself. Only after True comes `end_step`.
+        """
+        if self._thread != threading.get_ident() or any(entry.path == path for entry in self._open):
+            return False
+        if path not in self._merged:
+            self._notify(path)
+        self._open.append(_Open(path, time.monotonic_ns()))
+        return True
+
+    def end_step(self) -> None:
+        """Close what `begin_step` opened last."""
+        self._close(self._open[-1], time.monotonic_ns(), merged=True)
+
+    def give_back(self, path: str) -> None:
+        """Take a step's phase away again: its own time becomes that of the phase that is open now."""
+        index = self._merged.pop(path)
+        self._open[-1].children_ns -= round(self.phases.pop(index).self_s * 1e9)
+        self._merged = {other: at - (at > index) for other, at in self._merged.items()}
 
     def record(self, path: str, start_ns: int, end_ns: int) -> None:
         """Add a phase that was timed elsewhere (before this clock existed); no span may be open."""
@@ -74,17 +101,32 @@ class Clock:
         """Return the seconds spent in all phases named `path`; 0.0 where there is none."""
         return sum(phase.duration_s for phase in self.phases if phase.path == path)
 
-    def _close(self, entry: _Open, end_ns: int) -> None:
+    def _close(self, entry: _Open, end_ns: int, merged: bool = False) -> None:
         duration_ns = end_ns - entry.start_ns
         if entry in self._open:
             self._open.remove(entry)
         if self._open:
             self._open[-1].children_ns += duration_ns
-        self.phases.append(
-            Phase(
-                path=entry.path,
-                start_s=round((entry.start_ns - self.origin_ns) / 1e9, 9),
-                duration_s=round(duration_ns / 1e9, 9),
-                self_s=round((duration_ns - entry.children_ns) / 1e9, 9),
-            )
+        phase = Phase(
+            path=entry.path,
+            start_s=round((entry.start_ns - self.origin_ns) / 1e9, 9),
+            duration_s=round(duration_ns / 1e9, 9),
+            self_s=round((duration_ns - entry.children_ns) / 1e9, 9),
         )
+        if not merged:
+            self.phases.append(phase)
+        elif entry.path not in self._merged:
+            self._merged[entry.path] = len(self.phases)
+            self.phases.append(phase)
+        else:
+            index = self._merged[entry.path]
+            self.phases[index] = _added(self.phases[index], phase)
+
+
+def _added(first: Phase, later: Phase) -> Phase:
+    return Phase(
+        first.path,
+        first.start_s,
+        round(first.duration_s + later.duration_s, 9),
+        round(first.self_s + later.self_s, 9),
+    )

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ladezeit.result import Result, Status
 from ladezeit.results.comparison import PointFigures
@@ -24,7 +24,7 @@ class Attribution:
     """The difference between a slower and a faster point, in phases.
 
     `settings` names what both ended up with that differs (dtype, device, …); empty where they are the same, so that
-    the settings cannot be the cause.
+    the settings cannot be the cause. `places` has file and line of phases that are functions of a user's own code.
     """
 
     slower: str
@@ -32,13 +32,14 @@ class Attribution:
     difference: Difference
     named: list[PhaseDifference]
     settings: dict[str, tuple[str, str]]
+    places: dict[str, str] = field(default_factory=dict)
 
     @property
     def sentences(self) -> list[str]:
         """What was found, in words."""
         total_s, faster_s = self.difference.medians_s
         causes = [
-            f"{seconds(phase.difference_s)} s more in {_phase_name(phase)}{_elsewhere(self.faster, phase)}"
+            f"{seconds(phase.difference_s)} s more in {self._name(phase)}{_elsewhere(self.faster, phase)}"
             for phase in self.named
         ]
         said = [f"{self.slower} takes {seconds(total_s)} s, {seconds(total_s - faster_s)} s longer than {self.faster}"]
@@ -47,7 +48,7 @@ class Attribution:
         if main and main.slower_s >= _MOST_OF_IT * total_s:
             said.append(
                 f"{seconds(main.slower_s)} s of {seconds(total_s)} s ({100 * main.slower_s / total_s:.0f} %) are spent "
-                f"in {_phase_name(main)}."
+                f"in {self._name(main)}."
             )
         if self.settings:
             differ = "; ".join(f"{key}: {one} / {other}" for key, (one, other) in self.settings.items())
@@ -55,6 +56,12 @@ class Attribution:
         else:
             said.append("Both end with the same dtype on the same device: the settings are not the cause.")
         return said
+
+    def _name(self, phase: PhaseDifference) -> str:
+        if phase.path == UNATTRIBUTED:
+            return "no phase that is known (profile=true looks into it)"
+        place = self.places.get(phase.path)
+        return f"{phase.path} ({place})" if place else phase.path
 
 
 def attribute(slower: PointFigures, faster: PointFigures) -> Attribution:
@@ -67,6 +74,7 @@ def attribute(slower: PointFigures, faster: PointFigures) -> Attribution:
         difference=difference,
         named=[phase for phase in named if phase.path != REST],
         settings=_differing_settings(slower.samples, faster.samples),
+        places=next((known for r in slower.samples if (known := r.effective.get("functions"))), {}),
     )
 
 
@@ -112,10 +120,6 @@ def additions(points: Sequence[PointFigures], explained: Collection[str] = ()) -
 def _taken(point: PointFigures) -> dict[str, float]:
     """Return the phases that the point's loads spend time in."""
     return {path: spent for path, spent in phase_medians(point).items() if spent > 0 and path != UNATTRIBUTED}
-
-
-def _phase_name(phase: PhaseDifference) -> str:
-    return "no phase that is known (profile it)" if phase.path == UNATTRIBUTED else phase.path
 
 
 def _elsewhere(faster: str, phase: PhaseDifference) -> str:

@@ -73,7 +73,11 @@ def _phases(result: Result) -> RenderableType:
         parent = _parent(path, by_path)
         of_s = durations[parent] if parent else whole_s
         name = path.removeprefix(f"{parent}/") if parent else path
-        branches[path] = branches.get(parent, tree).add(_line(name, durations[path], of_s, len(by_path[path])))
+        line = _line(name, durations[path], of_s, len(by_path[path]))
+        own_s = sum(phase.self_s for phase in by_path[path])
+        if own_s < 0.99 * durations[path] and not any(_parent(other, by_path) == path for other in by_path):
+            line.append(f" own {seconds(own_s)} s", "dim")  # what ran inside it stands beside it
+        branches[path] = branches.get(parent, tree).add(line)
     for path, branch in branches.items():
         own_s = sum(phase.self_s for phase in by_path[path])
         if branch.children:
