@@ -61,8 +61,10 @@ def trace(
         LadezeitError: the checkpoint or a config is not what it should be. What `load` raises is in the result.
     """
     from ladezeit.in_process import measured
+    from ladezeit.loading.own_steps import definition
 
-    called = f"{getattr(load, '__module__', '')}:{getattr(load, '__qualname__', type(load).__qualname__)}"
+    known = definition(load)
+    called = f"{known.__module__}:{known.__qualname__}"
     own = name or called.partition(":")[2]
     if repeats < 1:
         raise ConfigError(f"repeats={repeats} measures nothing: the least is 1")

@@ -54,7 +54,7 @@ class OwnSteps:
 def observed(clock: Clock, function: Callable[..., Any], modules: list[ModuleType]) -> Iterator[OwnSteps]:
     """Wrap what `modules` define, `function` among it, for the time of the block."""
     steps = OwnSteps(clock)
-    inner = _definition(function)
+    inner = definition(function)
     with ExitStack() as stack:
         for seam in LIBRARY_STEPS:
             _enter_library(stack, seam, clock, modules)
@@ -68,7 +68,7 @@ def observed(clock: Clock, function: Callable[..., Any], modules: list[ModuleTyp
         yield steps
 
 
-def _definition(function: Any) -> Any:
+def definition(function: Any) -> Any:
     """Return what has the module and the code of a callable: the function of a method, the class of an object."""
     while isinstance(function, functools.partial):
         function = function.func
@@ -83,7 +83,7 @@ def own_modules(function: Callable[..., Any]) -> list[ModuleType]:
     """
     for seam in LIBRARY_STEPS:
         import_module(seam.module)
-    home = sys.modules.get(_definition(function).__module__)
+    home = sys.modules.get(definition(function).__module__)
     if home is None:
         return []
     top = home.__name__.partition(".")[0]

@@ -72,6 +72,9 @@ class TracedEngine:
         function = given if given is not None else named(self._name)
         if inspect.ismethod(function):  # looked up again, because its class may hold another function now
             return getattr(function.__self__, function.__name__, function)
+        if isinstance(function, functools.partial):
+            inner = (replaced or {}).get(function.func, function.func)
+            return functools.partial(inner, *function.args, **function.keywords)
         return (replaced or {}).get(function, function)  # type: ignore[no-any-return]
 
 
