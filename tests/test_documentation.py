@@ -28,10 +28,12 @@ SMALL = {
     r"^model=(?!folder|tiny).+": "model=tiny",
     r"^smollm2-135m$": "tiny",
     r"^model\.path=.+": "model.path={checkpoint}",
-    r"^sample=range\(\d+\)$": "sample=range(2)",
-    r"^loading=glob\(\*\)$": "loading=glob(safetensors_*)",
-    r"^cache=cold,warm$": "cache=warm,as_is",
+    r"^sample=range\(\d+\)$": "sample=0",
+    r"^loading=glob\(\*\)$": "loading=glob(transformers*)",
+    r"^cache=.+": "cache=as_is",  # a busy machine takes pages back, and the states have tests of their own
 }
+#: A command that stands in several documents is run once.
+RAN: list[list[str]] = []
 QUICK = ("device=cpu", "ceilings=off", "discard_first=off", "process=prewarmed", "inference=none")
 
 
@@ -50,7 +52,7 @@ def blocks(document: Path, language: str) -> list[str]:
 
 def excepted(command: str) -> bool:
     """Return whether a command says that it cannot be run here; make's targets are run by whoever runs this."""
-    reason = command.partition(" # ")[2].strip()
+    reason = command.partition("# ")[2].strip()
     return reason in REASONS or command.startswith("make ")
 
 
@@ -68,7 +70,7 @@ def words_of(command: str, checkpoint: Path) -> list[str]:
         at = len(words) - 1 if words[-1] == "-m" else len(words)
         words[at:at] = [word for word in QUICK if word.partition("=")[0] not in given]
     if Path(words[program]).name == "ladezeit-trace":
-        words += ["--samples", "2", *QUICK, "tracking=none"]
+        words += ["--samples", "1", "--cache", "as_is", *QUICK, "tracking=none"]
     return words
 
 
@@ -80,7 +82,7 @@ def project(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / ".venv").mkdir()
     (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
-    sweep = "ladezeit -m model=tiny loading=transformers,legacy_manager cache=warm sample=range(5)"
+    sweep = "ladezeit -m model=tiny loading=transformers,legacy_manager cache=as_is sample=range(5)"
     ran = run(folder, [*shlex.split(sweep), "hydra.sweep.dir=outputs/sweeps/demo", *QUICK])
     assert ran.returncode == 0, ran.stdout + ran.stderr
     yield folder
@@ -108,8 +110,11 @@ def run(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
 def test_the_commands_of_a_document_work(document: Path, project: Path, tiny: Any) -> None:
     """Whoever types what stands there gets what is promised: exit code 0, and no stack trace."""
     for command in commands(document):
-        if not excepted(command):
-            ran = run(project, words_of(command, tiny.folder))
+        words = words_of(command, tiny.folder)
+        same = [word.removeprefix(".venv/bin/") for word in words]
+        if not excepted(command) and same not in RAN:
+            RAN.append(same)
+            ran = run(project, words)
             assert ran.returncode == 0, f"$ {command}\n{ran.stdout[-3000:]}{ran.stderr[-3000:]}"
             assert "Traceback" not in ran.stderr, command
 
