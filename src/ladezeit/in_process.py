@@ -12,8 +12,9 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from ladezeit import config, job
+from ladezeit import job
 from ladezeit.config import RunConfig, build
+from ladezeit.config.hydra_schemas import register
 from ladezeit.errors import ConfigError, LadezeitError
 from ladezeit.explain import explain
 from ladezeit.loading.traced_engine import loader_given
@@ -66,7 +67,7 @@ def compose_here(words: list[str], outputs: Path) -> RunConfig:
 @contextmanager
 def _hydra() -> Iterator[None]:
     """Have Hydra composed from ladezeit's own options for the block."""
-    config.register()
+    register()
     plugins = Plugins.instance()
     from hydra_plugins.ladezeit_sweeper.sweeper import LadezeitSweeper
 

@@ -127,7 +127,7 @@ def _asked_for_runs(client: Any, experiment_id: str, selection: str = _SELECTION
             return
 
 
-def _read_runs(client: Any, runs: Sequence[_Run], with_profiled: bool) -> Samples:
+def _read_runs(client: Any, runs: Sequence[_Run], with_profiled: bool = False) -> Samples:
     samples = Samples(with_profiled=with_profiled)
     seen: set[tuple[object, ...]] = set()
     done = [run for run in runs if run.status not in _RUNNING]
