@@ -236,6 +236,22 @@ def test_the_origins_form_is_keyed_by_model(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"qwen2.5-7b-shape": {"loading": wanted}}
 
 
+@pytest.mark.parametrize("form", ["profile.yaml", "performance.json"])
+def test_what_the_verdict_writes_is_how_a_program_loads(form: str, tmp_path: Path) -> None:
+    """From the sweep to `ladezeit.load(model, profile=…)` nobody types a setting again."""
+    from ladezeit.config import DType, FolderModel, TransformersLoading
+    from ladezeit.serving.profile import Profile
+
+    path = tmp_path / form
+    loading_profile.write(path, [decision(planted.sweep(truth={"cuda_fp16": 0.7, "slow": 1.5}, bad=False))])
+    method, _ = Profile.open(path).method(FolderModel(name="qwen2.5-7b-shape", path="/data"), "cuda:0")
+    assert isinstance(method, TransformersLoading)
+    assert (method.device_map, method.dtype, method.disable_cpu_offload) in (
+        ("device", DType.float16, True),
+        ("cuda", DType.float16, True),
+    )
+
+
 def test_a_file_that_is_no_profile_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.yaml"
     path.write_text("models: {}\n")
