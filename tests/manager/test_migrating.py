@@ -101,14 +101,14 @@ def test_a_method_is_handed_over_in_a_server_s_own_words(
     assert ("has no flag for it" in as_text(list(handed.values()))) == (sglang is None)
 
 
-def test_the_command_reads_a_profile(tmp_path: Path) -> None:
-    profile = tmp_path / "profile.yaml"
+def test_the_guide_s_command_reads_a_profile(tmp_path: Path) -> None:
     entry = {"method": "fast", "dtype": "bfloat16", "loading": {"engine": "fastsafetensors"}}
-    profile.write_text(json.dumps({"schema_version": 1, "models": {"qwen": [entry]}}))
+    (tmp_path / "profile.yaml").write_text(json.dumps({"schema_version": 1, "models": {"qwen": [entry]}}))
+    (line,) = re.findall(r"^\$ ladezeit-results (hand-over .*)$", GUIDE, re.MULTILINE)
     script = Path(sys.executable).with_name("ladezeit-results")
-    done = subprocess.run([str(script), "hand-over", str(profile)], capture_output=True, text=True, check=False)
+    done = subprocess.run([str(script), *line.split()], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "vllm serve qwen --load-format fastsafetensors --dtype bfloat16" in done.stdout
+    assert "vllm serve Qwen/Qwen2.5-7B-Instruct --load-format fastsafetensors --dtype bfloat16" in done.stdout
 
 
 def test_the_guide_s_flags_are_those_of_the_code() -> None:
