@@ -23,6 +23,9 @@ DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("doc
 #: Why a command is not run here.
 REASONS = ("needs the network", "needs a GPU", "takes long")
 
+#: Documents whose commands need what only a test of their own sets up.
+TESTED_ELSEWHERE = {"regression-gate": "tests/results/test_gate_docs.py"}
+
 #: What is made small, so that commands written for a real model take seconds; the rest of each command stays.
 SMALL = {
     r"^model=(?!folder|tiny).+": "model=tiny",
@@ -106,7 +109,9 @@ def run(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if commands(d)], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if commands(d) and d.stem not in TESTED_ELSEWHERE], ids=lambda path: path.stem
+)
 def test_the_commands_of_a_document_work(document: Path, project: Path, tiny: Any) -> None:
     """Whoever types what stands there gets what is promised: exit code 0, and no stack trace."""
     for command in commands(document):
@@ -143,6 +148,10 @@ def test_links_lead_somewhere(document: Path) -> None:
             headings = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in slugs, f"{document.name}: {target}"
+
+
+def test_documents_that_are_tested_elsewhere_are() -> None:
+    assert all((ROOT / test).is_file() for test in TESTED_ELSEWHERE.values())
 
 
 def test_every_target_of_make_that_is_named_exists() -> None:
