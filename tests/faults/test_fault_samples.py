@@ -42,7 +42,7 @@ def test_planting_engines_end_wrong_and_by_name(ladezeit: Ladezeit, tmp_path: Pa
     """Whoever writes an engine of their own is told what it did wrong: status, reason, and the weight."""
     engines = ",".join(planting(fault, "transformers") for fault in PLANTED)
     done = ladezeit(
-        "-m", "model=tiny", "loading=transformers", f"loading.engine={engines}", "validation=full", "inference=none",
+        "-m", "model=tiny", "loading=transformers", f"loading.engine={engines}", "validation=content", "inference=none",
         "process=prewarmed", "tracking=none", "ceilings=false", "discard_first=false", "device=cpu",
         f"outputs={tmp_path}", PYTHONPATH=f"{HERE}:{TESTS}",
     )  # fmt: skip
