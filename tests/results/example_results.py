@@ -24,7 +24,7 @@ CONFIG: dict[str, Any] = {
         "engine": "transformers",
         "dtype": "float16",
         "device_map": "cuda",
-        "max_memory": None,
+        "max_memory": {},
         "disable_cpu_offload": True,
         "offload_folder": None,
         "move_to_device": False,
