@@ -115,6 +115,8 @@ class _Load:
 
     def _import(self, checkpoint: Checkpoint) -> None:
         with self.clock.span("import"):
+            from ladezeit import validation  # noqa: F401  # needed later, and counted here
+            from ladezeit.loading import registry  # noqa: F401
             from ladezeit.loading.model_class import model_class
 
             model_class(checkpoint.config)

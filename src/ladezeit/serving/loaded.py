@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 class LoadedModel:
     """A model in this process, as it was asked for.
 
-    `model` is the `transformers` model, in eval mode. `phases` are seconds since the call of `load`, and add up to
-    `total_s`. `proof` says what was looked at and what that proves. `effective` says what really happened (engine,
-    threads, bytes read, attention, dtype, device), as a result file has it; `device_map` is module to device where the
-    placement was over several. `config` holds the method, and `chosen_by` who chose it: ``loading``, ``profile`` or
-    ``auto``.
+    `model` is the `transformers` model, in eval mode. `phases` are seconds since the call of `load`; what none of them
+    explains is `total_s` less the sum of the outermost. `proof` says what was looked at and what that proves.
+    `effective` says what really happened (engine, threads, bytes read, attention, dtype, device), as a result file has
+    it; `device_map` is module to device where the placement was over several. `config` holds the method, and
+    `chosen_by` who chose it: ``loading``, ``profile`` or ``auto``.
     """
 
     model: Any
