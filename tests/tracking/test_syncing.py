@@ -1,6 +1,7 @@
 """Files into MLflow: as often as one likes, from any machine, and always to the same runs."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -107,3 +108,21 @@ def test_a_sweep_that_runs_is_left_alone(tracker: Any, tmp_path: Path, living: O
     done = sync(folder, tracker)
     assert done.written == 0 and done.left_alone == f"process {living.pid} on {living.host} is at it"
     assert list(everything(tracker)) == [opened.parent_run_id]
+
+
+@pytest.mark.slow
+def test_the_commands_say_what_they_did(tmp_path: Path) -> None:
+    """`sync` fills a store that was not there, and again changes nothing; `reap` finds nothing left open in it."""
+    copied_sweep(tmp_path / "outputs" / "sweeps" / "copied")
+    free = {key: value for key, value in os.environ.items() if key not in ("LADEZEIT_OUTPUTS", "MLFLOW_TRACKING_URI")}
+    script = str(Path(sys.executable).with_name("ladezeit-results"))
+
+    def said(*words: str) -> str:
+        done = subprocess.run([script, *words], cwd=tmp_path, env=free, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    first = said("sync")
+    assert "copied: 10 written, 0 known" in first and "averages  http://127.0.0.1:5000/" in first
+    assert "copied: 0 written, 10 known" in said("sync", "outputs")
+    assert said("reap", "--dry-run") == "no run is open\n"
