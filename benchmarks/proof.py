@@ -28,7 +28,8 @@ from transformers.utils import logging
 
 from ladezeit.cache_folder import cache_folder
 from ladezeit.checkpoint.resolve import prepare
-from ladezeit.config import ValidationConfig, ValidationLevel, build, register
+from ladezeit.config import ValidationConfig, ValidationLevel, build
+from ladezeit.config.hydra_schemas import register
 from ladezeit.loading.base import LoadedModel
 from ladezeit.loading.touch import touch
 from ladezeit.measure.clock import Clock
@@ -38,6 +39,7 @@ from ladezeit.validation.content import manifest
 from ladezeit.validation.content.digest import digests
 from ladezeit.validation.content.inventory import groups, inventory
 from ladezeit.validation.content.reference import manifest_file
+from ladezeit.validation.prepare import subject_of
 
 SLICE_BYTES = 8 * 2**20
 
@@ -69,7 +71,7 @@ def measured(name: str, device: str, samples: int) -> dict[str, Any]:
     with initialize_config_module("ladezeit.conf", version_base="1.3"):
         config = build(compose("config", [f"model={name}", "outputs=outputs", "hydra/sweeper=basic"]))
     checkpoint = prepare(config.model, cache_folder())
-    file = manifest_file(checkpoint, name=name, dtype=checkpoint.dtype, device=device, cache=cache_folder())
+    file = manifest_file(subject_of(config, checkpoint, device=device, hardware="", cache=cache_folder()))
     placed = {} if device == "cpu" else {"device_map": {"": device}}
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=getattr(torch, checkpoint.dtype), **placed)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import planting
@@ -21,18 +20,19 @@ from file_faults import IN_FILES, names_of, places_in, places_in_conversion, pla
 from hydra import compose, initialize_config_module
 from planting import IN_MEMORY
 
+from ladezeit import load_steps
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
-from ladezeit.config import LoadingConfig, RunConfig, ValidationConfig, ValidationLevel, build, register
+from ladezeit.config import RunConfig, ValidationConfig, ValidationLevel, build
+from ladezeit.config.hydra_schemas import register
 from ladezeit.errors import NotRunnableError
-from ladezeit.loading import placement, registry
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading import registry
+from ladezeit.loading.base import LoadedModel
 from ladezeit.loading.conversion import Conversion, convert
-from ladezeit.measure.clock import LOAD, Clock
-from ladezeit.validation import NEED_REFERENCE, Expected, prove, prove_spoken, stored_generation_config
-from ladezeit.validation.content import reference as contents
-from ladezeit.validation.content.manifest import Manifest
+from ladezeit.measure.clock import Clock
+from ladezeit.validation import NEED_REFERENCE, Expected, prove, prove_spoken
 from ladezeit.validation.faults import Fault
-from ladezeit.validation.logits import reference as words
+from ladezeit.validation.prepare import prepare as make_proof_files
+from ladezeit.validation.prepare import subject_of
 
 #: Every engine that brings the checkpoint's own weights onto a CPU.
 ENGINES = (
@@ -92,8 +92,10 @@ class Bench:
         scratch.mkdir(exist_ok=True)
         self._scratch, self._cache, self._device = scratch, cache_folder, device
         self.checkpoint = prepare(composed("transformers").model, cache_folder)
-        with one_thread():
-            self._expected = self._proven_by()
+        asked = subject_of(
+            composed("transformers"), self.checkpoint, device=device, hardware="here", cache=cache_folder
+        )
+        self._proof_files = make_proof_files(composed("transformers"), asked)
         self._damaged = {fault: self._damage(fault) for fault in IN_FILES}
 
     def run(self, engines: tuple[str, ...] = ENGINES) -> list[Outcome]:
@@ -103,7 +105,7 @@ class Bench:
 
     def outcomes(self, engine: str, fault: Fault | None) -> list[Outcome]:
         """Return how a sample ends at each level; `fault` None plants none. Empty where the format cannot have it."""
-        loading = composed(engine).loading
+        config = composed(engine)
         names: tuple[str, ...] = ()
         checkpoint, conversion = self.checkpoint, self._conversion(engine)
         if fault in IN_FILES:
@@ -119,25 +121,20 @@ class Bench:
                     return ended(Case(engine, fault, names), f"before the load: {error}")
         elif fault is not None:
             names = IN_MEMORY[fault][1]
-            loading = replace(loading, engine=planting.planting(fault, engine))
+            config = replace(config, loading=replace(config.loading, engine=planting.planting(fault, engine)))
         case = Case(engine, fault, names)
-        return self._levels(case, loading, checkpoint, conversion)
+        return self._levels(case, config, checkpoint, conversion)
 
     def _levels(
         self,
         case: Case,
-        loading: LoadingConfig,
+        config: RunConfig,
         checkpoint: Checkpoint,
         conversion: Conversion | None,
     ) -> list[Outcome]:
-        asked = replace(
-            self._expected,
-            single_device=placement.single_device(loading),
-            device_strategy=placement.is_strategy(loading),
-            offload_allowed=not loading.disable_cpu_offload,
-        )
+        asked = load_steps.expected(config, self.checkpoint, self._device, self._proof_files)
         try:
-            loaded = self._loaded(loading, checkpoint, conversion)
+            loaded = self._loaded(config, checkpoint, conversion)
         except Exception as error:
             return ended(case, f"the load: {error}")
         return [
@@ -147,49 +144,13 @@ class Bench:
             for level in LEVELS
         ]
 
-    def _loaded(self, loading: LoadingConfig, checkpoint: Checkpoint, conversion: Conversion | None) -> LoadedModel:
+    def _loaded(self, config: RunConfig, checkpoint: Checkpoint, conversion: Conversion | None) -> LoadedModel:
         folder = self._scratch / f"load-{time.monotonic_ns()}"
         folder.mkdir()
-        request = LoadRequest(checkpoint, loading, self._device, folder, conversion=conversion)
-        clock = Clock(time.monotonic_ns(), detail=False)
-        chosen = registry.engine(loading.engine)
+        request = load_steps.make_request(config, checkpoint, self._device, folder, conversion=conversion)
+        chosen = registry.engine(config.loading.engine)
         chosen.prepare(request)
-        with clock.span(LOAD):
-            return chosen.load(request, clock)
-
-    def _proven_by(self) -> Expected:
-        """Make manifest and reference as their own processes do, but in this one, which saves their imports."""
-        checkpoint = self.checkpoint
-        asked = {"place": {"transformers": version("transformers")}, "files": contents.identity(checkpoint)}
-        manifest = contents.make(
-            {
-                "checkpoint": checkpoint.to_json(),
-                "dtype": checkpoint.dtype,
-                "device": self._device,
-                "trust_remote_code": False,
-                "asked": asked,
-            }
-        )
-        runtime = dict.fromkeys(words.RuntimeConfig.__dataclass_fields__)
-        reference = words.make(
-            {
-                "folder": str(checkpoint.folder),
-                "dtype": checkpoint.dtype,
-                "device": self._device,
-                "runtime": runtime,
-                "trust_remote_code": False,
-            }
-        )
-        return Expected(
-            self._device,
-            checkpoint.dtype,
-            single_device=True,
-            offload_allowed=False,
-            device_strategy=False,
-            generation_config=stored_generation_config(checkpoint.folder),
-            manifest=Manifest.from_plain(manifest),
-            spoken=words.Reference.from_plain(reference),
-        )
+        return load_steps.load(chosen, request, Clock(time.monotonic_ns(), detail=False))
 
     def _damage(self, fault: Fault) -> Path:
         folder = self._scratch / fault
@@ -244,7 +205,15 @@ def composed(engine: str) -> RunConfig:
     """Return the run that ``ladezeit model=tiny loading=<engine>`` composes, in the checkpoint's own dtype."""
     register()
     with initialize_config_module("ladezeit.conf", version_base="1.3"):
-        asked = [f"loading={engine}", "model=tiny", "loading.dtype=auto", "outputs=outputs", "hydra/sweeper=basic"]
+        asked = [
+            f"loading={engine}",
+            "model=tiny",
+            "loading.dtype=auto",
+            "runtime.threads=1",
+            "validation=full",
+            "outputs=outputs",
+            "hydra/sweeper=basic",
+        ]
         return build(compose("config", asked))
 
 
