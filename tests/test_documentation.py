@@ -31,6 +31,7 @@ SMALL = {
     r"^model=(?!folder|tiny).+": "model=tiny",
     r"^smollm2-135m$": "tiny",
     r"^model\.path=.+": "model.path={checkpoint}",
+    r"^/data/from-the-gpu-box$": "outputs/sweeps/demo",
     r"^sample=range\(\d+\)$": "sample=0",
     r"^loading=glob\(\*\)$": "loading=glob(transformers*)",
     r"^cache=.+": "cache=as_is",  # a busy machine takes pages back, and the states have tests of their own
