@@ -30,7 +30,7 @@ from ladezeit.cache_folder import cache_folder
 from ladezeit.checkpoint.resolve import prepare
 from ladezeit.config import ValidationConfig, ValidationLevel, build
 from ladezeit.config.hydra_schemas import register
-from ladezeit.loading.base import LoadedModel
+from ladezeit.loading.base import EngineModel
 from ladezeit.loading.touch import touch
 from ladezeit.measure.clock import Clock
 from ladezeit.measure.limits import available_cpus
@@ -126,7 +126,7 @@ def one_pass_by_threads(tensors: dict[str, torch.Tensor]) -> None:
 
 def proven(model: Any, asked: Expected, level: ValidationLevel) -> None:
     """Prove as a worker does."""
-    proof = prove(LoadedModel(model), asked, ValidationConfig(level), Clock(time.monotonic_ns()))
+    proof = prove(EngineModel(model), asked, ValidationConfig(level), Clock(time.monotonic_ns()))
     assert proof.passed, proof.reason
 
 

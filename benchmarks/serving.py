@@ -27,9 +27,9 @@ import ladezeit
 
 def engine_alone(loaded: Any) -> Callable[[], float]:
     """Return what loads the same model by the same engine, with everything else done before; it returns seconds."""
-    from ladezeit import load_steps
     from ladezeit.loading.registry import engine
     from ladezeit.measure.clock import Clock
+    from ladezeit.sample import load_steps
 
     scratch = Path(tempfile.mkdtemp(prefix="ladezeit-benchmark-"))
     request = load_steps.make_request(loaded.config, loaded.checkpoint, loaded.config.device, scratch)

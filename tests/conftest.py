@@ -54,7 +54,7 @@ def tiny(cache: Path) -> Any:
 @pytest.fixture(scope="session")
 def supervisor() -> Iterator[Any]:
     """One supervisor for many samples, as in a sweep: its workers are forked from one server that is warm."""
-    from ladezeit.supervisor import Supervisor
+    from ladezeit.sample.supervisor import Supervisor
 
     with Supervisor() as supervisor:
         yield supervisor

@@ -8,7 +8,7 @@ import sys
 import time
 
 from ladezeit.errors import LoadError
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.quantised_engine import QuantisedEngine
 from ladezeit.loading.tensor_parallel_engine import TensorParallelEngine
 from ladezeit.loading.transformers_engine import TransformersEngine
@@ -18,7 +18,7 @@ from ladezeit.measure.clock import Clock
 class Hangs(TransformersEngine):
     """Sleeps for ever inside a phase, deaf to SIGTERM, with a child that does the same."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         (request.scratch.parent / "child.pid").write_text(str(child.pid))
@@ -30,7 +30,7 @@ class Hangs(TransformersEngine):
 class KilledFromOutside(TransformersEngine):
     """Dies of SIGKILL in the middle of the load."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         print("last words before the end", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
@@ -39,7 +39,7 @@ class KilledFromOutside(TransformersEngine):
 class Crashes(TransformersEngine):
     """Reads address 0."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         ctypes.string_at(0)
         raise AssertionError
 
@@ -47,14 +47,14 @@ class Crashes(TransformersEngine):
 class Leaves(TransformersEngine):
     """Ends the process without a word."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         os._exit(7)
 
 
 class RunsOutOfMemory(TransformersEngine):
     """Asks for more host memory than there can be."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         with clock.span("load/read"):
             bytearray(1 << 62)
         raise AssertionError
@@ -63,7 +63,7 @@ class RunsOutOfMemory(TransformersEngine):
 class Raises(TransformersEngine):
     """Has a defect."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         with clock.span("load/read"):
             raise RuntimeError("the engine broke\nwith details")
 
@@ -71,7 +71,7 @@ class Raises(TransformersEngine):
 class ForgetsTheHead(TransformersEngine):
     """Loads, then unties the head, as a loader that copies tensors one by one does."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         loaded = super().load(request, clock)
         head = loaded.model.get_output_embeddings()
         head.weight = type(head.weight)(head.weight.detach().clone())
@@ -89,7 +89,7 @@ class WarmsTheCache(TransformersEngine):
 class Steady(TransformersEngine):
     """Loads slowly enough to be interrupted in the middle, and then well."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         with clock.span("load/read"):
             time.sleep(1.5)
         return super().load(request, clock)
@@ -98,7 +98,7 @@ class Steady(TransformersEngine):
 class ComparesWithThePlainLoad(TensorParallelEngine):
     """Loads its part, puts all ranks' parts together and compares each weight with the plain load's, bit for bit."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -118,7 +118,7 @@ class ComparesWithThePlainLoad(TensorParallelEngine):
 class LosesARank(TensorParallelEngine):
     """Rank 1 dies of SIGKILL while rank 0 waits for it."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         if os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().load(request, clock)
@@ -127,7 +127,7 @@ class LosesARank(TensorParallelEngine):
 class OneRankRefuses(TensorParallelEngine):
     """Rank 1 finds that its part is not what was asked for."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         loaded = super().load(request, clock)
         if os.environ["RANK"] == "1":
             raise LoadError("a weight is missing")
@@ -137,7 +137,7 @@ class OneRankRefuses(TensorParallelEngine):
 class OneRankUnties(TensorParallelEngine):
     """Rank 1 holds its head as a tensor of its own."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         loaded = super().load(request, clock)
         if os.environ["RANK"] == "1":
             from torch.nn import Parameter
@@ -150,7 +150,7 @@ class OneRankUnties(TensorParallelEngine):
 class OneRankHangs(TensorParallelEngine):
     """Rank 1 never comes to the end of its load, deaf to SIGTERM; rank 0 waits for it."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         (request.scratch.parent / "pid").write_text(str(os.getpid()))
         if os.environ["RANK"] == "1":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -161,7 +161,7 @@ class OneRankHangs(TensorParallelEngine):
 class FlipsABit(TransformersEngine):
     """Loads, then flips the lowest bit of one weight, as bad memory does."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         import torch
 
         loaded = super().load(request, clock)
@@ -174,7 +174,7 @@ class FlipsABit(TransformersEngine):
 class FlipsACode(QuantisedEngine):
     """Loads quantised, then flips the lowest bit of one code, as bad memory does."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         loaded = super().load(request, clock)
         loaded.model.model.layers[0].mlp.up_proj.weight.data.view(-1)[77] ^= 1
         return loaded
@@ -183,7 +183,7 @@ class FlipsACode(QuantisedEngine):
 class OneRankHoldsAnothersPart(TensorParallelEngine):
     """Rank 1 reads the part that is rank 0's, of one weight."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         import torch.distributed as dist
 
         loaded = super().load(request, clock)
@@ -197,7 +197,7 @@ class OneRankHoldsAnothersPart(TensorParallelEngine):
 class OneRankSplitsOtherwise(TensorParallelEngine):
     """Rank 1 holds its half of the columns of a weight of which rank 0 holds its half of the rows."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         import torch
         from torch.distributed.tensor import DTensor, Shard
 
@@ -214,7 +214,7 @@ class OneRankSplitsOtherwise(TensorParallelEngine):
 class Dawdles(TransformersEngine):
     """Loads as it should, and counts to a large number before."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         self._count(3.0)
         return super().load(request, clock)
 

@@ -10,7 +10,7 @@ import torch
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import LOADINGS, LoadingConfig, ValidationConfig, ValidationLevel
 from ladezeit.loading import registry
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.quantisation import scheme_asked
 from ladezeit.measure.clock import LOAD, Clock
 from ladezeit.validation import Expected, Proof, prove
@@ -24,7 +24,7 @@ def loading_of(name: str, **arguments: Any) -> LoadingConfig:
     return LOADINGS[name](name=name, engine=name, **arguments)
 
 
-def load(name: str, checkpoint: Checkpoint, scratch: Path, device: str = "cpu", **arguments: Any) -> LoadedModel:
+def load(name: str, checkpoint: Checkpoint, scratch: Path, device: str = "cpu", **arguments: Any) -> EngineModel:
     """Load as a worker does; skips the test where the library is not installed."""
     if name in ENGINES:
         pytest.importorskip(ENGINES[name])
@@ -42,7 +42,7 @@ def scheme(name: str, **arguments: Any) -> str:
     return asked
 
 
-def proof(loaded: LoadedModel, scheme: str | None, device: str = "cpu", dtype: str = "bfloat16") -> Proof:
+def proof(loaded: EngineModel, scheme: str | None, device: str = "cpu", dtype: str = "bfloat16") -> Proof:
     asked = Expected(
         device, dtype, single_device=True, offload_allowed=False, device_strategy=False, quantisation=scheme
     )

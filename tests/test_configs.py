@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from ladezeit.combination import check_combination
 from ladezeit.config import RunConfig, build, from_plain, to_plain
 from ladezeit.config.hydra_schemas import register
+from ladezeit.console.help_text import GROUPS
 from ladezeit.errors import CombinationError, ConfigError
-from ladezeit.help_text import GROUPS
 from ladezeit.plan import Job, in_blocks, point_id, varying_keys
 
 ROOT = Path(__file__).parent.parent
@@ -187,7 +187,7 @@ def test_a_wheel_works_from_another_folder(tmp_path: Path) -> None:
         # without the editable install's finder, which would lend what the wheel lacks
         "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in getattr(f, '__name__', '')]\n"
         f"sys.path.insert(0, {str(site)!r}); sys.argv = ['ladezeit', *sys.argv[1:]]\n"
-        "import ladezeit.app; assert ladezeit.app.__file__.startswith(sys.path[0]); ladezeit.app.main()"
+        "from ladezeit.console import app; assert app.__file__.startswith(sys.path[0]); app.main()"
     )
     arguments = [
         "-m",

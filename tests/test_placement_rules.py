@@ -14,7 +14,7 @@ from ladezeit.loading import placement
 from ladezeit.measure.device_lock import lock_path
 from ladezeit.measure.devices import Gpu, ResolvedDevice
 from ladezeit.placement_rules import check_on_machine, check_placement, devices_used
-from ladezeit.session import Session
+from ladezeit.sweep.session import Session
 
 GPUS = [Gpu(index, f"GPU-{index}-{os.getpid()}", "a GPU", 2**34, "1", None, None) for index in range(3)]
 FIRST = ResolvedDevice("cuda:0", GPUS[0], None)

@@ -14,10 +14,10 @@ from ladezeit.result import Identity, Result, Status, read
 from ladezeit.results.proven import doubt
 from ladezeit.results.reading import read_paths
 from ladezeit.results.sample_view import as_rich
-from ladezeit.supervisor import Supervisor
+from ladezeit.sample.supervisor import Supervisor
+from ladezeit.sample.worker_spec import WorkerSpec
 from ladezeit.tracking.credentials import redact
 from ladezeit.tracking.sample_files import collect
-from ladezeit.worker_spec import WorkerSpec
 
 
 @pytest.fixture(scope="module")

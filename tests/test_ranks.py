@@ -29,9 +29,9 @@ from ladezeit.errors import CombinationError, NotRunnableError
 from ladezeit.measure.devices import Gpu, ResolvedDevice
 from ladezeit.placement_rules import check_on_machine, check_on_model
 from ladezeit.result import Identity, Result, Status
-from ladezeit.supervisor import Supervisor
+from ladezeit.sample.supervisor import Supervisor
+from ladezeit.sample.worker_spec import WorkerSpec
 from ladezeit.validation.prepare import prepare, subject_of
-from ladezeit.worker_spec import WorkerSpec
 
 Measure = Callable[..., Result]
 CONTENT = ValidationConfig(ValidationLevel.content)

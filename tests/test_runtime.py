@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ladezeit import runtime
 from ladezeit.config import MatmulPrecision, RuntimeConfig
 from ladezeit.errors import ConfigError
+from ladezeit.sample import runtime
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def settings_as_before() -> Iterator[None]:
 def in_a_new_process(config: str, device: str) -> subprocess.CompletedProcess[str]:
     """Start Python with the environment that `config` asks for, apply it there, and print what is effective."""
     program = (
-        "import json, torch; from ladezeit.runtime import apply; from ladezeit.config import RuntimeConfig; "
+        "import json, torch; from ladezeit.sample.runtime import apply; from ladezeit.config import RuntimeConfig; "
         f"print(json.dumps(apply({config}, {device!r})))"
     )
     environment = os.environ | runtime.import_environment(eval(config))

@@ -27,8 +27,8 @@ from ladezeit.config import (
 )
 from ladezeit.measure.clock import LOAD
 from ladezeit.result import Identity, Result, Status, read
-from ladezeit.supervisor import Supervisor
-from ladezeit.worker_spec import WorkerSpec
+from ladezeit.sample.supervisor import Supervisor
+from ladezeit.sample.worker_spec import WorkerSpec
 
 
 @pytest.fixture(scope="module")

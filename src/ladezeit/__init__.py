@@ -13,17 +13,17 @@ _HOMES = {
     "load": "ladezeit.serving.load",
     "phase": "ladezeit.phase_marks",
     "prefetch": "ladezeit.serving.page_cache",
-    "trace": "ladezeit.own_load",
+    "trace": "ladezeit.sweep.own_load",
 }
 
 if TYPE_CHECKING:
-    from ladezeit.own_load import trace as trace
     from ladezeit.phase_marks import phase as phase
     from ladezeit.serving.load import load as load
     from ladezeit.serving.loaded import LoadedModel as LoadedModel
     from ladezeit.serving.manager import ModelManager as ModelManager
     from ladezeit.serving.page_cache import evict as evict
     from ladezeit.serving.page_cache import prefetch as prefetch
+    from ladezeit.sweep.own_load import trace as trace
 
 __all__ = ["__version__", "LoadedModel", "ModelManager", "evict", "load", "phase", "prefetch", "trace"]
 

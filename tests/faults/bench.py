@@ -20,15 +20,15 @@ from file_faults import IN_FILES, names_of, places_in, places_in_conversion, pla
 from hydra import compose, initialize_config_module
 from planting import IN_MEMORY
 
-from ladezeit import load_steps
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
 from ladezeit.config import RunConfig, ValidationConfig, ValidationLevel, build
 from ladezeit.config.hydra_schemas import register
 from ladezeit.errors import NotRunnableError
 from ladezeit.loading import registry
-from ladezeit.loading.base import LoadedModel
+from ladezeit.loading.base import EngineModel
 from ladezeit.loading.conversion import Conversion, convert
 from ladezeit.measure.clock import Clock
+from ladezeit.sample import load_steps
 from ladezeit.validation import NEED_REFERENCE, Expected, prove, prove_spoken
 from ladezeit.validation.faults import Fault
 from ladezeit.validation.prepare import prepare as make_proof_files
@@ -144,7 +144,7 @@ class Bench:
             for level in LEVELS
         ]
 
-    def _loaded(self, config: RunConfig, checkpoint: Checkpoint, conversion: Conversion | None) -> LoadedModel:
+    def _loaded(self, config: RunConfig, checkpoint: Checkpoint, conversion: Conversion | None) -> EngineModel:
         folder = self._scratch / f"load-{time.monotonic_ns()}"
         folder.mkdir()
         request = load_steps.make_request(config, checkpoint, self._device, folder, conversion=conversion)
@@ -177,7 +177,7 @@ def ended(case: Case, said: str) -> list[Outcome]:
     return [Outcome(case.engine, case.fault, level, True, said, case.names) for level in LEVELS]
 
 
-def proven(loaded: LoadedModel, asked: Expected, level: ValidationLevel) -> tuple[bool, str]:
+def proven(loaded: EngineModel, asked: Expected, level: ValidationLevel) -> tuple[bool, str]:
     """Prove as a worker does; return whether anything was found, and all of it."""
     clock = Clock(time.monotonic_ns())
     try:

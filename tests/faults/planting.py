@@ -13,7 +13,7 @@ import torch
 from file_faults import GATE, UP
 from torch.nn import Parameter
 
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.registry import engine
 from ladezeit.measure.clock import Clock
 from ladezeit.validation.faults import Fault
@@ -36,7 +36,7 @@ class Planting:
         """See `Engine.prepare`."""
         self._engine.prepare(request)
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         """See `Engine.load`."""
         loaded = self._engine.load(request, clock)
         IN_MEMORY[self._fault][0](loaded, request)
@@ -56,66 +56,66 @@ def planting(fault: Fault, under: str) -> str:
     return f"planting:{fault}{_UNDER}{under}"
 
 
-def weight(loaded: LoadedModel, name: str) -> Any:
+def weight(loaded: EngineModel, name: str) -> Any:
     """Return a weight whose memory is its own and may be written."""
     held = loaded.model.get_parameter(name)
     held.data = held.data.clone()
     return held
 
 
-def flipped_bit(loaded: LoadedModel, request: LoadRequest) -> None:
+def flipped_bit(loaded: EngineModel, request: LoadRequest) -> None:
     weight(loaded, UP).data.view(torch.int16).view(-1)[1234] ^= 1
 
 
-def swapped_words(loaded: LoadedModel, request: LoadRequest) -> None:
+def swapped_words(loaded: EngineModel, request: LoadRequest) -> None:
     words = weight(loaded, UP).data.view(-1)
     words[[3, 900]] = words[[900, 3]]
 
 
-def swapped_tensors(loaded: LoadedModel, request: LoadRequest) -> None:
+def swapped_tensors(loaded: EngineModel, request: LoadRequest) -> None:
     one, other = weight(loaded, UP), weight(loaded, GATE)
     one.data, other.data = other.data, one.data
 
 
-def planted_nan(loaded: LoadedModel, request: LoadRequest) -> None:
+def planted_nan(loaded: EngineModel, request: LoadRequest) -> None:
     weight(loaded, UP).data[5, 5] = float("nan")
 
 
-def missing_tensor(loaded: LoadedModel, request: LoadRequest) -> None:
+def missing_tensor(loaded: EngineModel, request: LoadRequest) -> None:
     loaded.model.model.layers[1].mlp.up_proj.weight = None
 
 
-def extra_tensor(loaded: LoadedModel, request: LoadRequest) -> None:
+def extra_tensor(loaded: EngineModel, request: LoadRequest) -> None:
     norm = loaded.model.model.norm
     norm.register_buffer("scale", torch.ones(3, dtype=norm.weight.dtype, device=norm.weight.device))
 
 
-def wrong_shape(loaded: LoadedModel, request: LoadRequest) -> None:
+def wrong_shape(loaded: EngineModel, request: LoadRequest) -> None:
     held = weight(loaded, NORM)
     held.data = held.data.view(1, -1)  # a forward broadcasts it and says nothing
 
 
-def wrong_dtype(loaded: LoadedModel, request: LoadRequest) -> None:
+def wrong_dtype(loaded: EngineModel, request: LoadRequest) -> None:
     held = weight(loaded, NORM)
     held.data = held.data.to(torch.float32)
 
 
-def buffer_on_meta(loaded: LoadedModel, request: LoadRequest) -> None:
+def buffer_on_meta(loaded: EngineModel, request: LoadRequest) -> None:
     rotary = loaded.model.model.rotary_emb
     rotary.inv_freq = rotary.inv_freq.to("meta")
 
 
-def weight_on_meta(loaded: LoadedModel, request: LoadRequest) -> None:
+def weight_on_meta(loaded: EngineModel, request: LoadRequest) -> None:
     projection = loaded.model.model.layers[1].mlp.up_proj
     projection.weight = Parameter(projection.weight.detach().to("meta"), requires_grad=False)
 
 
-def untied_head(loaded: LoadedModel, request: LoadRequest) -> None:
+def untied_head(loaded: EngineModel, request: LoadRequest) -> None:
     head = loaded.model.lm_head
     head.weight = Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
-def silent_offload(loaded: LoadedModel, request: LoadRequest) -> None:
+def silent_offload(loaded: EngineModel, request: LoadRequest) -> None:
     """On a CPU to the disk; on a GPU to host memory, as `device_map` strategies do."""
     from accelerate import cpu_offload, disk_offload
 
@@ -127,13 +127,13 @@ def silent_offload(loaded: LoadedModel, request: LoadRequest) -> None:
         cpu_offload(layer, execution_device=device)
 
 
-def overwritten_buffer(loaded: LoadedModel, request: LoadRequest) -> None:
+def overwritten_buffer(loaded: EngineModel, request: LoadRequest) -> None:
     """The engine's ring: the weight is read into it, handed on as it lies there, and the next read comes over it."""
     ring = weight(loaded, UP).data
     ring.view(torch.uint8).fill_(0x11)
 
 
-def freed_buffer(loaded: LoadedModel, request: LoadRequest) -> None:
+def freed_buffer(loaded: EngineModel, request: LoadRequest) -> None:
     """The weight stays in a block of host memory that was given back to the allocator, whose bytes are still right."""
     held = loaded.model.get_parameter(UP)
     size = held.numel() * held.element_size()
@@ -148,7 +148,7 @@ def freed_buffer(loaded: LoadedModel, request: LoadRequest) -> None:
     loaded.lent_bytes = [size]
 
 
-_Plants = Callable[[LoadedModel, LoadRequest], None]
+_Plants = Callable[[EngineModel, LoadRequest], None]
 
 #: Every fault in memory, and the names of which a finding must say at least one.
 IN_MEMORY: dict[Fault, tuple[_Plants, tuple[str, ...]]] = {

@@ -25,8 +25,8 @@ from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.conversion import Conversion, convert
 from ladezeit.measure.clock import LOAD, Clock
 from ladezeit.result import Identity, Status
-from ladezeit.supervisor import Supervisor
-from ladezeit.worker_spec import WorkerSpec
+from ladezeit.sample.supervisor import Supervisor
+from ladezeit.sample.worker_spec import WorkerSpec
 
 SMALL = {
     "hidden_size": 64,

@@ -35,7 +35,7 @@ from ladezeit.config import (
 from ladezeit.errors import CombinationError, LoadError, NotRunnableError
 from ladezeit.loading import registry
 from ladezeit.loading.assemble import Assembling
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.conversion import convert
 from ladezeit.measure.clock import LOAD, Clock
 
@@ -113,7 +113,7 @@ def tensors_of(request: LoadRequest) -> Any:
     return engine.open(request, Clock(time.monotonic_ns()))
 
 
-def load(request: LoadRequest) -> LoadedModel:
+def load(request: LoadRequest) -> EngineModel:
     engine = registry.engine(request.loading.engine)
     engine.prepare(request)
     clock = Clock(time.monotonic_ns())

@@ -12,7 +12,7 @@ from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import LOADINGS, DType, TransformersLoading, ValidationConfig, ValidationLevel
 from ladezeit.errors import ConfigError, LoadError
 from ladezeit.loading import placement, registry
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.measure.clock import LOAD, Clock
 from ladezeit.validation import Expected, Finding, Proof, prove
 from ladezeit.validation.places import offloaded_bytes
@@ -34,7 +34,7 @@ def request_of(checkpoint: Checkpoint, scratch: Path, device: str = "cpu", **arg
     return LoadRequest(checkpoint, loading, device, scratch)
 
 
-def load(request: LoadRequest) -> LoadedModel:
+def load(request: LoadRequest) -> EngineModel:
     engine = registry.engine(request.loading.engine)
     engine.prepare(request)
     clock = Clock(time.monotonic_ns())
@@ -57,7 +57,7 @@ def hooked(model: Any) -> list[str]:
     ]
 
 
-def proof(loaded: LoadedModel, loading: TransformersLoading, allowed: bool, device: str = "cpu") -> Proof:
+def proof(loaded: EngineModel, loading: TransformersLoading, allowed: bool, device: str = "cpu") -> Proof:
     dtype = "bfloat16" if loading.dtype is DType.auto else loading.dtype.value
     single = placement.single_device(loading)
     asked = Expected(device, dtype, single, offload_allowed=allowed, device_strategy=placement.is_strategy(loading))

@@ -20,7 +20,7 @@ from ladezeit.measure import ceilings as module
 from ladezeit.measure import rates
 from ladezeit.measure.ceilings import Ceilings, binding, measure, measure_apart
 from ladezeit.measure.devices import resolve_device
-from ladezeit.session import CEILINGS_FILE, Session
+from ladezeit.sweep.session import CEILINGS_FILE, Session
 
 ON_CPU = ("storage", "page_cache", "mapping", "memcpy")
 ON_GPU = ("host_to_device_pinned", "host_to_device_pageable")
@@ -210,7 +210,7 @@ def test_jobs_in_other_processes_find_what_the_sweep_measured(
     cpu = resolve_device("cpu")
     one, other = Session(), Session()
     try:
-        monkeypatch.setattr("ladezeit.session.measure_apart", lambda device, shards: KNOWN)
+        monkeypatch.setattr("ladezeit.sweep.session.measure_apart", lambda device, shards: KNOWN)
         assert one.ceilings(cpu, tiny) == KNOWN  # type: ignore[arg-type]
         one.save_ceilings(tmp_path)
         assert other.known_ceilings(cpu, tiny) is None  # type: ignore[arg-type]
@@ -232,7 +232,7 @@ def test_a_measurement_that_fails_is_noted_once(
         asked.append(device)
         raise WorkerError("the ceilings could not be measured: no memory")
 
-    monkeypatch.setattr("ladezeit.session.measure_apart", broken)
+    monkeypatch.setattr("ladezeit.sweep.session.measure_apart", broken)
     session = Session()
     try:
         cpu = resolve_device("cpu")

@@ -27,7 +27,7 @@ from ladezeit.errors import (
     NotRunnableError,
     ValidationError,
 )
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.measure.clock import Clock
 from ladezeit.serving.asked import model_of
 from sparse_checkpoints import four_terabytes
@@ -43,7 +43,7 @@ def test_a_program_that_loads_needs_neither_hydra_nor_mlflow() -> None:
         "import sys, ladezeit\n"
         "heavy = ('torch', 'transformers', 'hydra', 'mlflow', 'omegaconf', 'numpy')\n"
         "assert not [name for name in heavy if name in sys.modules]\n"
-        "assert {'load', 'LoadedModel', 'prefetch', 'evict'} <= set(dir(ladezeit))\n"
+        "assert {'load', 'EngineModel', 'prefetch', 'evict'} <= set(dir(ladezeit))\n"
         "ladezeit.load('tiny', device='cpu')\n"
         "print([name for name in ('hydra', 'mlflow', 'typer', 'matplotlib', 'scipy.stats') if name in sys.modules])\n"
     )
@@ -178,7 +178,7 @@ class Watched(ForgetsTheHead):
 
     last: "weakref.ref[Any] | None" = None
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         loaded = super().load(request, clock)
         Watched.last = weakref.ref(loaded.model)
         return loaded
@@ -187,7 +187,7 @@ class Watched(ForgetsTheHead):
 class Breaks(Watched):
     """Fails with the model in its hands."""
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         loaded = super().load(request, clock)
         raise LoadError(f"broke with {type(loaded.model).__name__}")
 

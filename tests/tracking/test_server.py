@@ -122,7 +122,7 @@ def test_a_server_that_dies_in_mid_sweep_costs_no_sample(tmp_path: Path) -> None
         parent = tracker.store.client.get_run(sweep.parent_run_id)
         assert parent.info.status == "FINISHED"
         runs = tracker.store.client.search_runs([sweep.experiment_id], "tags.`ladezeit.role` = 'sample'")
-        assert sorted(run.data.tags["ladezeit.job"] for run in runs) == ["0", "1"]
+        assert sorted(run.data.tags["ladezeit.sweep.job"] for run in runs) == ["0", "1"]
         assert max(run.info.start_time for run in runs) == 1772357600000
 
 

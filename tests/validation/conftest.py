@@ -10,7 +10,7 @@ from tiny_models import tiny_qwen2
 from transformers import AutoModelForCausalLM
 
 from ladezeit.config import ValidationConfig, ValidationLevel
-from ladezeit.loading.base import LoadedModel
+from ladezeit.loading.base import EngineModel
 from ladezeit.measure.clock import Clock
 from ladezeit.validation import Expected, Proof, prove
 
@@ -24,15 +24,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def load(checkpoint: Path) -> Callable[..., LoadedModel]:
+def load(checkpoint: Path) -> Callable[..., EngineModel]:
     """Load the checkpoint (or another one) as an engine does."""
 
-    def loaded(folder: Path = checkpoint, **arguments: Any) -> LoadedModel:
+    def loaded(folder: Path = checkpoint, **arguments: Any) -> EngineModel:
         model, info = AutoModelForCausalLM.from_pretrained(
             str(folder), output_loading_info=True, **{"dtype": "float16", **arguments}
         )
         device_map = getattr(model, "hf_device_map", None)
-        return LoadedModel(
+        return EngineModel(
             model,
             device_map and {name: str(place) for name, place in device_map.items()},
             missing_keys=sorted(info["missing_keys"]),
@@ -53,7 +53,7 @@ def expected() -> Expected:
 def proof() -> Callable[..., Proof]:
     """Prove with a clock of its own."""
 
-    def proven(loaded: LoadedModel, expected: Expected, level: str, k: int = 10) -> Proof:
+    def proven(loaded: EngineModel, expected: Expected, level: str, k: int = 10) -> Proof:
         config = ValidationConfig(level=ValidationLevel(level), k=k)
         return prove(loaded, expected, config, Clock(time.monotonic_ns()))
 

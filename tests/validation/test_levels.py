@@ -10,11 +10,11 @@ import torch
 from accelerate import disk_offload
 from safetensors.torch import load_file, save_file
 
-from ladezeit.loading.base import LoadedModel
+from ladezeit.loading.base import EngineModel
 from ladezeit.validation import Expected, Proof
 
 LEVELS = ("none", "sampled", "all_modules", "origin_rule", "placement")
-Load = Callable[..., LoadedModel]
+Load = Callable[..., EngineModel]
 Prove = Callable[..., Proof]
 MIDDLE = "model.layers.6.mlp.up_proj"
 
@@ -24,55 +24,55 @@ def put_on_meta(model: Any, module: str) -> None:
     held.weight = torch.nn.Parameter(held.weight.to("meta"))
 
 
-def sound(load: Load, tmp_path: Path) -> LoadedModel:
+def sound(load: Load, tmp_path: Path) -> EngineModel:
     return load()
 
 
-def meta_in_the_middle(load: Load, tmp_path: Path) -> LoadedModel:
+def meta_in_the_middle(load: Load, tmp_path: Path) -> EngineModel:
     loaded = load()
     put_on_meta(loaded.model, MIDDLE)
     return loaded
 
 
-def meta_in_the_first_modules(load: Load, tmp_path: Path) -> LoadedModel:
+def meta_in_the_first_modules(load: Load, tmp_path: Path) -> EngineModel:
     loaded = load()
     put_on_meta(loaded.model, "model.layers.0.self_attn.q_proj")
     return loaded
 
 
-def buffer_on_meta(load: Load, tmp_path: Path) -> LoadedModel:
+def buffer_on_meta(load: Load, tmp_path: Path) -> EngineModel:
     loaded = load()
     rotary = loaded.model.model.rotary_emb
     rotary.inv_freq = rotary.inv_freq.to("meta")
     return loaded
 
 
-def wrong_dtype(load: Load, tmp_path: Path) -> LoadedModel:
+def wrong_dtype(load: Load, tmp_path: Path) -> EngineModel:
     loaded = load()
     loaded.model.get_submodule(MIDDLE).to(torch.float32)
     return loaded
 
 
-def untied_head(load: Load, tmp_path: Path) -> LoadedModel:
+def untied_head(load: Load, tmp_path: Path) -> EngineModel:
     loaded = load()
     head = loaded.model.lm_head
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     return loaded
 
 
-def offloaded_by_its_map(load: Load, tmp_path: Path) -> LoadedModel:
+def offloaded_by_its_map(load: Load, tmp_path: Path) -> EngineModel:
     places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
     places |= {f"model.layers.{number}": "disk" if number == 6 else "cpu" for number in range(12)}
     return load(device_map=places, offload_folder=str(tmp_path / "offload"))
 
 
-def offloaded_by_a_hook(load: Load, tmp_path: Path) -> LoadedModel:
+def offloaded_by_a_hook(load: Load, tmp_path: Path) -> EngineModel:
     loaded = load()
     disk_offload(loaded.model.model.layers[6], str(tmp_path / "offload"), execution_device=torch.device("cpu"))
     return loaded
 
 
-def missing_key(load: Load, tmp_path: Path) -> LoadedModel:
+def missing_key(load: Load, tmp_path: Path) -> EngineModel:
     loaded = load()
     folder = tmp_path / "damaged"
     loaded.model.save_pretrained(folder)
@@ -82,13 +82,13 @@ def missing_key(load: Load, tmp_path: Path) -> LoadedModel:
     return load(folder)
 
 
-def no_generation_config(load: Load, tmp_path: Path) -> LoadedModel:
+def no_generation_config(load: Load, tmp_path: Path) -> EngineModel:
     loaded = load()
     loaded.model.generation_config = None
     return loaded
 
 
-Fault = Callable[[Load, Path], LoadedModel]
+Fault = Callable[[Load, Path], EngineModel]
 
 #: Which levels find a fault, and as what. A level that is not named does not find it, and is not claimed to.
 FOUND: list[tuple[Fault, dict[str, str]]] = [

@@ -24,13 +24,13 @@ from ladezeit.config import (
 )
 from ladezeit.errors import CombinationError
 from ladezeit.result import Identity, Result, Status
-from ladezeit.supervisor import Supervisor
+from ladezeit.sample.supervisor import Supervisor
+from ladezeit.sample.worker_spec import WorkerSpec
 from ladezeit.validation.logits.level import look
 from ladezeit.validation.logits.reference import Reference, read, reference_file, tolerance
 from ladezeit.validation.logits.spoken import Spoken, speak
 from ladezeit.validation.prepare import prepare, subject_of
 from ladezeit.validation.subject import Subject
-from ladezeit.worker_spec import WorkerSpec
 
 Sample = Callable[..., Result]
 

@@ -13,12 +13,12 @@ from tiny_models import tiny_qwen2
 from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM, MT5Config, MT5ForConditionalGeneration
 
 from ladezeit.errors import CheckpointError
-from ladezeit.loading.base import LoadedModel
+from ladezeit.loading.base import EngineModel
 from ladezeit.validation import Expected, Proof, stored_generation_config
 from ladezeit.validation.kept_dtype import kept_float32
 from ladezeit.validation.places import Places, device_name
 
-Load = Callable[..., LoadedModel]
+Load = Callable[..., EngineModel]
 Prove = Callable[..., Proof]
 
 
@@ -90,9 +90,9 @@ def test_weights_that_the_class_lists_for_float32_must_be_float32(
     model = MT5ForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float16)
     wo = model.encoder.block[0].layer[1].DenseReluDense.wo
     assert wo.weight.dtype == torch.float32
-    assert proof(LoadedModel(model), expected, "placement").passed
+    assert proof(EngineModel(model), expected, "placement").passed
     wo.to(torch.float16)
-    result = proof(LoadedModel(model), expected, "placement")
+    result = proof(EngineModel(model), expected, "placement")
     assert [(f.kind, f.detail) for f in result.findings] == [("dtype", "is float16, asked for float32")]
 
 
@@ -114,10 +114,10 @@ def test_weights_that_the_class_makes_float32_unlisted_are_let_pass(
     HunYuanMoEV1ForCausalLM(config).save_pretrained(tmp_path)
     model = HunYuanMoEV1ForCausalLM.from_pretrained(tmp_path, dtype=torch.float16)
     assert {str(p.dtype) for p in model.parameters()} == {"torch.float16", "torch.float32"}
-    result = proof(LoadedModel(model), expected, "placement")
+    result = proof(EngineModel(model), expected, "placement")
     assert result.passed, result.reason
     model.model.norm.to(torch.float32)
-    assert [f.name for f in proof(LoadedModel(model), expected, "placement").findings] == ["model.norm.weight"]
+    assert [f.name for f in proof(EngineModel(model), expected, "placement").findings] == ["model.norm.weight"]
 
 
 def test_bfloat16_keeps_only_what_is_listed_strictly() -> None:
@@ -190,7 +190,7 @@ def test_places_are_compared_by_one_spelling(place: Any, name: str) -> None:
 
 def test_a_strategy_may_use_several_gpus_and_each_module_is_held_to_its_own() -> None:
     """`device_map=auto` over two GPUs is legitimate; a layer on the other one than its map says is not."""
-    loaded = LoadedModel(SimpleNamespace(), {"model.layers.0": "0", "model.layers.1": "1", "lm_head": "1"})
+    loaded = EngineModel(SimpleNamespace(), {"model.layers.0": "0", "model.layers.1": "1", "lm_head": "1"})
     asked = Expected("cuda:0", "float16", single_device=False, offload_allowed=False, device_strategy=True)
     places = Places(loaded, asked)
     assert places.refused() == []
@@ -205,7 +205,7 @@ def test_a_strategy_may_use_several_gpus_and_each_module_is_held_to_its_own() ->
 
 def test_host_memory_is_offload_on_a_gpu_run_only() -> None:
     """`cpu` in a device map is the goal of a CPU run and a silent offload of a GPU run."""
-    loaded = LoadedModel(SimpleNamespace(), {"model": "0", "lm_head": "cpu"})
+    loaded = EngineModel(SimpleNamespace(), {"model": "0", "lm_head": "cpu"})
     asked = Expected("cuda:0", "float16", single_device=False, offload_allowed=False, device_strategy=True)
     assert [finding.kind for finding in Places(loaded, asked).refused()] == ["offload"]
     assert Places(loaded, replace(asked, offload_allowed=True)).refused() == []

@@ -1,7 +1,8 @@
 """A sweeper that knows all points before the first is measured.
 
 With any other application it is Hydra's basic sweeper, order included. With ladezeit's it hands all points to
-`ladezeit.sweep.conduct`, which checks, orders and measures them; the launcher that was configured still runs the jobs.
+`ladezeit.sweep.conducting.conduct`, which checks, orders and measures them; the launcher that was configured still
+runs the jobs.
 """
 
 import copy
@@ -48,13 +49,13 @@ class LadezeitSweeper(Sweeper):
         self._basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.hydra_context = hydra_context
         self.config = config
-        self._ours = getattr(task_function, "__module__", "") == "ladezeit.app"
+        self._ours = getattr(task_function, "__module__", "") == "ladezeit.console.app"
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep and return the jobs' outcomes, one list a batch."""
         if not self._ours:
             return self._basic.sweep(arguments)
-        from ladezeit.sweep import conduct
+        from ladezeit.sweep.conducting import conduct
 
         assert self.hydra_context is not None and self.config is not None
         HydraConfig.instance().set_config(

@@ -14,7 +14,7 @@ from ladezeit.checkpoint.weight_files import INDEX
 from ladezeit.config import STRATEGIES, AccelerateLoading, DType
 from ladezeit.errors import LoadError
 from ladezeit.loading import placement
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.mapped_modules import refuse_uncovered, refuse_unknown_modules
 from ladezeit.loading.model_class import model_class
 from ladezeit.loading.shapes import refuse_misshapen
@@ -31,7 +31,7 @@ class AccelerateEngine(TransformersEngine):
         """Import the library: that is not loading."""
         import_module("accelerate")
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         """See `Engine.load`.
 
         Raises:
@@ -47,7 +47,7 @@ class AccelerateEngine(TransformersEngine):
         with clock.span("load/plan"):
             device_map = _device_map(model, request)
         named = {name: _device(place) for name, place in device_map.items()}
-        loaded = LoadedModel(model, named, effective={"engine": f"accelerate {version('accelerate')}"})
+        loaded = EngineModel(model, named, effective={"engine": f"accelerate {version('accelerate')}"})
         if loading.disable_cpu_offload:
             refuse_offload(loaded, request.device)  # before anything is read: offloading writes to the disk
         _refuse_unconverted(device_map, request)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ladezeit.errors import LoadError
 from ladezeit.loading import seams
 from ladezeit.loading.arrangement import Arrangement, arrange
-from ladezeit.loading.base import LoadedModel, LoadedTensors, LoadRequest, TensorEngine
+from ladezeit.loading.base import EngineModel, LoadedTensors, LoadRequest, TensorEngine
 from ladezeit.loading.merge import merge
 from ladezeit.loading.model_class import model_class
 from ladezeit.loading.shapes import naming_misshapen
@@ -41,7 +41,7 @@ class Assembling:
         """See `Engine.prepare`."""
         self._engine.prepare(request)
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         """See `Engine.load`.
 
         Raises:
@@ -59,7 +59,7 @@ class Assembling:
         return made
 
 
-def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> LoadedModel:
+def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> EngineModel:
     """Make a model of all tensors of a checkpoint; call it while the engine's buffers are still there."""
     from transformers import AutoConfig
 
@@ -87,7 +87,7 @@ def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> Loade
     return made
 
 
-def _from_state_dict(tensors: "dict[str, Tensor]", config: Any, request: LoadRequest, clock: Clock) -> LoadedModel:
+def _from_state_dict(tensors: "dict[str, Tensor]", config: Any, request: LoadRequest, clock: Clock) -> EngineModel:
     arguments: dict[str, Any] = {"dtype": request.loading.dtype.value, "device_map": {"": request.device}}
     if request.attn_implementation is not None:
         arguments["attn_implementation"] = request.attn_implementation
@@ -101,7 +101,7 @@ def _from_state_dict(tensors: "dict[str, Tensor]", config: Any, request: LoadReq
             effective["seams_missing"] = missing
         else:
             model, info = own_class.from_pretrained(None, **call)
-    return LoadedModel(
+    return EngineModel(
         model=model,
         missing_keys=sorted(info["missing_keys"]),
         unexpected_keys=sorted(info["unexpected_keys"]),
@@ -127,7 +127,7 @@ def _without_second_reservation() -> Iterator[None]:
         setattr(modeling_utils, name, found)
 
 
-def refuse_incomplete(made: LoadedModel) -> None:
+def refuse_incomplete(made: EngineModel) -> None:
     """Raise `LoadError` where a weight was missing, unexpected or of another shape: the library only logs it."""
     kinds = {"missing": made.missing_keys, "unexpected": made.unexpected_keys, "misshapen": made.mismatched_keys}
     found = {kind: keys for kind, keys in kinds.items() if keys}

@@ -13,7 +13,7 @@ from ladezeit.checkpoint.residency import filesystem, sampled_share
 from ladezeit.config import LOADINGS, DType, LoadingConfig
 from ladezeit.errors import NotRunnableError
 from ladezeit.loading import registry
-from ladezeit.loading.base import Engine, LoadedModel, LoadRequest
+from ladezeit.loading.base import Engine, EngineModel, LoadRequest
 from ladezeit.measure.clock import Clock
 
 #: File systems whose files come over a network, where many reads in flight hide the way there and back.
@@ -155,7 +155,7 @@ class AutoEngine:
                 self._engines[rule.engine] = registry.engine(rule.engine)
                 self._engines[rule.engine].prepare(_request(request, rule.engine, rule.arguments))
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         """See `Engine.load`; `effective` tells the choice and the facts that it was made by."""
         with clock.span("load/choose"):
             facts = look(request)

@@ -42,7 +42,7 @@ class LoadRequest:
 
 
 @dataclass
-class LoadedModel:
+class EngineModel:
     """A `transformers` model in memory and what its load was found to have done.
 
     `device_map` is the resolved placement (module to device) where there was one. `effective` says what really
@@ -66,7 +66,7 @@ class Engine(Protocol):
         """Make ready what must not be on the clock (a conversion, a settings file); called once before `load`."""
         ...
 
-    def load(self, request: LoadRequest, clock: "Clock") -> LoadedModel:
+    def load(self, request: LoadRequest, clock: "Clock") -> EngineModel:
         """Load the model inside the caller's span ``load``, opening spans ``load/<phase>`` for its own phases.
 
         Raises:

@@ -13,7 +13,7 @@ from typing import Any
 from ladezeit.config import DType
 from ladezeit.loading import seams
 from ladezeit.loading.assemble import finish, refuse_incomplete
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.conversion import converted_files
 from ladezeit.loading.touch import touch
 from ladezeit.loading.transformers_engine import from_pretrained
@@ -30,7 +30,7 @@ class GgufEngine:
         """Check that the converted file is whole."""
         converted_files(request)
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         """See `Engine.load`.
 
         Raises:

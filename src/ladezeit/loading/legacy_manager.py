@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.config import LegacyManagerLoading
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.touch import touch
 from ladezeit.loading.transformers_engine import from_pretrained, placement_arguments
 from ladezeit.measure.clock import Clock
@@ -30,7 +30,7 @@ class LegacyManagerEngine:
         settings = {"loading": arguments, "disable_cpu_offload": loading.disable_cpu_offload}
         self._settings_path(request).write_text(json.dumps({request.checkpoint.folder.name: settings}))
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         """See `Engine.load`; nothing that was not asked for is refused here, as it was not there."""
         loading = request.loading
         assert isinstance(loading, LegacyManagerLoading)

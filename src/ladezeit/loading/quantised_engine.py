@@ -10,7 +10,7 @@ from typing import Any
 from ladezeit.config import Bitsandbytes4bitLoading, Bitsandbytes8bitLoading, QuantisedLoading
 from ladezeit.errors import LoadError, NotRunnableError
 from ladezeit.loading import quantisation
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.transformers_engine import TransformersEngine, from_pretrained, placement_arguments
 from ladezeit.measure.clock import Clock
 
@@ -31,7 +31,7 @@ class QuantisedEngine(TransformersEngine):
         for module in _modules(request.loading):
             import_module(module)
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         """See `Engine.load`.
 
         Raises:

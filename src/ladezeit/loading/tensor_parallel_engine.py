@@ -1,7 +1,8 @@
 """The engine `tensor_parallel`: `from_pretrained` with the model's own plan, on one of several ranks.
 
 Each rank is a process of its own that reads every shard and keeps its part of each split weight as a DTensor. Where the
-processes come from is `ladezeit.ranks`; they meet at the address that it passes in the environment, as under torchrun.
+processes come from is `ladezeit.sample.ranks`; they meet at the address that it passes in the environment, as under
+torchrun.
 See https://huggingface.co/docs/transformers/perf_infer_gpu_multi.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 from ladezeit.config import TensorParallelLoading
 from ladezeit.errors import LoadError, NotRunnableError
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.parts import local_part
 from ladezeit.loading.touch import touch
 from ladezeit.loading.transformers_engine import from_pretrained
@@ -42,7 +43,7 @@ class TensorParallelEngine:
             _meet(request)
         dist.barrier()
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         """See `Engine.load`; `effective` has this rank's own seconds and bytes.
 
         Raises:

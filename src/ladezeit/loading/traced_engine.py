@@ -11,7 +11,7 @@ from typing import Any
 from ladezeit.config import TracedLoading
 from ladezeit.errors import ConfigError, LoadError
 from ladezeit.loading import own_steps, seams
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.model_class import model_class
 from ladezeit.loading.touch import touch
 from ladezeit.measure.clock import Clock
@@ -41,7 +41,7 @@ class TracedEngine:
         self._name = loading.function
         self._modules = own_steps.own_modules(self._resolve())
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         """See `Engine.load`."""
         loading = request.loading
         assert isinstance(loading, TracedLoading)
@@ -64,7 +64,7 @@ class TracedEngine:
         effective["functions_joined"] = steps.joined
         device_map = getattr(model, "hf_device_map", None)
         placed = None if device_map is None else {name: _device(place) for name, place in device_map.items()}
-        return LoadedModel(model=model, device_map=placed, effective=effective)
+        return EngineModel(model=model, device_map=placed, effective=effective)
 
     def _resolve(self, replaced: Mapping[Any, Any] | None = None) -> Callable[..., Any]:
         """Return the loader; where `replaced` has another function for it, that one."""

@@ -6,7 +6,7 @@ from typing import Any
 from ladezeit.config import TransformersLoading
 from ladezeit.errors import LoadError, NotRunnableError
 from ladezeit.loading import placement, seams
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.mapped_modules import explain_map, refuse_unknown_modules
 from ladezeit.loading.model_class import model_class
 from ladezeit.loading.process_environment import variables
@@ -25,7 +25,7 @@ class TransformersEngine:
         if loading.disable_mmap is not None:
             _check_has_argument("disable_mmap")
 
-    def load(self, request: LoadRequest, clock: Clock) -> LoadedModel:
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         """See `Engine.load`."""
         loading = request.loading
         assert isinstance(loading, TransformersLoading)
@@ -40,7 +40,7 @@ class TransformersEngine:
         self.after_load(loaded, request, clock)
         return loaded
 
-    def after_load(self, loaded: LoadedModel, request: LoadRequest, clock: Clock) -> None:
+    def after_load(self, loaded: EngineModel, request: LoadRequest, clock: Clock) -> None:
         """Refuse a placement of no module and unasked offload, move the model where that was asked, and touch it."""
         loading = request.loading
         assert isinstance(loading, TransformersLoading)
@@ -66,7 +66,7 @@ def placement_arguments(loading: TransformersLoading, device: str) -> dict[str, 
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def from_pretrained(request: LoadRequest, clock: Clock, **arguments: Any) -> LoadedModel:
+def from_pretrained(request: LoadRequest, clock: Clock, **arguments: Any) -> EngineModel:
     """Call `from_pretrained` on the request's checkpoint with its phases observed where the clock wants detail."""
     from transformers import AutoModelForCausalLM
 
@@ -87,7 +87,7 @@ def from_pretrained(request: LoadRequest, clock: Clock, **arguments: Any) -> Loa
         else:
             model, info = AutoModelForCausalLM.from_pretrained(folder, **call)
     device_map = getattr(model, "hf_device_map", None)
-    return LoadedModel(
+    return EngineModel(
         model=model,
         device_map=None if device_map is None else {name: _device(place) for name, place in device_map.items()},
         missing_keys=sorted(info["missing_keys"]),
@@ -117,7 +117,7 @@ def _check_has_argument(name: str) -> None:
         )
 
 
-def refuse_offload(loaded: LoadedModel, device: str) -> None:
+def refuse_offload(loaded: EngineModel, device: str) -> None:
     """Raise `LoadError` where a module went to the disk, or to host memory although the run is on a GPU."""
     refused = {"disk"} if device == "cpu" else {"disk", "cpu"}
     offloaded = [name for name, place in (loaded.device_map or {}).items() if place in refused]

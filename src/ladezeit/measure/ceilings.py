@@ -165,7 +165,7 @@ def measure_apart(device: str, shards: Sequence[Path]) -> Ceilings:
     Raises:
         WorkerError: that process failed or took longer than `LIMIT_S`.
     """
-    from ladezeit.runtime import import_environment
+    from ladezeit.sample.runtime import import_environment
 
     with tempfile.TemporaryDirectory(prefix="ladezeit-ceilings-") as folder:
         request, output = Path(folder) / "request.json", Path(folder) / "ceilings.json"
@@ -238,7 +238,7 @@ def _opened(paths: Sequence[Path], flags: int = 0) -> Iterator[list[int]]:
 
 def main(arguments: list[str]) -> int:
     """Entry of ``python -m ladezeit.measure.ceilings``; returns the exit code."""
-    from ladezeit.lifetime import die_with_parent
+    from ladezeit.sample.lifetime import die_with_parent
 
     die_with_parent()
     request = json.loads(Path(arguments[0]).read_text())

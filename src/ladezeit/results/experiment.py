@@ -177,7 +177,7 @@ def _from_tags(run: Any) -> Result:
         identity=Identity(
             point=tags["ladezeit.point"],
             sample=int(params.get("sample", 0)),
-            job=int(tags.get("ladezeit.job", 0)),
+            job=int(tags.get("ladezeit.sweep.job", 0)),
             label=run.info.run_name or "",
             overrides=[f"{key}={value}" for key, value in params.items()],
             command=tags.get("ladezeit.command", ""),

@@ -13,19 +13,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ladezeit import load_steps
 from ladezeit.cache_folder import cache_folder
 from ladezeit.checkpoint.resolve import Checkpoint, Progress, prepare
 from ladezeit.config import LoadingConfig, ModelConfig, RunConfig, RuntimeConfig, TransformersLoading
 from ladezeit.errors import ValidationError
 from ladezeit.measure.clock import Clock
 from ladezeit.measure.devices import ResolvedDevice, resolve_device
+from ladezeit.sample import load_steps
 from ladezeit.serving.asked import Asked, config_of
 from ladezeit.serving.loaded import LoadedModel
 
 if TYPE_CHECKING:
-    from ladezeit.loading.base import LoadedModel as EngineModel
-    from ladezeit.loading.base import LoadRequest
+    from ladezeit.loading.base import EngineModel, LoadRequest
     from ladezeit.validation import Proof
 
 #: Engines set variables of the process and wrap functions of the library while they load, and two loads at once would
@@ -209,7 +208,7 @@ class _Load:
     def _apply_runtime(self) -> None:
         """Apply the settings that a profile was measured with; what came too late for this process is an error."""
         if self.config.runtime != RuntimeConfig():
-            from ladezeit import runtime
+            from ladezeit.sample import runtime
 
             self.effective["runtime"] = runtime.apply(self.config.runtime, self.device.name)
 

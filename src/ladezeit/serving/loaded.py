@@ -46,7 +46,7 @@ class LoadedModel:
         Raises:
             CheckpointError: it cannot be read.
         """
-        from ladezeit.inference import read_tokenizer
+        from ladezeit.sample.inference import read_tokenizer
 
         return read_tokenizer(self.checkpoint.folder)
 

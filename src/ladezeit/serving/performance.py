@@ -5,8 +5,8 @@ import sys
 import threading
 from typing import Any
 
-from ladezeit import runtime
 from ladezeit.config import RuntimeConfig
+from ladezeit.sample import runtime
 from ladezeit.serving.settings import ModelSettings
 
 

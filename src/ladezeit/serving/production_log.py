@@ -18,8 +18,8 @@ from ladezeit.measure.clock import Clock
 from ladezeit.measure.memory import GIB
 from ladezeit.result import Identity, Result, Status, save
 from ladezeit.results.proven import PRODUCTION
+from ladezeit.sample.worker import load_metrics
 from ladezeit.serving.events import Event, LoadFinished, LoadRecord
-from ladezeit.worker import load_metrics
 
 _log = logging.getLogger("ladezeit")
 _MOST_WAITING = 100

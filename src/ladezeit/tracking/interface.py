@@ -19,7 +19,7 @@ from ladezeit.tracking.credentials import redact
 HOST = "127.0.0.1"
 
 #: MLflow's command line, in a process that does not outlive the one that started it.
-_PROGRAM = "from ladezeit.lifetime import die_with_parent; die_with_parent(); from mlflow.cli import cli; cli()"
+_PROGRAM = "from ladezeit.sample.lifetime import die_with_parent; die_with_parent(); from mlflow.cli import cli; cli()"
 
 _START_LIMIT_S = 120.0
 _END_LIMIT_S = 5.0

@@ -90,7 +90,7 @@ def tags_of(result: Result, sweep: SweepRecord | None) -> dict[str, str]:
     tags = {
         STATUS_TAG: result.status.value,
         "ladezeit.point": result.identity.point,
-        "ladezeit.job": str(result.identity.job),
+        "ladezeit.sweep.job": str(result.identity.job),
         "ladezeit.command": result.identity.command,
         "mlflow.source.name": "ladezeit",
         "mlflow.source.type": "LOCAL",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ladezeit.config import ValidationConfig, ValidationLevel
-from ladezeit.loading.base import LoadedModel
+from ladezeit.loading.base import EngineModel
 from ladezeit.measure.clock import Clock
 from ladezeit.validation import all_modules, origin_rule, placement, sampled
 from ladezeit.validation.content import level as content
@@ -29,15 +29,15 @@ NEED_MANIFEST = (ValidationLevel.content, ValidationLevel.full)
 NEED_REFERENCE = (ValidationLevel.logits, ValidationLevel.full)
 
 
-def _none(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> Look:
+def _none(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> Look:
     return Look("nothing was looked at (validation=none)", ran=False)
 
 
-def _later(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> Look:
+def _later(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> Look:
     return Look("the model was not asked yet", ran=False)
 
 
-_LEVELS: dict[ValidationLevel, Callable[[LoadedModel, Expected, ValidationConfig], Look]] = {
+_LEVELS: dict[ValidationLevel, Callable[[EngineModel, Expected, ValidationConfig], Look]] = {
     ValidationLevel.none: _none,
     ValidationLevel.sampled: sampled.look,
     ValidationLevel.all_modules: all_modules.look,
@@ -61,7 +61,7 @@ CLAIMS: dict[ValidationLevel, frozenset[Fault]] = {
 }
 
 
-def prove(loaded: LoadedModel, expected: Expected, config: ValidationConfig, clock: Clock) -> Proof:
+def prove(loaded: EngineModel, expected: Expected, config: ValidationConfig, clock: Clock) -> Proof:
     """Look at `loaded` as far as `config.level` says, inside the span ``validation``; changes nothing in the model.
 
     What is wrong is in the proof's findings; nothing is raised for it. What the model says is proven by `prove_spoken`.
@@ -82,7 +82,7 @@ def prove(loaded: LoadedModel, expected: Expected, config: ValidationConfig, clo
     )
 
 
-def prove_spoken(loaded: LoadedModel, expected: Expected, before: Proof, clock: Clock) -> Proof:
+def prove_spoken(loaded: EngineModel, expected: Expected, before: Proof, clock: Clock) -> Proof:
     """Return `before` with what the model says proven too, inside a span of its own, where its level asks for that.
 
     Call it after the measured first tokens: they must meet the model as its load left it.

@@ -7,7 +7,7 @@ cost grows with the depth of the tree, and with how slowly one look goes.
 from typing import Any
 
 from ladezeit.config import ValidationConfig
-from ladezeit.loading.base import LoadedModel
+from ladezeit.loading.base import EngineModel
 from ladezeit.validation.faults import Fault
 from ladezeit.validation.proof import Expected, Finding, Look
 
@@ -17,7 +17,7 @@ CLAIMS = frozenset({Fault.buffer_on_meta, Fault.weight_on_meta, Fault.silent_off
 META = "has no data: it is on the meta device"
 
 
-def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> Look:
+def look(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> Look:
     """Walk every module with its recursive parameters and buffers; finds meta tensors and nothing else."""
     modules_seen = tensors_seen = 0
     found: dict[str, None] = {}
@@ -38,4 +38,4 @@ def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> L
 def meta_tensors(model: Any) -> list[str]:
     """Return the names of the tensors on meta, found the origin manager's way."""
     nothing = Expected("cpu", "float32", single_device=False, offload_allowed=True, device_strategy=False)
-    return [finding.name for finding in look(LoadedModel(model), nothing, ValidationConfig()).findings]
+    return [finding.name for finding in look(EngineModel(model), nothing, ValidationConfig()).findings]

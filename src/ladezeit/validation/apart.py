@@ -28,7 +28,7 @@ def run_apart(module: str, request: dict[str, Any], who: str, runtime: RuntimeCo
     Raises:
         CheckpointError: it refused, failed, or took longer than `LIMIT_S`.
     """
-    from ladezeit.runtime import import_environment
+    from ladezeit.sample.runtime import import_environment
 
     with tempfile.TemporaryDirectory(prefix="ladezeit-reference-") as folder:
         asked, output = Path(folder) / "request.json", Path(folder) / "output.json"
@@ -66,7 +66,7 @@ def start(module: str, arguments: list[str], environment: dict[str, str], limit_
 
 def answer(make: Callable[[dict[str, Any]], dict[str, Any]], arguments: list[str]) -> int:
     """Be the process that `run_apart` started: read the request, write what `make` made of it, return the exit code."""
-    from ladezeit.lifetime import die_with_parent
+    from ladezeit.sample.lifetime import die_with_parent
 
     die_with_parent()
     try:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ladezeit.config import ValidationConfig
-from ladezeit.loading.base import LoadedModel
+from ladezeit.loading.base import EngineModel
 from ladezeit.validation import sampled
 from ladezeit.validation.faults import Fault
 from ladezeit.validation.proof import Expected, Look
@@ -12,7 +12,7 @@ from ladezeit.validation.proof import Expected, Look
 CLAIMS: frozenset[Fault] = frozenset()
 
 
-def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> Look:
+def look(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> Look:
     """Skip the validation where one explicit device was asked for; look at a sample of the modules otherwise."""
     if expected.single_device:
         return Look(f"skipped: {expected.device} was asked for explicitly, so nothing was looked at", ran=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ladezeit.config import ValidationConfig
-from ladezeit.loading.base import LoadedModel
+from ladezeit.loading.base import EngineModel
 from ladezeit.loading.parts import parts
 from ladezeit.loading.quantisation import scheme_of
 from ladezeit.validation.all_modules import META
@@ -58,7 +58,7 @@ class _Counts:
     offloaded: int
 
 
-def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> Look:
+def look(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> Look:
     """Check meta, device, dtype, ties, offload, generation config and the keys that the load could not match."""
     model = loaded.model
     places = Places(loaded, expected)
@@ -133,7 +133,7 @@ def _dtypes(wrong: list[WrongDtype]) -> list[Finding]:
     return [Finding("dtype", weight.name, f"is {weight.found}, asked for {weight.wanted}") for weight in wrong]
 
 
-def _keys(loaded: LoadedModel) -> list[Finding]:
+def _keys(loaded: EngineModel) -> list[Finding]:
     return [
         *(
             Finding("missing_key", key, "is not in the checkpoint: its values are made up")

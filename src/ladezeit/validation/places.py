@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ladezeit.loading.base import LoadedModel
+from ladezeit.loading.base import EngineModel
 from ladezeit.validation.proof import Expected, Finding
 
 _DISK = "disk"
@@ -13,7 +13,7 @@ _CPU = "cpu"
 class Places:
     """The resolved device map of a load (module to device; accelerate's or none), and what of it was asked for."""
 
-    def __init__(self, loaded: LoadedModel, expected: Expected) -> None:
+    def __init__(self, loaded: EngineModel, expected: Expected) -> None:
         resolved = loaded.device_map or getattr(loaded.model, "hf_device_map", None) or {"": expected.device}
         self._expected = expected
         self._map = {module: device_name(place) for module, place in resolved.items()}
@@ -75,7 +75,7 @@ def offloads(module: Any) -> bool:
     return any(getattr(part, "offload", False) for part in getattr(hook, "hooks", (hook,)))
 
 
-def offloaded_bytes(loaded: LoadedModel) -> dict[str, int]:
+def offloaded_bytes(loaded: EngineModel) -> dict[str, int]:
     """Return the bytes of weights that accelerate keeps elsewhere between forwards, by place (``cpu``, ``disk``).
 
     A tied weight counts once. Empty where nothing is offloaded.

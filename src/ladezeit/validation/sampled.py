@@ -1,7 +1,7 @@
 """The level `sampled`: meta tensors, looked for in the first and last modules only, as the origin case's cure did."""
 
 from ladezeit.config import ValidationConfig
-from ladezeit.loading.base import LoadedModel
+from ladezeit.loading.base import EngineModel
 from ladezeit.validation.all_modules import META
 from ladezeit.validation.faults import Fault
 from ladezeit.validation.proof import Expected, Finding, Look
@@ -10,7 +10,7 @@ from ladezeit.validation.proof import Expected, Finding, Look
 CLAIMS: frozenset[Fault] = frozenset()
 
 
-def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> Look:
+def look(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> Look:
     """Look at the tensors that the first and last `config.k` modules hold themselves; what lies between is not seen."""
     modules = list(loaded.model.named_modules())
     sample = modules if len(modules) <= 2 * config.k else modules[: config.k] + modules[-config.k :]

@@ -11,7 +11,7 @@ from proven_checkpoints import UP, flip_in_file, made, manifest_of, own_copy
 
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import LOADINGS, DType, ValidationConfig, ValidationLevel
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.registry import engine
 from ladezeit.measure.clock import LOAD, Clock
 from ladezeit.validation import Expected, Proof, prove
@@ -24,10 +24,10 @@ def warm(warm_references: None) -> None:
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Callable[..., LoadedModel]:
+def load(tmp_path: Path) -> Callable[..., EngineModel]:
     """Load a checkpoint by an engine, as a worker does."""
 
-    def loaded(checkpoint: Checkpoint, name: str = "transformers", **arguments: Any) -> LoadedModel:
+    def loaded(checkpoint: Checkpoint, name: str = "transformers", **arguments: Any) -> EngineModel:
         loading = LOADINGS.get(name, LOADINGS["transformers"])(name=name, engine=name, **arguments)
         request = LoadRequest(checkpoint, loading, "cpu", tmp_path)
         clock = Clock(time.monotonic_ns())
@@ -43,7 +43,7 @@ def load(tmp_path: Path) -> Callable[..., LoadedModel]:
 def proof(cache: Path) -> Callable[..., Proof]:
     """Prove the content of what was loaded by the manifest of a checkpoint as it was before a test damaged it."""
 
-    def proven(loaded: LoadedModel, file: Path, dtype: DType = DType.bfloat16, **changes: Any) -> Proof:
+    def proven(loaded: EngineModel, file: Path, dtype: DType = DType.bfloat16, **changes: Any) -> Proof:
         asked = SimpleNamespace(single_device=True, offload_allowed=False, device_strategy=False)
         asked.__dict__.update(changes)
         expected = Expected("cpu", dtype.value, **vars(asked), manifest=manifest.read(file))

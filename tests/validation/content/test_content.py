@@ -14,13 +14,13 @@ from ladezeit.checkpoint.resolve import Checkpoint, inspect
 from ladezeit.config import LOADINGS, DType
 from ladezeit.errors import CheckpointError
 from ladezeit.loading import registry
-from ladezeit.loading.base import LoadedModel, LoadRequest
+from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.conversion import convert
 from ladezeit.measure.clock import LOAD, Clock
 from ladezeit.validation import Proof
 from ladezeit.validation.content import manifest
 
-Load = Callable[..., LoadedModel]
+Load = Callable[..., EngineModel]
 Prove = Callable[..., Proof]
 
 ENGINES = [

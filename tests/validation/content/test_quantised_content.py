@@ -13,16 +13,16 @@ from configs_for_tests import TINY_MOE, make_run_config, model_config
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
 from ladezeit.config import FourBitType, ValidationConfig, ValidationLevel
 from ladezeit.errors import CheckpointError
-from ladezeit.loading.base import LoadedModel
+from ladezeit.loading.base import EngineModel
 from ladezeit.loading.quantisation import scheme as scheme_asked
 from ladezeit.measure.clock import Clock
 from ladezeit.result import Identity, Status
-from ladezeit.supervisor import Supervisor
+from ladezeit.sample.supervisor import Supervisor
+from ladezeit.sample.worker_spec import WorkerSpec
 from ladezeit.validation import Expected, Proof, prove
 from ladezeit.validation.content import manifest, quantiser
 from ladezeit.validation.prepare import prepare as make_proof_files
 from ladezeit.validation.prepare import subject_of
-from ladezeit.worker_spec import WorkerSpec
 from quantised_loads import ENGINES, UP, load, loading_of
 
 OTHER = "model.layers.1.mlp.up_proj"
@@ -39,7 +39,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-def proven(loaded: LoadedModel, file: Path, method: str, dtype: str = "bfloat16") -> Proof:
+def proven(loaded: EngineModel, file: Path, method: str, dtype: str = "bfloat16") -> Proof:
     name, arguments, _ = METHODS[method]
     asked = scheme_asked(loading_of(name, **arguments))
     assert asked is not None

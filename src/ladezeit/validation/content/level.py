@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ladezeit.config import ValidationConfig
-from ladezeit.loading.base import LoadedModel
+from ladezeit.loading.base import EngineModel
 from ladezeit.validation import placement
 from ladezeit.validation.content.digest import digest, digests
 from ladezeit.validation.content.inventory import COMPUTED, QUANTISED, Held, groups, inventory
@@ -19,7 +19,7 @@ from ladezeit.validation.proof import Expected, Finding, Look
 CLAIMS = frozenset(Fault)
 
 
-def look(loaded: LoadedModel, expected: Expected, config: ValidationConfig) -> Look:
+def look(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> Look:
     """Look at the placement, then read every tensor where it lies and compare its digest with the manifest's.
 
     The engine is closed by then. Memory of the sizes that it lent is overwritten first, so that a tensor which still

@@ -85,7 +85,7 @@ def read(path: Path) -> Reference:
 
 def make(request: dict[str, Any]) -> dict[str, Any]:
     """Make the reference in this process; returns plain data."""
-    from ladezeit import runtime
+    from ladezeit.sample import runtime
 
     settings = dict(request["runtime"])
     if settings["matmul_precision"] is not None:

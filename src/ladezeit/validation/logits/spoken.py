@@ -43,7 +43,7 @@ def speak(model: Any) -> Spoken:
     """Let a causal `transformers` model continue a prompt of ids spread over its vocabulary; it ends at no token."""
     import torch
 
-    from ladezeit.inference import input_device
+    from ladezeit.sample.inference import input_device
 
     vocabulary = int(model.get_input_embeddings().num_embeddings)
     ids = [(number * 7919 + 1) % vocabulary for number in range(PROMPT_TOKENS)]

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from ladezeit.errors import LoadError
 from ladezeit.loading.split import ways
-from ladezeit.ranks import rank_folder
 from ladezeit.result import Status
-from ladezeit.worker import Sample
-from ladezeit.worker_spec import WorkerSpec
+from ladezeit.sample.ranks import rank_folder
+from ladezeit.sample.worker import Sample
+from ladezeit.sample.worker_spec import WorkerSpec
 
 if TYPE_CHECKING:
-    from ladezeit.loading.base import LoadedModel
+    from ladezeit.loading.base import EngineModel
     from ladezeit.measure.memory import ResourceMeter
     from ladezeit.validation import Expected, Proof
 
@@ -36,13 +36,13 @@ class RankSample(Sample):
         dist.broadcast_object_list(said, src=0)
         return said[0]
 
-    def _look_at(self, loaded: "LoadedModel", meter: "ResourceMeter") -> None:
+    def _look_at(self, loaded: "EngineModel", meter: "ResourceMeter") -> None:
         super()._look_at(loaded, meter)
         own = {key: loaded.effective[key] for key in ("own_s", "local_bytes", "split_parameters")}
         memory = {key: value for key, value in meter.read().items() if key.startswith("memory/")}
         self.result.effective["ranks"] = _gather({"rank": self.rank, "device": self.spec.device, **own, **memory})
 
-    def _prove(self, loaded: "LoadedModel", wanted: "Expected") -> "Proof | None":
+    def _prove(self, loaded: "EngineModel", wanted: "Expected") -> "Proof | None":
         """Prove this rank's part; the model is proven only where every rank's part is, and all split it alike."""
         proof = super()._prove(loaded, replace(wanted, rank=self.rank))
         verdicts = _gather((proof is not None, self.result.reason, ways(loaded.model)))
@@ -63,7 +63,7 @@ class RankSample(Sample):
         self.result.status = Status.wrong
         self.result.reason = reason
 
-    def _infer(self, loaded: "LoadedModel") -> None:
+    def _infer(self, loaded: "EngineModel") -> None:
         super()._infer(loaded)
         said = _gather(self.result.effective.get("inference", {}).get("token_ids"))
         if any(other != said[0] for other in said):

@@ -1,6 +1,6 @@
 """The measured process: it loads one model, proves it, lets it speak, writes ``result.json``, and ends.
 
-    python -m ladezeit.worker <worker.json> <descriptor of the event pipe> <when it was asked for, monotonic ns>
+    python -m ladezeit.sample.worker <worker.json> <descriptor of the event pipe> <when it was asked for, monotonic ns>
 
 Phases are told to the supervisor through the pipe as they open, one JSON document a line. Nothing else leaves the
 process while a clock runs: no network, no MLflow, no log but the worker's own.
@@ -18,16 +18,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ladezeit import load_steps
 from ladezeit.config import ProcessKind, TensorParallelLoading, to_plain
 from ladezeit.errors import LadezeitError, LoadError
-from ladezeit.lifetime import die_with_parent
 from ladezeit.measure.clock import LOAD, Clock
 from ladezeit.result import ErrorReport, Result, Status, save, write_atomically
-from ladezeit.worker_spec import SCRATCH, WorkerSpec
+from ladezeit.sample import load_steps
+from ladezeit.sample.lifetime import die_with_parent
+from ladezeit.sample.worker_spec import SCRATCH, WorkerSpec
 
 if TYPE_CHECKING:
-    from ladezeit.loading.base import Engine, LoadedModel, LoadRequest
+    from ladezeit.loading.base import Engine, EngineModel, LoadRequest
     from ladezeit.measure.memory import ResourceMeter
     from ladezeit.measure.profiler import Profiler
     from ladezeit.validation import Expected, Proof
@@ -81,8 +81,8 @@ class Sample:
 
         self._import()
         device = self._open_device()
-        from ladezeit import runtime
         from ladezeit.measure.memory import ResourceMeter
+        from ladezeit.sample import runtime
 
         with self.clock.span("runtime"):
             self.result.effective["runtime"] = runtime.apply(self.spec.config.runtime, device)
@@ -163,7 +163,7 @@ class Sample:
             touched = touch_free_memory(weights + _BESIDES_WEIGHTS_BYTES)
         self.result.effective["memory_touched_bytes"] = touched
 
-    def _load(self, chosen: "Engine", request: "LoadRequest", meter: "ResourceMeter") -> "LoadedModel":
+    def _load(self, chosen: "Engine", request: "LoadRequest", meter: "ResourceMeter") -> "EngineModel":
         meter.mark_load_start()
         try:
             with self._sampled("load"):
@@ -174,7 +174,7 @@ class Sample:
             self.result.effective["memory_sources"] = meter.sources
         return loaded
 
-    def _look_at(self, loaded: "LoadedModel", meter: "ResourceMeter") -> None:
+    def _look_at(self, loaded: "EngineModel", meter: "ResourceMeter") -> None:
         from ladezeit.checkpoint.page_cache import resident_share
         from ladezeit.loading.parts import weights_bytes
         from ladezeit.measure.memory import GIB
@@ -186,7 +186,7 @@ class Sample:
             self.result.metrics["memory/offloaded_gib"] = sum(effective["offloaded_bytes"].values()) / GIB
         self.result.metrics["memory/weights_gib"] = weights_bytes(loaded.model) / GIB
 
-    def _prove(self, loaded: "LoadedModel", wanted: "Expected") -> "Proof | None":
+    def _prove(self, loaded: "EngineModel", wanted: "Expected") -> "Proof | None":
         """Validate as far as asked; None where the model is not what was asked for."""
         from ladezeit.validation import prove
 
@@ -194,7 +194,7 @@ class Sample:
             proof = prove(loaded, wanted, self.spec.config.validation, self.clock)
         return proof if self._passed(proof) else None
 
-    def _prove_spoken(self, loaded: "LoadedModel", wanted: "Expected", before: "Proof") -> bool:
+    def _prove_spoken(self, loaded: "EngineModel", wanted: "Expected", before: "Proof") -> bool:
         from ladezeit.validation import prove_spoken
 
         return self._passed(prove_spoken(loaded, wanted, before, self.clock))
@@ -211,8 +211,8 @@ class Sample:
         write_atomically(self.spec.folder / FINDINGS_FILE, json.dumps(self.result.proof["findings"], indent=2) + "\n")
         return False
 
-    def _infer(self, loaded: "LoadedModel") -> None:
-        from ladezeit import inference
+    def _infer(self, loaded: "EngineModel") -> None:
+        from ladezeit.sample import inference
 
         if self.spec.config.inference.new_tokens == 0:
             return
@@ -306,13 +306,13 @@ def run(spec_path: Path, event_descriptor: int, origin_ns: int, started_ns: int)
 def _sample(spec: WorkerSpec, origin_ns: int, notify: Callable[[str], None]) -> Sample:
     if not isinstance(spec.config.loading, TensorParallelLoading):
         return Sample(spec, origin_ns, notify)
-    from ladezeit.rank_sample import RankSample
+    from ladezeit.sample.rank_sample import RankSample
 
     return RankSample(spec, origin_ns, notify)
 
 
 def main(arguments: list[str]) -> int:
-    """Entry of ``python -m ladezeit.worker``."""
+    """Entry of ``python -m ladezeit.sample.worker``."""
     started_ns = time.monotonic_ns()
     die_with_parent()
     code = run(Path(arguments[0]), int(arguments[1]), int(arguments[2]), started_ns)

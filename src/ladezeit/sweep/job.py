@@ -21,9 +21,9 @@ from ladezeit.plan import check_runnable, converts, point_id, weights_bytes
 from ladezeit.result import FILE_NAME, Identity, Result, Status, SweepRecord, save
 from ladezeit.results.labels import label
 from ladezeit.results.timeline import draw
-from ladezeit.session import Session, current
-from ladezeit.worker_spec import FILE_NAME as SPEC_FILE_NAME
-from ladezeit.worker_spec import SCRATCH, WorkerSpec
+from ladezeit.sample.worker_spec import FILE_NAME as SPEC_FILE_NAME
+from ladezeit.sample.worker_spec import SCRATCH, WorkerSpec
+from ladezeit.sweep.session import Session, current
 
 TIMELINE_FILE = "timeline.png"
 FIRST_ATTEMPT_FILE = "result.invalid.json"

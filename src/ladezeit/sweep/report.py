@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ladezeit.display import Display
+from ladezeit.console.display import Display
 
 #: Where it lies in the sweep's folder, and what its files are called.
 FOLDER = "report"

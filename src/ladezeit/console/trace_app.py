@@ -33,7 +33,7 @@ def command(
     output: Annotated[Path | None, typer.Option(help="The folder for the results.")] = None,
 ) -> None:
     """Measure a load function of your own as it is, prove its model, and say where its time goes."""
-    from ladezeit.own_load import checkpoint_words
+    from ladezeit.sweep.own_load import checkpoint_words
 
     folder = (output or Path("outputs") / "traces" / time.strftime("%Y-%m-%d_%H-%M-%S")).resolve()
     function, importable_from = importable(loader)

@@ -60,8 +60,8 @@ def trace(
     Raises:
         LadezeitError: the checkpoint or a config is not what it should be. What `load` raises is in the result.
     """
-    from ladezeit.in_process import measured
     from ladezeit.loading.own_steps import definition
+    from ladezeit.sweep.in_process import measured
 
     known = definition(load)
     called = f"{known.__module__}:{known.__qualname__}"

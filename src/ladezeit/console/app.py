@@ -17,8 +17,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ladezeit import help_text
 from ladezeit.config.hydra_schemas import register
+from ladezeit.console import help_text
 from ladezeit.errors import LadezeitError
 
 OK, SOME_NOT_OK, USAGE, NONE_OK, INTERRUPTED = 0, 1, 2, 3, 130
@@ -30,7 +30,7 @@ _refusal: Exception | None = None
 
 def run(composed: DictConfig) -> float:
     """Hydra's task function: measure one composed point; what is refused leaves no folder behind."""
-    from ladezeit.job import run as measure
+    from ladezeit.sweep.job import run as measure
 
     global _refusal
     try:
@@ -73,13 +73,13 @@ def _main(arguments: list[str]) -> int:
     except (LadezeitError, HydraException, OmegaConfBaseException, OSError) as error:
         if wants_trace:
             raise
-        from ladezeit.explain import explain
+        from ladezeit.console.explain import explain
 
         print(f"ladezeit: {explain(error)}", file=sys.stderr)
         return USAGE
     finally:
-        if "ladezeit.session" in sys.modules:
-            sys.modules["ladezeit.session"].close()
+        if "ladezeit.sweep.session" in sys.modules:
+            sys.modules["ladezeit.sweep.session"].close()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -100,10 +100,10 @@ def _register_sweeper() -> None:
 
 def _exit_code() -> int:
     """Return what the measured samples amount to; OK where nothing was to be measured (``--help``, ``--cfg``)."""
-    if "ladezeit.session" not in sys.modules:
+    if "ladezeit.sweep.session" not in sys.modules:
         return OK
     from ladezeit.result import Status
-    from ladezeit.session import current
+    from ladezeit.sweep.session import current
 
     session = current()
     ok = sum(result.status is Status.ok for result in session.results)

@@ -13,7 +13,7 @@ from ladezeit.measure.clock import LOAD, Clock
 
 if TYPE_CHECKING:
     from ladezeit.checkpoint.resolve import Checkpoint
-    from ladezeit.loading.base import Engine, LoadedModel, LoadRequest, Progress
+    from ladezeit.loading.base import Engine, EngineModel, LoadRequest, Progress
     from ladezeit.loading.conversion import Conversion
     from ladezeit.validation import Expected
     from ladezeit.validation.prepare import ProofFiles
@@ -53,15 +53,15 @@ def waits_for(loading: LoadingConfig) -> Callable[[], None]:
     return torch.cuda.synchronize if placement.single_device(loading) else synchronise_gpus
 
 
-def load(engine: "Engine", request: "LoadRequest", clock: Clock) -> "LoadedModel":
+def load(engine: "Engine", request: "LoadRequest", clock: Clock) -> "EngineModel":
     """Load, inside the span whose duration is ``load/total_s``; `engine` was prepared for `request` before."""
     with clock.span(LOAD):
         return engine.load(request, clock)
 
 
-def effective_of(loaded: "LoadedModel") -> dict[str, Any]:
+def effective_of(loaded: "EngineModel") -> dict[str, Any]:
     """Return what the load came to, as results record it: what the engine says, and what shows in the model."""
-    from ladezeit.runtime import effective_attention
+    from ladezeit.sample.runtime import effective_attention
     from ladezeit.validation.places import offloaded_bytes
 
     effective = {**loaded.effective, "device_map": loaded.device_map}

@@ -12,7 +12,6 @@ from pathlib import Path
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from ladezeit import job as one_job
 from ladezeit.combination import check_combination
 from ladezeit.config import RunConfig, build
 from ladezeit.errors import (
@@ -32,8 +31,9 @@ from ladezeit.results.labels import labels
 from ladezeit.results.summary import closing_words, summary
 from ladezeit.results.table import as_rich
 from ladezeit.results.varying import varying_values
-from ladezeit.session import Session, current
-from ladezeit.sweep_report import write_report
+from ladezeit.sweep import job as one_job
+from ladezeit.sweep.report import write_report
+from ladezeit.sweep.session import Session, current
 from ladezeit.tracking import MARKER, SweepStatus, Tracker
 
 Compose = Callable[[list[str]], DictConfig]

@@ -13,8 +13,8 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from ladezeit.console.help_text import GROUPS
 from ladezeit.errors import LadezeitError, did_you_mean
-from ladezeit.help_text import GROUPS
 
 
 def explain(error: BaseException) -> str:

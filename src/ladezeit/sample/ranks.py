@@ -1,6 +1,6 @@
 """Starts the ranks of one sample, as torchrun would, and ends all of them when one is lost.
 
-    python -m ladezeit.ranks <worker.json> <descriptor of the event pipe> <when it was asked for, monotonic ns>
+    python -m ladezeit.sample.ranks <worker.json> <descriptor of the event pipe> <when it was asked for, monotonic ns>
 
 To the supervisor it is the worker: one process whose group holds all ranks. It imports nothing but the standard
 library, so that it costs a load next to nothing, and sleeps until a rank ends. Each rank writes what it finds into a
@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ladezeit.lifetime import die_with_parent
+from ladezeit.sample.lifetime import die_with_parent
 
 #: Names the rank that was lost, for whoever explains the end of the sample.
 LOST_FILE = "lost_rank.json"
@@ -41,7 +41,7 @@ def lost_rank(sample: Path) -> int | None:
 
 
 def main(arguments: list[str]) -> int:
-    """Entry of ``python -m ladezeit.ranks``; the exit code of the lost rank, 0 where a result was left."""
+    """Entry of ``python -m ladezeit.sample.ranks``; the exit code of the lost rank, 0 where a result was left."""
     die_with_parent()
     signal.signal(signal.SIGUSR1, lambda *_: None)  # asks the ranks for their stacks; this process has none to tell
     plain = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
@@ -88,7 +88,7 @@ def _start(
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // ranks)),
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "ladezeit.worker", *arguments],
+        [sys.executable, "-m", "ladezeit.sample.worker", *arguments],
         stdin=subprocess.DEVNULL,
         env={**defaults, **os.environ, **environment},
         pass_fds=[int(arguments[1]), *([listener.fileno()] if rank == 0 else [])],

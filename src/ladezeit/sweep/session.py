@@ -13,7 +13,7 @@ from ladezeit.cache_folder import cache_folder
 from ladezeit.checkpoint.resolve import Checkpoint, Progress, prepare
 from ladezeit.checkpoint.synthetic import synthetic_sizes
 from ladezeit.config import ModelConfig, RunConfig, SyntheticModel, TrackingConfig
-from ladezeit.display import Display
+from ladezeit.console.display import Display
 from ladezeit.errors import CheckpointError, LadezeitError, NotRunnableError
 from ladezeit.loading.conversion import Conversion, convert
 from ladezeit.loading.quantisation import scheme
@@ -25,7 +25,7 @@ from ladezeit.measure.environment import collect
 from ladezeit.placement_rules import devices_used
 from ladezeit.plan import Sizes, ranks_of
 from ladezeit.result import Result, write_atomically
-from ladezeit.supervisor import Supervisor
+from ladezeit.sample.supervisor import Supervisor
 from ladezeit.tracking import Tracker, open_tracker
 from ladezeit.validation import NEED_MANIFEST, NEED_REFERENCE
 from ladezeit.validation.prepare import ProofFiles, subject_of

@@ -12,16 +12,16 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from ladezeit import job
 from ladezeit.config import RunConfig, build
 from ladezeit.config.hydra_schemas import register
+from ladezeit.console.explain import explain
 from ladezeit.errors import ConfigError, LadezeitError
-from ladezeit.explain import explain
 from ladezeit.loading.traced_engine import loader_given
 from ladezeit.plan import point_id
 from ladezeit.result import FILE_NAME, Identity, Result
 from ladezeit.results.labels import label
-from ladezeit.session import Session
+from ladezeit.sweep import job
+from ladezeit.sweep.session import Session
 
 
 def measured(load: Callable[..., Any], words: list[str], folder: Path, repeats: int) -> list[Result]:

@@ -1,6 +1,6 @@
 """The server that `prewarmed` samples are forked from: libraries imported, GPU never touched.
 
-    python -m ladezeit.prewarm <descriptor of its socket>
+    python -m ladezeit.sample.prewarm <descriptor of its socket>
 
 Requests and answers are JSON documents, one a message. ``{"import": model_config}`` imports the model's class and
 answers with the seconds that took; ``{"run": path, "origin_ns": …}``, sent with the descriptors of the event pipe and
@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ladezeit import worker
 from ladezeit.errors import WorkerError
-from ladezeit.lifetime import die_with_parent
+from ladezeit.sample import worker
+from ladezeit.sample.lifetime import die_with_parent
 
 _MESSAGE_BYTES = 1 << 20
 
@@ -40,7 +40,7 @@ class PrewarmServer:
         self._socket = ours
         with theirs, log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ladezeit.prewarm", str(theirs.fileno())],
+                [sys.executable, "-m", "ladezeit.sample.prewarm", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -180,7 +180,7 @@ def _watch(connection: socket.socket, pid: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Entry of ``python -m ladezeit.prewarm``."""
+    """Entry of ``python -m ladezeit.sample.prewarm``."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(socket.socket(fileno=int(arguments[0])))

@@ -21,11 +21,11 @@ from typing import Protocol
 
 from ladezeit.config import ProcessKind, TensorParallelLoading, to_plain
 from ladezeit.errors import WorkerError
-from ladezeit.prewarm import PrewarmServer
-from ladezeit.ranks import lost_rank
 from ladezeit.result import FILE_NAME, ErrorReport, Result, Status, read, save
-from ladezeit.worker import STACKS_SIGNAL
-from ladezeit.worker_spec import WorkerSpec
+from ladezeit.sample.prewarm import PrewarmServer
+from ladezeit.sample.ranks import lost_rank
+from ladezeit.sample.worker import STACKS_SIGNAL
+from ladezeit.sample.worker_spec import WorkerSpec
 
 LOG_FILE = "worker.log"
 LAST_WORDS_BYTES = 4000
@@ -139,7 +139,7 @@ class Supervisor:
 
     def _apart(self, spec: WorkerSpec, progress: Progress) -> Result:
         """Measure in a process of its own; raises `WorkerError` where the prewarmed server fails."""
-        from ladezeit.runtime import import_environment
+        from ladezeit.sample.runtime import import_environment
 
         environment = import_environment(spec.config.runtime)
         prewarmed = spec.config.process.kind is ProcessKind.prewarmed
@@ -165,12 +165,14 @@ class Supervisor:
 
 
 def _command(spec: WorkerSpec, path: Path, events: int, origin_ns: int) -> list[str]:
-    module = "ladezeit.ranks" if isinstance(spec.config.loading, TensorParallelLoading) else "ladezeit.worker"
+    module = (
+        "ladezeit.sample.ranks" if isinstance(spec.config.loading, TensorParallelLoading) else "ladezeit.sample.worker"
+    )
     return [sys.executable, "-m", module, str(path), str(events), str(origin_ns)]
 
 
 def _inline(spec: WorkerSpec, progress: Progress) -> Result:
-    from ladezeit.worker import Sample
+    from ladezeit.sample.worker import Sample
 
     result = Sample(spec, time.monotonic_ns(), progress).run()
     save(result, spec.folder)

@@ -1,0 +1,1 @@
+"""Many samples: from composed configs to results, in order, whatever dies meanwhile."""
