@@ -26,6 +26,12 @@ REASONS = ("needs the network", "needs a GPU", "takes long")
 #: Documents whose commands need what only a test of their own sets up.
 TESTED_ELSEWHERE = {"regression-gate": "tests/results/test_gate_docs.py"}
 
+#: The same for programs; the README's needs a model that speaks and its measured profile, which the guide's test makes.
+PROGRAMS_TESTED_ELSEWHERE = {
+    "README": "tests/serving/test_service_docs.py",
+    "in-a-service": "tests/serving/test_service_docs.py",
+}
+
 #: What is made small, so that commands written for a real model take seconds; the rest of each command stays.
 SMALL = {
     r"^model=(?!folder|tiny).+": "model=tiny",
@@ -126,7 +132,11 @@ def test_the_commands_of_a_document_work(document: Path, project: Path, tiny: An
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "python")], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "document",
+    [d for d in DOCUMENTS if blocks(d, "python") and d.stem not in PROGRAMS_TESTED_ELSEWHERE],
+    ids=lambda path: path.stem,
+)
 def test_the_python_of_a_document_works(document: Path, project: Path) -> None:
     """A block is a file of the examples, word by word, or a program that runs."""
     files = {path.read_text(encoding="utf-8") for path in ROOT.glob("examples/*.py")}
@@ -152,7 +162,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 def test_documents_that_are_tested_elsewhere_are() -> None:
-    assert all((ROOT / test).is_file() for test in TESTED_ELSEWHERE.values())
+    assert all((ROOT / test).is_file() for test in {**TESTED_ELSEWHERE, **PROGRAMS_TESTED_ELSEWHERE}.values())
 
 
 def test_every_target_of_make_that_is_named_exists() -> None:
