@@ -26,11 +26,11 @@ REASONS = ("needs the network", "needs a GPU", "takes long")
 #: Documents whose commands need what only a test of their own sets up.
 TESTED_ELSEWHERE = {"regression-gate": "tests/results/test_gate_docs.py"}
 
-#: The same for programs; the README's needs a model that speaks and its measured profile, which the guide's test makes.
-PROGRAMS_TESTED_ELSEWHERE = {
-    "README": "tests/serving/test_service_docs.py",
-    "in-a-service": "tests/serving/test_service_docs.py",
-}
+#: The same for programs.
+PROGRAMS_TESTED_ELSEWHERE = {"in-a-service": "tests/serving/test_service_docs.py"}
+
+#: Programs that are not run, only compiled, and why.
+PROGRAMS_NOT_RUN = {"README": "needs a model that speaks, and its measured loading profile"}
 
 #: What is made small, so that commands written for a real model take seconds; the rest of each command stays.
 SMALL = {
@@ -134,7 +134,7 @@ def test_the_commands_of_a_document_work(document: Path, project: Path, tiny: An
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "document",
-    [d for d in DOCUMENTS if blocks(d, "python") and d.stem not in PROGRAMS_TESTED_ELSEWHERE],
+    [d for d in DOCUMENTS if blocks(d, "python") and d.stem not in {*PROGRAMS_TESTED_ELSEWHERE, *PROGRAMS_NOT_RUN}],
     ids=lambda path: path.stem,
 )
 def test_the_python_of_a_document_works(document: Path, project: Path) -> None:
@@ -159,6 +159,12 @@ def test_links_lead_somewhere(document: Path) -> None:
             headings = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in slugs, f"{document.name}: {target}"
+
+
+def test_every_program_compiles() -> None:
+    for document in DOCUMENTS:
+        for block in blocks(document, "python"):
+            compile(block, str(document), "exec")
 
 
 def test_documents_that_are_tested_elsewhere_are() -> None:
