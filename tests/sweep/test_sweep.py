@@ -190,6 +190,16 @@ def test_a_sweep_folder_is_never_used_twice(ladezeit: Run, tmp_path: Path) -> No
     assert sorted((tmp_path / "mine").rglob("result.json")) == before
 
 
+def test_sweeps_into_folders_of_one_name_are_two_sweeps_in_mlflow(ladezeit: Run, tmp_path: Path) -> None:
+    """`hydra.sweep.dir=<here>/sweep` and `<there>/sweep` share a name, not a parent run: nothing is mixed."""
+    for place in ("here", "there"):
+        shown = ladezeit(*BASE, "sample=0", "discard_first=false", f"hydra.sweep.dir={tmp_path}/{place}/sweep")
+        assert shown.returncode == 0, shown.stdout + shown.stderr
+    parents, samples = runs(tmp_path)
+    assert len(parents) == 2 and len({run.data.tags["ladezeit.sweep"] for run in parents}) == 2
+    assert {run.data.tags["mlflow.parentRunId"] for run in samples} == {run.info.run_id for run in parents}
+
+
 def test_jobs_in_other_processes_join_the_same_sweep(ladezeit: Run, tmp_path: Path) -> None:
     """With Hydra's joblib launcher each job runs elsewhere: same parent run, one sample at a time on the device."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")

@@ -1,6 +1,7 @@
 """Conducts a sweep: checks every point first, opens the parent run, measures in blocks, and closes whatever happens."""
 
 import os
+import re
 import shlex
 import socket
 import sys
@@ -39,6 +40,8 @@ from ladezeit.tracking import MARKER, SweepStatus, Tracker
 Compose = Callable[[list[str]], DictConfig]
 Launch = Callable[[list[list[str]]], Sequence[JobReturn]]
 
+#: A folder as `conf/config.yaml` names it, to the microsecond.
+_DATED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}$")
 WARM_UP_FOLDER = "warm-up"
 SUMMARY_FILE = "summary.md"
 
@@ -133,18 +136,27 @@ def _record(jobs: Sequence[Job], folder: Path) -> SweepRecord:
     named = [(varying_values(_unmeasured(job), varying), job.config.sample) for job in jobs]
     models = dict.fromkeys(job.config.model.name for job in jobs)
     source = git_state(Path(__file__).parent)
+    now = datetime.now(UTC)
     return SweepRecord(
-        id=folder.name,
+        id=_id(folder, now),
         title=config.title or "+".join(models),
         command=shlex.join(["ladezeit", *sys.argv[1:]]),
         varying=varying,
         samples_planned=len(jobs),
-        started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        started_at=now.isoformat(timespec="milliseconds"),
         host=socket.gethostname(),
         pid=os.getpid(),
         labels=labels(named),
         git_commit=source["commit"] if source else None,
     )
+
+
+def _id(folder: Path, now: datetime) -> str:
+    """Return the name of the sweep's folder, which says when it was; a name that does not gets the time as well.
+
+    Sweeps are told apart by it in MLflow, and `hydra.sweep.dir` may end in the same name again and again.
+    """
+    return folder.name if _DATED.match(folder.name) else f"{folder.name}_{now:%Y-%m-%d_%H-%M-%S-%f}"
 
 
 def _unmeasured(job: Job) -> Result:
