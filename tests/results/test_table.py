@@ -127,7 +127,7 @@ def test_a_single_run_has_a_table_too() -> None:
         ("process", "prewarmed"),
         ("model", "qwen2.5-7b-shape"),
         ("loading.dtype", "float16"),
-        ("loading.max_memory", "null"),
+        ("loading.max_memory", "{}"),
         ("loading.disable_cpu_offload", "true"),
         ("runtime", "fast"),
         ("inference.new_tokens", "32"),

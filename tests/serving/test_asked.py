@@ -43,7 +43,7 @@ def test_a_program_that_loads_needs_neither_hydra_nor_mlflow() -> None:
         "import sys, ladezeit\n"
         "heavy = ('torch', 'transformers', 'hydra', 'mlflow', 'omegaconf', 'numpy')\n"
         "assert not [name for name in heavy if name in sys.modules]\n"
-        "assert {'load', 'EngineModel', 'prefetch', 'evict'} <= set(dir(ladezeit))\n"
+        "assert {'load', 'LoadedModel', 'prefetch', 'evict'} <= set(dir(ladezeit))\n"
         "ladezeit.load('tiny', device='cpu')\n"
         "print([name for name in ('hydra', 'mlflow', 'typer', 'matplotlib', 'scipy.stats') if name in sys.modules])\n"
     )
