@@ -206,8 +206,9 @@ def test_a_model_that_is_wrong_is_not_returned_and_not_kept(engine: type, error:
 
 
 @pytest.mark.slow
-def test_content_is_proven_against_a_manifest_that_is_kept() -> None:
+def test_content_is_proven_against_a_manifest_that_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One flipped bit is found; the manifest costs its reference load once, and that shows."""
+    monkeypatch.setenv("LADEZEIT_CACHE", str(tmp_path))  # nobody made the manifest before
     told: list[str] = []
     first = load(validation="content", progress=lambda what, done, total: told.append(what))
     assert first.proof.passed and "bit for bit" in first.proof.reason
