@@ -11,6 +11,8 @@ import mmap
 
 import psutil
 
+from ladezeit.measure.host_pages import host_pages
+
 _MADV_POPULATE_WRITE = 23  # since Linux 5.14
 _PIECE_BYTES = 256 * 2**20
 #: What is left untouched: the page cache is not to be pushed out for this.
@@ -23,9 +25,7 @@ def touch_free_memory(wanted_bytes: int) -> int:
     size = max(0, min(wanted_bytes, psutil.virtual_memory().free - _SPARED_BYTES))
     pieces = []
     for done in range(0, size, _PIECE_BYTES):
-        piece = mmap.mmap(-1, min(_PIECE_BYTES, size - done), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            _advise(piece, mmap.MADV_HUGEPAGE)
+        piece = host_pages(min(_PIECE_BYTES, size - done))
         if not _advise(piece, _MADV_POPULATE_WRITE):
             for offset in range(0, len(piece), mmap.PAGESIZE):
                 piece[offset] = 0

@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ladezeit.measure.host_pages import host_pages
+
 SPAN_BYTES = 8 * 2**20
 #: Numbers of threads to try; more than 16 readers gained nothing on any disk or memory that was measured.
 THREADS = (4, 8, 16)
@@ -145,7 +147,7 @@ def _spans(descriptors: Sequence[int], most_bytes: int) -> list[Span]:
 
 def _read(spans: Sequence[Span], threads: int, limit_s: float) -> Try:
     with ExitStack() as stack:
-        buffers = [stack.enter_context(mmap.mmap(-1, SPAN_BYTES)) for _ in range(threads)]
+        buffers = [stack.enter_context(host_pages(SPAN_BYTES)) for _ in range(threads)]
         for buffer in buffers:
             _touched(buffer)
 

@@ -4,7 +4,6 @@ Descriptors are shared by all threads: `os.preadv` carries its own position and 
 """
 
 import errno
-import mmap
 import os
 import threading
 from collections.abc import Sequence
@@ -156,14 +155,3 @@ class ShardFile:
         if count == 0:
             raise self.failed(offset, "the file became shorter")
         return count
-
-
-def host_pages(size: int) -> mmap.mmap:
-    """Return zeroed private memory of at least `size` bytes that begins on a page, in large pages where there are."""
-    memory = mmap.mmap(-1, max(PAGE, -(-size // PAGE) * PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel without them
-            return memory
-    return memory

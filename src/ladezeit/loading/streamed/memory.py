@@ -12,8 +12,9 @@ import torch
 from ladezeit.checkpoint.headers import TensorEntry
 from ladezeit.errors import LoadError
 from ladezeit.loading.dtypes import torch_dtype
-from ladezeit.loading.streamed.files import ShardFile, host_pages
+from ladezeit.loading.streamed.files import ShardFile
 from ladezeit.loading.streamed.plan import PAGE, Extent, How, ShardPlan
+from ladezeit.measure.host_pages import host_pages
 
 if TYPE_CHECKING:
     from torch import Tensor

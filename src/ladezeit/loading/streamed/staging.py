@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from ladezeit.errors import LoadError
-from ladezeit.loading.streamed.files import ShardFile, host_pages
+from ladezeit.loading.streamed.files import ShardFile
 from ladezeit.loading.streamed.memory import writable
 from ladezeit.loading.streamed.plan import PAGE, Extent
+from ladezeit.measure.host_pages import host_pages
 
 if TYPE_CHECKING:
     from torch import Tensor
