@@ -152,7 +152,7 @@ class Sample:
 
     def _touch_memory(self) -> None:
         """Have the machine fetch the memory that the load will take: right here, for it is taken back in seconds."""
-        from ladezeit.measure.first_touch import touch_free_memory
+        from ladezeit.measure.first_touch import TOUCHED_TIMES, touch_free_memory
         from ladezeit.plan import weights_bytes
 
         if self.spec.device != "cpu":
@@ -160,7 +160,7 @@ class Sample:
         checkpoint = self.spec.checkpoint
         weights = weights_bytes(self.spec.config.loading, checkpoint.weight_bytes, checkpoint.dtype)
         with self.clock.span(FIRST_TOUCH):
-            touched = touch_free_memory(weights + _BESIDES_WEIGHTS_BYTES)
+            touched = touch_free_memory(TOUCHED_TIMES * (weights + _BESIDES_WEIGHTS_BYTES))
         self.result.effective["memory_touched_bytes"] = touched
 
     def _load(self, chosen: "Engine", request: "LoadRequest", meter: "ResourceMeter") -> "EngineModel":
