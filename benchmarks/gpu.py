@@ -176,7 +176,8 @@ def main() -> None:
 
 def files_with_gpu_tests() -> list[str]:
     """Return the files of tests that have any for a GPU: others may import what is not there."""
-    return sorted(str(file) for file in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in file.read_text())
+    files = (ROOT / "tests").rglob("test_*.py")
+    return sorted(str(file.relative_to(ROOT)) for file in files if "mark.gpu" in file.read_text())
 
 
 def proof_step(arguments: argparse.Namespace) -> Step:
