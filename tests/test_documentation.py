@@ -100,14 +100,17 @@ def project(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 
 
 def run(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command as a shell in `folder` would, with the environment's programs at hand."""
+    """Run a command as a shell in `folder` would, with the environment's programs at hand.
+
+    Checkpoints are made below that folder: one that a test in this process has mapped cannot be evicted.
+    """
     program = next(index for index, word in enumerate(words) if not re.match(r"[A-Z_]+=", word))
     own = dict(word.split("=", 1) for word in words[:program])
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.run(
         words[program:],
         cwd=folder,
-        env={**os.environ, "PATH": path, **own},
+        env={**os.environ, "LADEZEIT_CACHE": str(folder / "cache"), "PATH": path, **own},
         capture_output=True,
         text=True,
         check=False,

@@ -4,12 +4,17 @@ Every error a user can cause is a `LadezeitError`. Whoever catches one prints it
 defects, which are everything else.
 """
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ladezeit.validation import Finding, Proof
+
+
+#: Exit code of console scripts: nothing was done, and the user can cure it.
+USAGE = 2
 
 
 class LadezeitError(Exception):
@@ -55,6 +60,15 @@ class WorkerError(LadezeitError):
 
 class TrackingError(LadezeitError):
     """The tracking store could not be reached or written; results on disk are not touched by it."""
+
+
+def run_as(script: str, command: Callable[[], object]) -> None:
+    """Run a console script; an error that its user can cure is one line and exit code `USAGE`."""
+    try:
+        command()
+    except LadezeitError as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        sys.exit(USAGE)
 
 
 def did_you_mean(asked: str, valid: Iterable[str]) -> str:

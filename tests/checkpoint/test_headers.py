@@ -152,7 +152,7 @@ def test_random_damage_is_either_refused_or_read_as_safetensors_reads_it(good_fi
     cut = data.draw(st.integers(0, 40) | st.just(0))
     path = good_file.with_name("damaged.safetensors")
     path.write_bytes(content[: len(content) - cut])
-    check_against_safetensors(path)
+    assert_read_as_safetensors_does(path)
 
 
 numbers = st.integers(-1, 9) | st.sampled_from([2**31, 2**63, 2**64, 2**200, True, 1.5, None])
@@ -181,10 +181,10 @@ def test_random_headers_are_judged_as_safetensors_judges_them(good_file: Path, h
     """No header that safetensors would refuse passes, so no load fails later on what could be seen before."""
     path = good_file.with_name("invented.safetensors")
     path.write_bytes(raw_file(header, b"\0" * size))
-    assert check_against_safetensors(path) == opens(path)
+    assert assert_read_as_safetensors_does(path) == opens(path)
 
 
-def check_against_safetensors(path: Path) -> bool:
+def assert_read_as_safetensors_does(path: Path) -> bool:
     """Read within the memory that a file of this size may cost; return whether it was accepted."""
     tracemalloc.start()
     try:

@@ -48,6 +48,7 @@ KINDS: dict[str, Any] = {
     "tied": lambda: model_config("tiny"),
     "untied, shards": _untied,
     "experts": lambda: SyntheticModel(name="tiny-moe", architecture=TINY_MOE),
+    "real": lambda: model_config("smollm2-135m"),
 }
 
 
@@ -77,7 +78,7 @@ def files_of(loaded: Any) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in loaded.checkpoint.shards}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*list(KINDS)[:-1], pytest.param("real", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_model_is_the_one_of_from_pretrained(method: str, kind: str, plain: Any) -> None:
     """Who changes one line of a service gets the same weights, buffers, configs and the same text."""

@@ -29,7 +29,7 @@ def cycles(manager: ModelManager, name: str, count: int) -> tuple[list[int], lis
     return resident, descriptors
 
 
-def check_steady(resident: list[int], descriptors: list[int]) -> None:
+def assert_steady(resident: list[int], descriptors: list[int]) -> None:
     """Nothing grows after the third: less than 1 % of memory, and no descriptor."""
     after = resident[2:]
     assert max(after[-3:]) < 1.01 * max(after[:3]), f"{after[0]} bytes became {after[-1]}"
@@ -38,13 +38,13 @@ def check_steady(resident: list[int], descriptors: list[int]) -> None:
 
 def test_two_hundred_cycles_leak_nothing(origin_config: Config) -> None:
     """A service that swaps models for months does not grow."""
-    check_steady(*cycles(ModelManager(origin_config("ape")), "ape", 200))
+    assert_steady(*cycles(ModelManager(origin_config("ape")), "ape", 200))
 
 
 @pytest.mark.slow
 def test_twenty_cycles_of_a_real_model_leak_nothing() -> None:
     manager = ModelManager({"smollm2-135m": {"loading": {"device_map": "cpu"}}})
-    check_steady(*cycles(manager, "smollm2-135m", 20))
+    assert_steady(*cycles(manager, "smollm2-135m", 20))
 
 
 @pytest.mark.gpu
@@ -54,7 +54,7 @@ def test_two_hundred_cycles_leak_nothing_on_a_gpu(origin_config: Config) -> None
     manager = ModelManager(origin_config("ape", device="cuda"))
     cycles(manager, "ape", 3)
     before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-    check_steady(*cycles(manager, "ape", 200))
+    assert_steady(*cycles(manager, "ape", 200))
     assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) <= before
 
 

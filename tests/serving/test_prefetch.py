@@ -12,7 +12,7 @@ import ladezeit
 from configs_for_tests import model_config
 from ladezeit.checkpoint.resolve import Checkpoint, prepare
 from ladezeit.config import SyntheticModel
-from ladezeit.errors import CheckpointError, ConfigError, NotRunnableError
+from ladezeit.errors import USAGE, CheckpointError, ConfigError, NotRunnableError
 from ladezeit.serving import cache_app
 from sparse_checkpoints import four_terabytes
 
@@ -92,4 +92,4 @@ def test_the_commands_do_and_show_the_same(
     monkeypatch.setattr(sys, "argv", ["ladezeit-cache", "status", "tinny"])
     with pytest.raises(SystemExit) as ended:
         cache_app.main()
-    assert ended.value.code == cache_app.USAGE and "Did you mean 'tiny'" in capsys.readouterr().err
+    assert ended.value.code == USAGE and "Did you mean 'tiny'" in capsys.readouterr().err

@@ -19,9 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ladezeit.config.hydra_schemas import register
 from ladezeit.console import help_text
-from ladezeit.errors import LadezeitError
+from ladezeit.errors import USAGE, LadezeitError
 
-OK, SOME_NOT_OK, USAGE, NONE_OK, INTERRUPTED = 0, 1, 2, 3, 130
+OK, SOME_NOT_OK, NONE_OK, INTERRUPTED = 0, 1, 3, 130
 
 
 #: Why a single run was refused. Kept here because Hydra prints a line of its own for what a task raises.

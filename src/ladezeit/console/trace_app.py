@@ -15,9 +15,7 @@ from typing import Annotated
 
 import typer
 
-from ladezeit.errors import ConfigError, LadezeitError
-
-USAGE = 2
+from ladezeit.errors import USAGE, ConfigError, run_as
 
 
 def command(
@@ -98,11 +96,7 @@ def write_option(conf: Path, name: str, function: str) -> Path:
 
 def main() -> None:
     """Entry of the console script."""
-    try:
-        typer.run(command)
-    except LadezeitError as error:
-        print(f"ladezeit-trace: {error}", file=sys.stderr)
-        sys.exit(USAGE)
+    run_as("ladezeit-trace", lambda: typer.run(command))
 
 
 if __name__ == "__main__":

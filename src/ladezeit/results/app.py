@@ -4,14 +4,10 @@ Exit codes: 0 answered ("not distinguishable" is an answer), 1 a regression (`ch
 or not to be compared.
 """
 
-import sys
-
 import typer
 
-from ladezeit.errors import LadezeitError
+from ladezeit.errors import run_as
 from ladezeit.results.commands import check, compare, hand_over, reap, report, rerun, show, sync, ui, verdict
-
-USAGE = 2
 
 app = typer.Typer(
     name="ladezeit-results",
@@ -40,8 +36,4 @@ def _several_commands() -> None:
 
 def main() -> None:
     """Entry of the console script."""
-    try:
-        app()
-    except LadezeitError as error:
-        print(f"ladezeit-results: {error}", file=sys.stderr)
-        sys.exit(USAGE)
+    run_as("ladezeit-results", app)

@@ -9,16 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ladezeit.errors import LadezeitError
+from ladezeit.errors import ConfigError, LadezeitError
 from ladezeit.result import Result, write_atomically
 from ladezeit.results.attribution import ends_with
 from ladezeit.results.comparison import PointFigures
 from ladezeit.results.decision import Decision
 from ladezeit.results.machines import machine_of
+from ladezeit.results.profile_file import SCHEMA_VERSION, is_origin, read_models
 from ladezeit.results.standing import State
 from ladezeit.results.statistics import LEAST_TO_RANK
-
-SCHEMA_VERSION = 1
 
 #: Groups of the config that say how is loaded; everything else says what, where and how it is measured.
 _METHOD_GROUPS = ("loading", "runtime")
@@ -68,24 +67,18 @@ def write(path: Path, decisions: Sequence[Decision]) -> list[str]:
     return list(written)
 
 
-def read(path: Path) -> dict[str, list[dict[str, Any]]]:
+def read(path: Path) -> Mapping[str, list[dict[str, Any]]]:
     """Return the entries of a YAML profile by model.
 
     Raises:
-        LadezeitError: the file cannot be read, or is not a profile of this version.
+        ConfigError: the file cannot be read, or is not a profile of this version in YAML.
     """
-    import yaml
-
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as cause:
-        raise LadezeitError(f"{path} cannot be read as a loading profile: {cause}") from cause
-    found = document.get("schema_version") if isinstance(document, Mapping) else None
-    if found != SCHEMA_VERSION:
-        raise LadezeitError(
-            f"{path} is no loading profile of version {SCHEMA_VERSION}: its schema_version is {found!r}"
+    models = read_models(path, str(path))
+    if any(is_origin(entry) for entry in models.values()):
+        raise ConfigError(
+            f"{path} has the form of services that call from_pretrained, without engine and evidence: "
+            f"give the YAML of ladezeit-results verdict --write-profile profile.yaml"
         )
-    models: dict[str, list[dict[str, Any]]] = document["models"]
     return models
 
 

@@ -14,12 +14,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ladezeit.errors import LadezeitError
+from ladezeit.errors import run_as
 
 if TYPE_CHECKING:
     from ladezeit.serving.page_cache import Residency
 
-NOT_SO, USAGE = 1, 2
+NOT_SO = 1
 
 Model = Annotated[str, typer.Argument(help="A configured name, a folder, or a hub id (org/name@revision).")]
 Loading = Annotated[
@@ -114,8 +114,4 @@ def _share(share: float) -> str:
 
 def main() -> None:
     """Entry of the console script."""
-    try:
-        app()
-    except LadezeitError as error:
-        print(f"ladezeit-cache: {error}", file=sys.stderr)
-        sys.exit(USAGE)
+    run_as("ladezeit-cache", app)

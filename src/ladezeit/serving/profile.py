@@ -3,7 +3,6 @@
 What a profile says is checked like any other config; a profile of another machine's device is refused, not bent.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ladezeit.config import LOADINGS, FolderModel, HubModel, LoadingConfig, ModelConfig, RuntimeConfig
 from ladezeit.config.option_files import from_mapping, read_option
 from ladezeit.errors import ConfigError, did_you_mean
+from ladezeit.results.profile_file import models_of, read_models
 
-SCHEMA_VERSION = 1
 _ORIGIN_KEYS = ("device_map", "torch_dtype", "dtype", "disable_cpu_offload", "max_memory")
 
 
@@ -32,14 +31,9 @@ class Profile:
     def open(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> "Profile":
         """Read a profile, or take one that was read already; raises `ConfigError` where it is none."""
         if isinstance(source, Mapping):
-            return cls("the profile", _models(source, "the profile"))
+            return cls("the profile", models_of(source, "the profile"))
         path = Path(source).expanduser()
-        try:
-            text = path.read_text(encoding="utf-8")
-            document = json.loads(text) if path.suffix == ".json" else _yaml(text)
-        except (OSError, ValueError) as cause:
-            raise ConfigError(f"profile={path} cannot be read: {cause}") from cause
-        return cls(f"profile={path}", _models(document, f"profile={path}"))
+        return cls(f"profile={path}", read_models(path, f"profile={path}"))
 
     def method(
         self, model: ModelConfig, device: str, config_dir: Path | None = None
@@ -60,36 +54,6 @@ class Profile:
             return _origin_method(found, device, told), RuntimeConfig()
         entry = _entry(found, device, told)
         return _loading(entry, told), _runtime(entry.get("overrides", []), told, config_dir)
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as cause:
-        raise ValueError(str(cause)) from cause
-
-
-def _models(document: Any, told: str) -> Mapping[str, Any]:
-    if isinstance(document, Mapping) and "schema_version" in document:
-        if document["schema_version"] != SCHEMA_VERSION or not isinstance(document.get("models"), Mapping):
-            raise ConfigError(
-                f"{told} is no loading profile of version {SCHEMA_VERSION}: its schema_version is "
-                f"{document['schema_version']!r}. Write it again with: ladezeit-results verdict --write-profile"
-            )
-        models: Mapping[str, Any] = document["models"]
-        return models
-    if isinstance(document, Mapping) and document and all(_is_origin(entry) for entry in document.values()):
-        return document
-    raise ConfigError(
-        f"{told} is no loading profile: neither what ladezeit-results verdict writes (schema_version, models) nor "
-        f'{{"model": {{"loading": {{…}}}}}}'
-    )
-
-
-def _is_origin(entry: Any) -> bool:
-    return isinstance(entry, Mapping) and isinstance(entry.get("loading"), Mapping)
 
 
 def _keys(model: ModelConfig) -> list[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ladezeit.results.commands.sources import Experiment, Paths, TrackingUri, Where, read_source
+from ladezeit.results.commands.sources import Current, Experiment, Paths, TrackingUri, Where, read_source
 
 if TYPE_CHECKING:
     from ladezeit.results.reading import Samples
@@ -18,10 +18,7 @@ def command(
     experiment: Experiment = None,
     tracking_uri: TrackingUri = None,
     where: Where = None,
-    current: Annotated[
-        list[str] | None,
-        typer.Option("--current", metavar="KEY=VALUE", help="The config in use. Default: loading=transformers."),
-    ] = None,
+    current: Current = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder to write into. Default: 'report' in the sweep's folder, or here if there is none."),

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 _MOST_LINES = 10
 
+Current = Annotated[
+    list[str] | None,
+    typer.Option("--current", metavar="KEY=VALUE", help="The config in use. Default: loading=transformers."),
+]
 Paths = Annotated[
     list[Path] | None,
     typer.Argument(

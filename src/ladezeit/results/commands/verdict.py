@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ladezeit.results.commands.sources import Experiment, Paths, TrackingUri, Where, read_source
+from ladezeit.results.commands.sources import Current, Experiment, Paths, TrackingUri, Where, read_source
 
 if TYPE_CHECKING:
     from ladezeit.results.decision import Decision
@@ -28,10 +28,7 @@ def command(
     experiment: Experiment = None,
     tracking_uri: TrackingUri = None,
     where: Where = None,
-    current: Annotated[
-        list[str] | None,
-        typer.Option("--current", metavar="KEY=VALUE", help="The config in use. Default: loading=transformers."),
-    ] = None,
+    current: Current = None,
     format: Annotated[Format, typer.Option(help="How it is written.")] = Format.text,
     write_profile: Annotated[
         Path | None,
