@@ -19,6 +19,7 @@ from ladezeit.config import (
     CacheState,
     DType,
     LegacyManagerLoading,
+    ModuleWalk,
     ProcessConfig,
     ProcessKind,
     TransformersLoading,
@@ -216,6 +217,17 @@ def test_the_legacy_manager_shows_its_overhead_as_phases(measure: Callable[..., 
     assert len([phase for phase in result.phases if phase.path == "load/settings"]) == 2
     assert result.metrics["load/module_walk_s"] > 0
     assert set(result.effective["arguments"]["max_memory"]) == {"cpu"}
+
+
+def test_a_manager_that_looks_at_all_values_says_how_long_that_takes(measure: Callable[..., Result]) -> None:
+    """What makes a walk expensive can be measured too: the same settings, and each weight looked at, level by level."""
+    loading = LegacyManagerLoading(
+        name="legacy_manager_values", dtype=DType.float16, device_map="device", walk=ModuleWalk.values
+    )
+    result = measure(loading=loading)
+    assert result.status is Status.ok, result.reason
+    assert result.metrics["load/module_walk_s"] > 0
+    assert result.effective["not_finite_found"] == 0 and "meta_tensors_found" not in result.effective
 
 
 def test_nothing_is_validated_where_nothing_was_asked(measure: Callable[..., Result]) -> None:

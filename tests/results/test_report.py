@@ -144,6 +144,29 @@ def test_what_is_not_in_the_figures_is_named(written: list[Path]) -> None:
     assert "NVIDIA H100" in text.split("## Environment")[1]
 
 
+def test_the_origin_case_stands_beside_what_was_measured(written: list[Path]) -> None:
+    """Before and after, in the origin's columns, with its figures: who knows that case sees whether theirs is one."""
+    text = written[0].read_text(encoding="utf-8").split("### Beside the origin case")[1].split("###")[0]
+    lines = [line for line in text.splitlines() if line]
+    assert lines[0] == "| method | load s | first token s | GPU memory GiB | status |"
+    assert "| 180.9 | 0.770 | 14.21 | ok |" in lines[2] and "| 4.790 | 0.110 | 14.19 | ok |" in lines[3]
+    assert lines[4].startswith("| here: legacy_manager | 17") and lines[4].endswith("5 ok |")
+    assert any(line.startswith("| here: cuda_fp16 | 4.") for line in lines)
+    said = "\n".join(line for line in lines if line.startswith("- "))
+    assert "37.8 times as long before as alone" in said
+    ratio = re.search(r"legacy_manager takes ([\d.]+) times as long as cuda_fp16", said)
+    assert ratio and 35 < float(ratio[1]) < 45, said
+    assert "in load/module_walk" in said and "the settings are not the cause" in said
+    assert "NVIDIA H100" in said and "does not name its GPU" in said
+
+
+def test_the_origin_case_is_left_out_where_nothing_is_like_it(tmp_path: Path) -> None:
+    for first in ("cuda_fp16", "legacy_manager"):
+        samples = samples_of(planted.sweep(5, {first: 1.0, "slow": 1.5}))
+        text = write(build(samples), tmp_path / first, "r")[0].read_text(encoding="utf-8")
+        assert "origin case" not in text
+
+
 def test_what_validation_costs_stands_beside_what_it_finds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The catch comes from the packaged figures; without them the cost is drawn alone, and the text says so."""
     made = []

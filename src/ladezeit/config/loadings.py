@@ -19,6 +19,13 @@ class DType(Enum):
     bfloat16 = "bfloat16"
 
 
+class ModuleWalk(Enum):
+    """What a manager does to each tensor below each module: ask where it is, or copy it to the host and look at it."""
+
+    meta = "meta"
+    values = "values"
+
+
 class FourBitType(Enum):
     """Code book of bitsandbytes' 4 bit: `nf4` for normally distributed weights, `fp4` for small floats."""
 
@@ -81,6 +88,7 @@ class LegacyManagerLoading(TransformersLoading):
 
     engine: str = "legacy_manager"
     settings_reads: int = 2
+    walk: ModuleWalk = ModuleWalk.meta
 
 
 @dataclass
@@ -173,8 +181,9 @@ class GgufLoading(LoadingConfig):
 class StreamedLoading(TensorLoading):
     """Arguments of our own reader.
 
-    `extent_bytes` is the most that is read at once, a multiple of a page; `ring_bytes` bounds the pinned host memory on
-    the way to a GPU. `reading` other than `by_residency` is there to be compared with it.
+    `extent_bytes` is the most that goes through a buffer at once, a multiple of a page; where bytes stay in host
+    memory, up to four times as much is read at once. `ring_bytes` bounds the pinned host memory on the way to a GPU.
+    `reading` other than `by_residency` is there to be compared with it.
     """
 
     engine: str = "streamed"

@@ -6,6 +6,7 @@ from pathlib import Path
 from ladezeit.results.comparison_table import plain, section_markdown
 from ladezeit.results.report import facts
 from ladezeit.results.report.document import Report
+from ladezeit.results.report.origin_case import beside_the_origin
 from ladezeit.results.report.pictures import MOST_SECTIONS, Drawn
 from ladezeit.results.report.plots.canvas import Picture
 from ladezeit.results.verdict_words import answer, section
@@ -38,6 +39,7 @@ def _section(report: Report, index: int, drawn: Drawn) -> list[str]:
     said, *more = section(decision, report.decisions)
     parts = [f"## {decision.title}", said, *map(_image, drawn.leading), *more]
     parts += ["### All methods", *section_markdown(report.load, compared, apart=False)]
+    parts += beside_the_origin(compared)
     if drawn.others:
         parts += ["### Pictures", *map(_image, drawn.others)]
     elif index >= MOST_SECTIONS:

@@ -1,0 +1,124 @@
+"""The origin case beside what was measured here: its manager before the cure, and the same settings alone.
+
+Its figures are those that its own report gave, in its own columns: load time, inference time, GPU memory, status. They
+are of another machine, so only what is a share or a ratio compares.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ladezeit.results.attribution import attribute, phase_medians
+from ladezeit.results.comparison import PointFigures, Section
+from ladezeit.results.comparison_table import counts_text, p_text, plain
+from ladezeit.results.machines import machine_name
+from ladezeit.results.objectives import LOAD, figure
+from ladezeit.results.points import metric_of
+from ladezeit.results.ranking import against
+from ladezeit.results.seconds import seconds
+from ladezeit.results.statistics import ratio
+
+#: The engine of managers before the cure, and the option that loads with their settings and nothing else.
+MANAGER_ENGINE = "legacy_manager"
+CURE = "cuda_fp16"
+
+_WALK = "load/module_walk"
+_FIRST_TOKEN, _GPU_MEMORY = "inference/first_token_s", "memory/gpu_allocated_peak_gib"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the origin's table; figures in seconds and GiB, None where they were not measured."""
+
+    method: str
+    load_s: float | None
+    first_token_s: float | None
+    gpu_memory_gib: float | None
+    status: str
+
+
+#: Load times of the origin in seconds: its service before the cure, its settings alone, and about the former's walk.
+BEFORE_S, ALONE_S, WALK_S = 180.89, 4.79, 170.0
+#: Qwen 2.5 7B Instruct in float16 on one NVIDIA GPU. It wrote GB: 7.616e9 weights of two bytes are 14.19 GiB.
+ORIGIN = (
+    Row("the origin: its service, before the cure", BEFORE_S, 0.77, 14.21, "ok"),
+    Row("the origin: the same settings alone", ALONE_S, 0.11, 14.19, "ok"),
+)
+
+
+def beside_the_origin(section: Section) -> list[str]:
+    """Return paragraphs of Markdown; none where the section has no manager before the cure with its cure."""
+    points = [point for point in section.ranked if point.spread]
+    managers = [point for point in points if _engine(point) == MANAGER_ENGINE]
+    cure = next((point for point in points if _name(point) == CURE), None)
+    if not managers or cure is None:
+        return []
+    others = [point for point in points if point not in managers]
+    rows = [*ORIGIN, *map(_row, [*managers, *others])]
+    said = [_origin_said(), *_managers_said(managers, cure), _machines(cure, section)]
+    return ["### Beside the origin case", _table(rows), "\n".join(f"- {plain(line)}" for line in said)]
+
+
+def _origin_said() -> str:
+    return (
+        f"The origin: {BEFORE_S / ALONE_S:.1f} times as long before as alone ({100 * (1 - ALONE_S / BEFORE_S):.1f} % "
+        f"saved), of which about {WALK_S:.0f} s were a walk over all modules after the load; the settings were the "
+        f"same, so they were not the cause."
+    )
+
+
+def _managers_said(managers: Sequence[PointFigures], cure: PointFigures) -> list[str]:
+    """Return how many times as long each manager takes as its settings alone, where that goes, and what its walk is."""
+    chances = against({point.point: point.measured(LOAD) for point in [*managers, cure]}, cure.point)
+    lines = []
+    for manager in managers:
+        found = ratio(manager.measured(LOAD), cure.measured(LOAD))
+        assert found is not None and manager.spread is not None  # load times are there and positive
+        within = f"{found.interval.low:.3g}–{found.interval.high:.3g}"
+        lines.append(
+            f"Here: {manager.name} takes {found.estimate:.3g} times as long as {cure.name} ({within} in the "
+            f"{100 * found.interval.coverage:.1f} % interval), p = {p_text(chances[manager.point])}."
+        )
+        if found.interval.low > 1:
+            lines[-1] += " " + " ".join(attribute(manager, cure).sentences)
+        walk_s, total_s = phase_medians(manager).get(_WALK), manager.spread.median
+        if walk_s is not None:
+            lines.append(
+                f"The walk of {manager.name}: {seconds(walk_s)} s of {seconds(total_s)} s "
+                f"({100 * walk_s / total_s:.1f} %); the origin's: about {WALK_S:.0f} s of {BEFORE_S} s "
+                f"({100 * WALK_S / BEFORE_S:.0f} %)."
+            )
+    return lines
+
+
+def _machines(cure: PointFigures, section: Section) -> str:
+    sample = next((result for result in cure.samples if result.environment), cure.samples[0])
+    model = section.conditions.get("model", "this model")
+    return (
+        f"The machines: here {machine_name(sample)}, {model}; the origin's report does not name its GPU, its model was "
+        f"Qwen 2.5 7B Instruct. Seconds of the two do not compare; ratios and shares do."
+    )
+
+
+def _row(point: PointFigures) -> Row:
+    def median(metric: str) -> float | None:
+        values = metric_of(point.samples, metric)
+        return statistics.median(values) if values else None
+
+    return Row(f"here: {point.name}", median(LOAD), median(_FIRST_TOKEN), median(_GPU_MEMORY), counts_text(point))
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lines = ["| method | load s | first token s | GPU memory GiB | status |", "|:--|--:|--:|--:|:--|"]
+    for row in rows:
+        figures = [seconds(row.load_s), seconds(row.first_token_s), figure(row.gpu_memory_gib, _GPU_MEMORY)]
+        lines.append(f"| {plain(row.method)} | {' | '.join(figures)} | {row.status} |")
+    return "\n".join(lines)
+
+
+def _engine(point: PointFigures) -> object:
+    return (point.samples[0].config.get("loading") or {}).get("engine")
+
+
+def _name(point: PointFigures) -> object:
+    return (point.samples[0].config.get("loading") or {}).get("name")
