@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+#: Enough reads in flight for a disk, on few processors too, for they only wait; no more than a link to a GPU needs.
+_THREADS = 16
+
+
 @dataclass
 class _Load:
     """One load under way: what is read, from which files, and where it goes."""
@@ -153,17 +157,12 @@ def _arguments(request: LoadRequest) -> tuple[StreamedLoading, int]:
         raise ConfigError(f"loading.engine=streamed takes the arguments of streamed, not of {type(loading).__name__}")
     if loading.extent_bytes < PAGE or loading.extent_bytes % PAGE:
         raise ConfigError(f"loading.extent_bytes={loading.extent_bytes} is not a positive multiple of {PAGE}")
-    threads = loading.threads if loading.threads is not None else _default_threads()
+    threads = loading.threads if loading.threads is not None else _THREADS
     if threads < 1:
         raise ConfigError(f"loading.threads={threads} is too small: the least is 1")
     if loading.ring_bytes < threads * 2 * PAGE:
         raise ConfigError(f"loading.ring_bytes={loading.ring_bytes} is too small for {threads} threads")
     return loading, threads
-
-
-def _default_threads() -> int:
-    """Enough reads in flight for a disk on few processors, no more than a link to a GPU needs on many."""
-    return min(16, max(8, available_cpus()))
 
 
 def _plan(request: LoadRequest, extent_bytes: int, threads: int, on_host: bool, stack: ExitStack) -> _Load:
@@ -190,9 +189,12 @@ def _plan(request: LoadRequest, extent_bytes: int, threads: int, on_host: bool, 
     def maps(shard: int) -> bool:  # pieces that are not cast are read to their places at once: one copy, no page faults
         return on_host and (shard not in layout.pieces or layout.casts(shard))
 
+    def stays(shard: int) -> bool:
+        return on_host and shard not in layout.pieces
+
     loading = request.loading
     assert isinstance(loading, StreamedLoading)
-    plans = make_plan(checkpoint, extent_bytes, ask, maps, loading.reading)
+    plans = make_plan(checkpoint, extent_bytes, ask, maps=maps, stays=stays, reading=loading.reading)
     if on_host and loading.threads is None and all(e.how is not How.direct for plan in plans for e in plan.extents):
         threads = available_cpus()  # nothing waits for a disk, and each thread that casts has torch's own beside it
     return _Load(plans, files, layout, threads, told_by)

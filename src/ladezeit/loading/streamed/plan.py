@@ -19,6 +19,9 @@ PAGE = mmap.PAGESIZE
 _GAP_BYTES = 64 * 1024
 #: An extent with at least this share of its pages in memory is copied from there.
 RESIDENT = 0.9
+#: So many extents past the page cache are read as one where they stay where they are read to, and no buffer has to hold
+#: them: of 3 GB on a virtual disk, reads of 32 MiB took 1.48 s and of 8 MiB 1.56, where the disk alone took 1.40.
+_JOINED = 4
 #: The kernel allows a process 65,530 mappings; a shard that would need more than this many is copied instead.
 _MOST_PIECES = 1000
 
@@ -69,16 +72,19 @@ def make_plan(
     checkpoint: Checkpoint,
     extent_bytes: int,
     ask: AskResidency,
+    *,
     maps: Callable[[int], bool],
+    stays: Callable[[int], bool],
     reading: Reading = Reading.by_residency,
 ) -> list[ShardPlan]:
     """Return what to read of each shard, in file order.
 
     Args:
         checkpoint: whose headers were checked.
-        extent_bytes: the most that is read at once, a multiple of a page.
+        extent_bytes: the most that is looked up or goes through a buffer at once, a multiple of a page.
         ask: tells which parts are in the page cache.
         maps: tells of a shard, by its number, whether what is in memory is mapped instead of copied.
+        stays: tells of a shard whether its bytes stay where they are read to.
         reading: `by_residency`, or one way for all; what cannot be mapped is read through the page cache instead.
     """
     of_shard: list[list[TensorEntry]] = [[] for _ in checkpoint.shards]
@@ -92,10 +98,12 @@ def make_plan(
         else:
             how = How[reading.value]
             hows = [How.buffered if how is How.mapped and not maps(shard) else how] * len(ranges)
-        extents = tuple(Extent(shard, begin, end, how) for (begin, end), how in zip(ranges, hows, strict=True))
+        extents = [Extent(shard, begin, end, how) for (begin, end), how in zip(ranges, hows, strict=True)]
+        if stays(shard):
+            extents = _joined(extents, _JOINED * extent_bytes)
         base = ranges[0][0] if ranges else 0
         end = max((tensor.end for tensor in tensors), default=0)
-        plans.append(ShardPlan(shard, tuple(tensors), base, max(base, end), extents))
+        plans.append(ShardPlan(shard, tuple(tensors), base, max(base, end), tuple(extents)))
     return plans
 
 
@@ -104,6 +112,23 @@ def _decide(shares: list[float], mapping: bool) -> list[How]:
     pieces = 1 + sum(one != other for one, other in pairwise(in_memory))
     cached = How.mapped if mapping and pieces <= _MOST_PIECES else How.buffered
     return [cached if resident else How.direct for resident in in_memory]
+
+
+def _joined(extents: list[Extent], most_bytes: int) -> list[Extent]:
+    """Return `extents` with direct ones that follow each other as one, as long as that has at most `most_bytes`."""
+    found: list[Extent] = []
+    for extent in extents:
+        last = found[-1] if found else None
+        if (
+            last is not None
+            and last.how is extent.how is How.direct
+            and last.end == extent.begin
+            and extent.end - last.begin <= most_bytes
+        ):
+            found[-1] = Extent(last.shard, last.begin, extent.end, How.direct)
+        else:
+            found.append(extent)
+    return found
 
 
 def _ranges(tensors: list[TensorEntry], extent_bytes: int) -> Iterator[tuple[int, int]]:
