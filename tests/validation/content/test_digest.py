@@ -1,6 +1,10 @@
 """What a digest finds, and that it is the same wherever and in whatever pieces it is made."""
 
+import importlib.util
+import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from ladezeit.validation.content import host_sums
 from ladezeit.validation.content.device_sums import DeviceSums
 from ladezeit.validation.content.digest import digest, digests
 from ladezeit.validation.content.host_sums import HostSums
+from ladezeit.validation.content.native_sums import native_kernel
 from ladezeit.validation.content.pieces import flat_pieces
 from ladezeit.validation.content.sums import ROW_BYTES, ROW_WORDS, multipliers
 
@@ -54,6 +59,17 @@ def test_multipliers_are_odd_and_all_different() -> None:
     assert all(m % 2 == 1 for m in table)
 
 
+@pytest.fixture(params=["native", "numpy"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled kernel, and that which takes its place where there was no compiler."""
+    if request.param == "numpy":
+        monkeypatch.setattr(host_sums, "native_kernel", lambda: None)
+    elif native_kernel() is None:
+        assert shutil.which("cc") is None, "there is a compiler: install ladezeit again"
+        pytest.skip("needs a C compiler when ladezeit is installed")
+
+
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("size", [size for size in SIZES if size > ROW_BYTES])
 def test_sums_are_those_of_their_definition(size: int) -> None:
     """The fast kernels of host and device wrap as the definition says; an overflow is no error and no other value."""
@@ -163,12 +179,29 @@ def test_a_strided_tensor_larger_than_a_piece() -> None:
     assert len(list(flat_pieces(tensor, most_bytes=50_000))) > 5
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("offset", [1, 2, 4])
 def test_a_tensor_that_begins_between_two_words(offset: int) -> None:
     """A file may place a tensor at any byte that its dtype allows."""
     data = random_bytes(5 * ROW_BYTES + 16)
     shifted = data[offset : offset + 5 * ROW_BYTES]
     assert digest(shifted) == digest(shifted.clone())
+
+
+@pytest.mark.parametrize("source", ["", "void ladezeit_sums(void) {}", "int nothing_of_ours;"])
+def test_a_compiled_file_that_adds_up_otherwise_is_not_used(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another version left behind, or another machine made, must not decide what is proven."""
+    made = tmp_path / "_sums.so"
+    if source:
+        (tmp_path / "sums.c").write_text(source)
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", str(made), str(tmp_path / "sums.c")], check=True)
+    else:
+        made.write_bytes(b"of another machine")
+    spec = importlib.util.spec_from_file_location("_sums", made)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    assert native_kernel.__wrapped__() is None
 
 
 @settings(max_examples=20, deadline=None)
@@ -181,6 +214,7 @@ def test_pieces_and_threads_do_not_change_the_sums(*, rows: int, task_rows: int,
     with ThreadPoolExecutor(threads) as pool, pytest.MonkeyPatch.context() as patch:
         usual = HostSums(tensor, pool).result()
         patch.setattr(host_sums, "CHUNK_ROWS", chunk_rows)
+        patch.setattr(host_sums, "native_kernel", lambda: None)
         other = HostSums(tensor, pool, task_rows=task_rows).result()
     (small_chunks,) = DeviceSums([tensor], chunk_bytes=chunk_rows * ROW_BYTES).results()
     for found in (other, small_chunks):

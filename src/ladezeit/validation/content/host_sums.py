@@ -1,26 +1,27 @@
-"""Row and column sums of tensors in host memory: numpy's integer kernels on pieces that stay in the cache, by threads.
+"""Row and column sums of tensors in host memory, by threads: in the compiled kernel, or in numpy's where that is not.
 
-numpy lets go of the interpreter's lock inside a kernel. Two kernels read a chunk: the first brings it from memory into
-the second-level cache, the second finds it there, so that memory is read once.
+Both let go of the interpreter's lock. numpy needs two kernels for a chunk: the first brings it from memory into the
+second-level cache, the second finds it there, so that memory is read once.
 """
 
 from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ladezeit.validation.content.native_sums import native_kernel
 from ladezeit.validation.content.pieces import flat_pieces, size_bytes
 from ladezeit.validation.content.sums import ROW_BYTES, ROW_WORDS, multipliers, rows_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Words = np.ndarray[Any, np.dtype[np.uint64]]
+    from ladezeit.validation.content.native_sums import Bytes, Words
 
 #: Half of a usual second-level cache, and with its multipliers (8 KiB) and columns (8 KiB) well inside of it.
 CHUNK_ROWS = 64
 #: What one thread takes at a time: enough that handing it out costs nothing.
-TASK_ROWS = 1024
+TASK_ROWS = 4096
 
 
 class HostSums:
@@ -46,26 +47,28 @@ class HostSums:
         return self._rows, columns
 
 
-def _sum(data: "np.ndarray[Any, np.dtype[np.uint8]]", rows: "Words") -> "Words":
+def _sum(data: "Bytes", rows: "Words") -> "Words":
     """Write the row sums of `data` into `rows` and return its column sums; the last row is filled up with zeros."""
     columns = np.zeros(ROW_WORDS, dtype=np.uint64)
+    sum_rows = native_kernel() or _sum_rows
     whole = len(data) // ROW_BYTES
-    words = data[: whole * ROW_BYTES].view("<u8").reshape(whole, ROW_WORDS)
-    for first in range(0, whole, CHUNK_ROWS):
-        chunk = words[first : first + CHUNK_ROWS]
-        _sum_rows(chunk, rows[first : first + len(chunk)], columns)
+    sum_rows(data[: whole * ROW_BYTES], rows[:whole], columns)
     if whole * ROW_BYTES < len(data):
         last = np.zeros(ROW_BYTES, dtype=np.uint8)
         last[: len(data) - whole * ROW_BYTES] = data[whole * ROW_BYTES :]
-        _sum_rows(last.view("<u8").reshape(1, ROW_WORDS), rows[whole:], columns)
+        sum_rows(last, rows[whole:], columns)
     return columns
 
 
-def _sum_rows(words: "Words", rows: "Words", columns: "Words") -> None:
-    if not words.flags.aligned:  # a tensor may begin anywhere in its file; the kernels are fast on whole words only
-        words = words.copy()
-    np.einsum("rc,c->r", words, multipliers(), out=rows)
-    columns += np.add.reduce(words, axis=0)
+def _sum_rows(data: "Bytes", rows: "Words", columns: "Words") -> None:
+    """Add up whole rows in numpy's kernels, as `Kernel` says."""
+    words = data.view("<u8").reshape(len(rows), ROW_WORDS)
+    for first in range(0, len(rows), CHUNK_ROWS):
+        chunk = words[first : first + CHUNK_ROWS]
+        if not chunk.flags.aligned:  # a tensor may begin anywhere in its file; numpy is fast on whole words only
+            chunk = chunk.copy()
+        np.einsum("rc,c->r", chunk, multipliers(), out=rows[first : first + len(chunk)])
+        columns += np.add.reduce(chunk, axis=0)
 
 
 def _sum_strided(tensor: "Tensor", rows: "Words") -> "Words":
