@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Tests share nothing but the machine; those in one process share its cache folder.
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check ui gpu bench clean
 
@@ -17,13 +20,13 @@ test: $(VENV)/.ready-dev  ## set up, then format, lint, types and all tests that
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: $(VENV)/.ready-dev  ## the quick part of test: format, lint, types, tests under ten seconds
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow and not browser and not postgres"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser and not postgres"
 
 ui: $(VENV)/.ready  ## the MLflow UI on everything measured so far; prints where the newest sweep is compared
 	$(BIN)/ladezeit-results ui

@@ -1,10 +1,12 @@
 """What tests share: a cache folder for checkpoints that lasts one run, a tiny checkpoint, a session of samples."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,13 @@ def tiny(cache: Path) -> Any:
     from ladezeit.checkpoint.resolve import prepare
 
     return prepare(model_config("tiny"), cache)
+
+
+@pytest.fixture
+def own_tiny(tiny: Any, tmp_path: Path) -> Any:
+    """A copy of it for one test: files that another test has mapped cannot be dropped from the page cache."""
+    folder = Path(shutil.copytree(tiny.folder, tmp_path / "own" / tiny.folder.name))
+    return replace(tiny, folder=folder, shards=tuple(folder / path.relative_to(tiny.folder) for path in tiny.shards))
 
 
 @pytest.fixture(scope="session")

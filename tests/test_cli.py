@@ -243,7 +243,8 @@ def test_no_disk_space_for_a_synthetic_checkpoint(ladezeit: Run, tmp_path: Path)
 
 
 def test_one_load_prints_a_line_and_leaves_a_result(ladezeit: Run, tmp_path: Path) -> None:
-    shown = ladezeit(*QUICK, "loading=cuda_fp16", "cache=cold")
+    # What other tests have mapped of their own `tiny` could not be dropped from the page cache.
+    shown = ladezeit(*QUICK, "loading=cuda_fp16", "cache=cold", LADEZEIT_CACHE=str(tmp_path / "cache"))
     assert shown.returncode == 0, shown.stderr
     assert "cold·cuda_fp16·#0" in shown.stdout and "ok" in shown.stdout
     (result,) = results(tmp_path)

@@ -39,7 +39,7 @@ def supervisor() -> Iterator[Supervisor]:
 
 
 @pytest.fixture
-def measure(supervisor: Supervisor, tiny: Any, tmp_path: Path) -> Callable[..., Result]:
+def measure(supervisor: Supervisor, own_tiny: Any, tmp_path: Path) -> Callable[..., Result]:
     """Measure one sample of model=tiny into `tmp_path`."""
 
     def run(engine: str = "transformers", progress: Any = lambda phase: None, **changes: Any) -> Result:
@@ -47,8 +47,8 @@ def measure(supervisor: Supervisor, tiny: Any, tmp_path: Path) -> Callable[..., 
         loading.engine = engine if engine == "transformers" else f"engines_for_tests:{engine}"
         config = make_run_config(tmp_path, **({"loading": loading} | changes))
         identity = Identity("0" * 12, 0, 0, "test", [], "ladezeit")
-        spec = WorkerSpec(config, tiny, identity, "cpu", tmp_path, environment={"from": "the supervisor"})
-        set_state(tiny.shards, config.cache.state)
+        spec = WorkerSpec(config, own_tiny, identity, "cpu", tmp_path, environment={"from": "the supervisor"})
+        set_state(own_tiny.shards, config.cache.state)
         return supervisor.run(spec, progress)
 
     return run

@@ -32,11 +32,13 @@ def load(checkpoint: Checkpoint, dtype: DType = DType.auto) -> tuple[Any, Clock]
 
 @pytest.mark.parametrize("state", ["cold", "warm"])
 @pytest.mark.parametrize("dtype", [DType.auto, DType.float16])
-def test_the_model_is_that_of_transformers_and_the_choice_is_told(state: str, dtype: DType, tiny: Checkpoint) -> None:
+def test_the_model_is_that_of_transformers_and_the_choice_is_told(
+    state: str, dtype: DType, own_tiny: Checkpoint
+) -> None:
     """A user who lets ladezeit choose gets the right weights, and reads in the result what was chosen and why."""
-    page_cache.drop(tiny.shards) if state == "cold" else page_cache.warm(tiny.shards)
-    loaded, clock = load(tiny, dtype)
-    theirs: Any = AutoModelForCausalLM.from_pretrained(tiny.folder, dtype=dtype.value)
+    page_cache.drop(own_tiny.shards) if state == "cold" else page_cache.warm(own_tiny.shards)
+    loaded, clock = load(own_tiny, dtype)
+    theirs: Any = AutoModelForCausalLM.from_pretrained(own_tiny.folder, dtype=dtype.value)
     mine = loaded.model.state_dict()
     assert all(torch.equal(mine[name], tensor) for name, tensor in theirs.state_dict().items())
     told = loaded.effective["auto"]

@@ -6,7 +6,7 @@ themselves, not copies. What that call leaves undone is done here: generation co
 for every missing or unexpected key. What it does too much is taken out: reserving the device's memory a second time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ladezeit.errors import LoadError
 from ladezeit.loading import seams
 from ladezeit.loading.arrangement import Arrangement, arrange
-from ladezeit.loading.base import EngineModel, LoadedTensors, LoadRequest, TensorEngine
+from ladezeit.loading.base import EngineModel, LoadedTensors, LoadRequest, TensorEngine, WhenRead
 from ladezeit.loading.merge import merge
 from ladezeit.loading.model_class import model_class
 from ladezeit.loading.shapes import naming_misshapen
@@ -67,13 +67,7 @@ def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> Engin
     with clock.span("load/config"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=request.trust_remote_code)
     arrangement = request.arrangement or Arrangement()
-    tensors = dict(loaded.tensors)
-    if not loaded.borrowed:
-        loaded.tensors.clear()  # so that what is merged or cast is let go at once
-    if arrangement.merged and not loaded.arranged:
-        with clock.span("load/merge"):
-            merge(tensors, arrangement)
-    made = _from_state_dict(tensors, config, request, clock)
+    made = _from_state_dict(_state_dict(loaded, arrangement, clock), config, request, clock)
     made.effective |= {**loaded.effective, "arranged": arrangement.told()}
     refuse_incomplete(made)
     if arrangement.merged:
@@ -87,7 +81,20 @@ def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> Engin
     return made
 
 
-def _from_state_dict(tensors: "dict[str, Tensor]", config: Any, request: LoadRequest, clock: Clock) -> EngineModel:
+def _state_dict(loaded: LoadedTensors, arrangement: Arrangement, clock: Clock) -> "Mapping[str, Tensor]":
+    """Return the tensors as the model wants them; where nothing is left to do they may still be under way."""
+    if loaded.arranged:
+        return WhenRead(loaded)
+    tensors = dict(loaded.tensors)
+    if not loaded.borrowed:
+        loaded.by_name.clear()  # so that what is merged or cast is let go at once
+    if arrangement.merged:
+        with clock.span("load/merge"):
+            merge(tensors, arrangement)
+    return tensors
+
+
+def _from_state_dict(tensors: "Mapping[str, Tensor]", config: Any, request: LoadRequest, clock: Clock) -> EngineModel:
     arguments: dict[str, Any] = {"dtype": request.loading.dtype.value, "device_map": {"": request.device}}
     if request.attn_implementation is not None:
         arguments["attn_implementation"] = request.attn_implementation
@@ -153,7 +160,7 @@ def _own(model: Any, loaded: LoadedTensors) -> int:
 
 def _lent_bytes(loaded: LoadedTensors) -> list[int]:
     """Return the sizes of the blocks of memory behind the engine's first tensors; what is done with them is bounded."""
-    storages = [tensor.untyped_storage() for tensor in islice(loaded.tensors.values(), _MOST_LENT)]
+    storages = [tensor.untyped_storage() for tensor in islice(loaded.by_name.values(), _MOST_LENT)]
     return list({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 

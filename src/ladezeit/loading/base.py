@@ -1,6 +1,6 @@
 """The protocol between a loading method and everything around it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,17 +79,47 @@ class Engine(Protocol):
 class LoadedTensors:
     """All tensors of a checkpoint, by their names in it, on the run's device and in the checkpoint's dtype.
 
+    An engine may give them out while their bytes still arrive: `by_name` is what there is to see at once (names,
+    shapes, dtypes, memory), `tensors` waits until their values are there, and raises what the reading failed with.
     Where `arranged`, the request's arrangement was carried out: merged tensors are there under the model's names in
     place of their parts, and casts are done. `touched`: every page was faulted in or written already. `borrowed` says
     that their memory is the engine's and not valid once it is closed: who keeps them copies them. `effective` says
-    what the engine really did: threads, direct or buffered I/O, fallbacks, bytes read, pinned bytes.
+    what the engine really did: threads, direct or buffered I/O, fallbacks, bytes read, pinned bytes; it is complete
+    when `tensors` is.
     """
 
-    tensors: "dict[str, Tensor]"
+    by_name: "dict[str, Tensor]"
     borrowed: bool = False
     arranged: bool = False
     touched: bool = False
     effective: dict[str, Any] = field(default_factory=dict)
+    wait: Callable[[], None] = lambda: None
+
+    @property
+    def tensors(self) -> "dict[str, Tensor]":
+        """All tensors with their values."""
+        self.wait()
+        return self.by_name
+
+
+class WhenRead(Mapping[str, "Tensor"]):
+    """Loaded tensors as a state dict: given on at once, and whoever looks into it waits until all values are there."""
+
+    def __init__(self, loaded: LoadedTensors) -> None:
+        self._loaded = loaded
+
+    def __getitem__(self, name: str) -> "Tensor":
+        return self._loaded.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaded.tensors)
+
+    def __len__(self) -> int:
+        return len(self._loaded.tensors)
+
+    def items(self) -> "ItemsView[str, Tensor]":
+        """Return names and tensors; of thousands, one by one would take milliseconds."""
+        return self._loaded.tensors.items()
 
 
 class TensorEngine(Protocol):

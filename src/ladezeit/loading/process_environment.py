@@ -7,10 +7,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def variables(values: Mapping[str, str | None]) -> Iterator[None]:
-    """Set `values` while the block runs, and put back what was there, whatever happens; None leaves one as it is."""
-    asked = {name: value for name, value in values.items() if value is not None}
-    before = {name: os.environ.get(name) for name in asked}
-    os.environ.update(asked)
+    """Set `values` while the block runs, and put back what was there, whatever happens.
+
+    None sets nothing; what the block makes of that variable is put back too.
+    """
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: value for name, value in values.items() if value is not None})
     try:
         yield
     finally:

@@ -35,6 +35,7 @@ class RunaiStreamerEngine:
         settings = {
             "RUNAI_STREAMER_CONCURRENCY": None if loading.threads is None else str(loading.threads),
             "RUNAI_STREAMER_MEMORY_LIMIT": None if loading.buffer_bytes is None else str(loading.buffer_bytes),
+            "RUNAI_STREAMER_PROCESS_GROUP_SIZE": None,  # the library sets it for good
         }
         paths = [str(shard) for shard in request.checkpoint.shards]
         with variables(settings), clock.span("load/read"), SafetensorsStreamer() as streamer:

@@ -4,12 +4,11 @@ import gc
 import json
 import os
 import resource
-import shutil
 import struct
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from ladezeit.checkpoint.headers import DTYPE_BITS, parse_header
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import CacheState, Reading, StreamedLoading
 from ladezeit.errors import CheckpointError, ConfigError, LadezeitError, LoadError
-from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.loading.base import LoadedTensors, LoadRequest, WhenRead
 from ladezeit.loading.streamed import engine as engine_module
 from ladezeit.loading.streamed import plan as plan_module
 from ladezeit.loading.streamed.engine import StreamedEngine
@@ -107,23 +106,21 @@ def descriptors() -> int:
 @WAYS
 @pytest.mark.parametrize("state", ["cold", "warm"])
 @pytest.mark.parametrize("threads", [1, 8])
-def test_the_weights_are_the_files(way: str, state: str, threads: int, tiny: Checkpoint, tmp_path: Path) -> None:
+def test_the_weights_are_the_files(way: str, state: str, threads: int, own_tiny: Checkpoint) -> None:
     """A user gets the weights that safetensors would give, cold or warm, with one thread or many."""
-    # Files of its own: those that another test has mapped cannot be dropped from the page cache.
-    tiny = replace(tiny, shards=tuple(Path(shutil.copy(path, tmp_path)) for path in tiny.shards))
-    wanted = {name: tensor.clone() for shard in tiny.shards for name, tensor in load_file(shard).items()}
+    wanted = {name: tensor.clone() for shard in own_tiny.shards for name, tensor in load_file(shard).items()}
     gc.collect()
-    page_cache.drop(tiny.shards) if state == "cold" else page_cache.warm(tiny.shards)
-    loaded = load(tiny, way, threads=threads)
+    page_cache.drop(own_tiny.shards) if state == "cold" else page_cache.warm(own_tiny.shards)
+    loaded = load(own_tiny, way, threads=threads)
     assert_same(loaded.tensors, wanted)
     assert not loaded.borrowed
     effective = loaded.effective
     assert effective["threads"] == threads
     assert effective["direct_io_refused"] is False
     if state == "cold":
-        assert effective["bytes_read_direct"] > 0.9 * tiny.weight_bytes
+        assert effective["bytes_read_direct"] > 0.9 * own_tiny.weight_bytes
     else:  # a system that is short of memory takes single pages back at any time
-        assert effective["bytes_read_direct"] < 0.1 * tiny.weight_bytes
+        assert effective["bytes_read_direct"] < 0.1 * own_tiny.weight_bytes
         assert (effective["bytes_mapped"] if way == "in place" else effective["bytes_read_buffered"]) > 0
 
 
@@ -420,7 +417,62 @@ def test_the_phases_are_planning_and_reading(shard: Path) -> None:
     loading = StreamedLoading(name="streamed")
     with StreamedEngine().open(LoadRequest(checkpoint_of(shard), loading, "cpu", shard.parent), clock):
         pass
-    assert [phase.path for phase in clock.phases] == ["load/plan", "load/read"]
+    assert [phase.path for phase in clock.phases] == ["load/plan", "load/allocate", "load/read"]
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """No byte is read until it is set."""
+    opened, honest = threading.Event(), os.preadv
+
+    def waiting(*arguments: Any) -> int:
+        assert opened.wait(60)
+        return honest(*arguments)
+
+    monkeypatch.setattr(os, "preadv", waiting)
+    yield opened
+    opened.set()
+
+
+@contextmanager
+def opened(checkpoint: Checkpoint, way: str) -> Iterator[LoadedTensors]:
+    engine = StreamedEngine((lambda name: HostDevice()) if way == "ring" else (lambda name: None))
+    loading = StreamedLoading(name="streamed", extent_bytes=EXTENT, reading=Reading.direct)
+    with engine.open(LoadRequest(checkpoint, loading, "cpu", checkpoint.folder), Clock(time.monotonic_ns())) as loaded:
+        yield loaded
+
+
+@WAYS
+def test_a_model_can_be_built_while_its_weights_arrive(way: str, shard: Path, gate: threading.Event) -> None:
+    """Names, shapes and dtypes are there at once; whoever looks at values waits for all of them."""
+    wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
+    with opened(checkpoint_of(shard), way) as loaded:
+        early = {name: (tensor.shape, tensor.dtype) for name, tensor in loaded.by_name.items()}
+        assert early == {name: (tensor.shape, tensor.dtype) for name, tensor in wanted.items()}
+        assert loaded.effective == {}
+        threading.Timer(0.2, gate.set).start()
+        assert_same(dict(WhenRead(loaded).items()), wanted)
+        assert loaded.effective["read_s"] > 0
+
+
+@WAYS
+def test_a_reading_that_failed_stays_failed(way: str, shard: Path, io_error: None) -> None:
+    """Whoever passes over the error does not get what the memory held before for weights."""
+    whole, first = pytest.raises(LoadError, match="were not read"), pytest.raises(LoadError, match="Input/output error")
+    with whole, opened(checkpoint_of(shard), way) as loaded, first:
+        WhenRead(loaded)["a"]
+
+
+@WAYS
+def test_whoever_leaves_early_leaves_no_reader(way: str, shard: Path, gate: threading.Event) -> None:
+    """A model that cannot be built ends the reading: nothing writes into memory that nobody holds."""
+    threads_before, open_before = threading.active_count(), descriptors()
+    with pytest.raises(KeyError, match="no such model"), opened(checkpoint_of(shard), way):
+        threading.Timer(0.2, gate.set).start()
+        raise KeyError("no such model")
+    gate.wait()
+    time.sleep(0.05)  # the timer's own thread
+    assert (threading.active_count(), descriptors()) == (threads_before, open_before)
 
 
 def test_a_symlinked_shard_is_read(shard: Path, tmp_path: Path) -> None:
@@ -497,11 +549,11 @@ def test_no_page_is_left_to_be_faulted_in(state: str, tmp_path: Path) -> None:
 @WAYS
 @pytest.mark.parametrize("reading", ["direct", "buffered", "mapped"])
 @pytest.mark.parametrize("state", ["cold", "warm"])
-def test_one_way_to_read_is_kept_to(way: str, reading: str, state: str, tiny: Checkpoint) -> None:
+def test_one_way_to_read_is_kept_to(way: str, reading: str, state: str, own_tiny: Checkpoint) -> None:
     """Who compares ways to read gets the one that was asked for, whatever is in memory."""
-    wanted = {name: tensor.clone() for shard in tiny.shards for name, tensor in load_file(shard).items()}
-    page_cache.drop(tiny.shards) if state == "cold" else page_cache.warm(tiny.shards)
-    loaded = load(tiny, way, reading=Reading[reading])
+    wanted = {name: tensor.clone() for shard in own_tiny.shards for name, tensor in load_file(shard).items()}
+    page_cache.drop(own_tiny.shards) if state == "cold" else page_cache.warm(own_tiny.shards)
+    loaded = load(own_tiny, way, reading=Reading[reading])
     assert_same(loaded.tensors, wanted)
     used = {key for key in ("bytes_read_direct", "bytes_read_buffered", "bytes_mapped") if loaded.effective[key]}
     mapped = "bytes_mapped" if way == "in place" else "bytes_read_buffered"

@@ -4,6 +4,7 @@ What is in the page cache is mapped (host) or copied through a pinned ring (devi
 in large parallel reads. One load may do all of it.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from ladezeit.loading.streamed.files import ShardFile
 from ladezeit.loading.streamed.host import HostPlace
 from ladezeit.loading.streamed.placing import Layout, lay_out
 from ladezeit.loading.streamed.plan import PAGE, Extent, How, ShardPlan, make_plan
+from ladezeit.loading.streamed.readers import Reading
 from ladezeit.loading.streamed.staging import CudaDevice, Device, Moves, Ring, slot_bytes
 from ladezeit.measure.clock import Clock
 from ladezeit.measure.limits import available_cpus
@@ -64,6 +66,15 @@ class _Load:
                 tensors |= memory.tensors_of(plan, self.spans[plan.shard])
         return tensors
 
+    def has_misaligned(self) -> bool:
+        """Say whether a tensor begins where its dtype cannot, so that it cannot be a view of its shard's memory."""
+        return any(
+            (entry.begin - plan.base) % memory.dtype_of(entry).itemsize
+            for plan in self.plans
+            if plan.shard not in self.layout.pieces
+            for entry in plan.tensors
+        )
+
     def effective(self) -> dict[str, Any]:
         extents = self.extents()
         refusals = [file.direct_refused for file in self.files if file.direct_refused is not None]
@@ -104,6 +115,9 @@ class StreamedEngine:
     def open(self, request: LoadRequest, clock: Clock) -> Iterator[LoadedTensors]:
         """Bring all tensors to the request's device as its arrangement says; they are the caller's to keep.
 
+        They are given out while they are read, so that the model is built meanwhile: the phase ``load/read`` is what
+        the load then waits for them, `read_s` in `effective` what the reading took.
+
         Raises:
             CheckpointError: a shard is not there, or not as long as its header said.
             LoadError: bytes cannot be read, a file changed meanwhile, or the device is too small.
@@ -116,28 +130,45 @@ class StreamedEngine:
                 if device is not None:
                     size = slot_bytes(arguments.ring_bytes, threads, size)
                 load = _plan(request, size, threads, device is None, stack)
-            with clock.span("load/read"):
+            with clock.span("load/allocate"):
                 if device is None:
-                    self._read_to_host(load, size, request.progress)
+                    read = _to_host(load, size, request.progress)
                 else:
-                    self._read_to_device(load, device, size, request.progress)
-                for file in load.files:
-                    file.check_unchanged()
-                tensors = load.tensors()
-        loaded = LoadedTensors(tensors, arranged=True, touched=True, effective=load.effective())
-        del tensors, load  # the caller's references alone keep the weights
-        yield loaded
+                    read = _to_device(load, device, size, request.progress)
+            reading = Reading(read)
+            stack.callback(reading.close)
 
-    def _read_to_host(self, load: _Load, size: int, progress: Progress | None) -> None:
-        place = HostPlace(load.plans, load.files, load.layout, size)
-        readers.run(load.extents(), load.threads, place.reader, progress)
-        load.spans, load.arenas = place.spans, place.arenas
+            def wait() -> None:
+                with clock.span("load/read"):
+                    reading.wait()
+                    for file in load.files:
+                        file.check_unchanged()
+                loaded.effective |= {**load.effective(), "read_s": round(reading.seconds, 6)}
+                loaded.wait = lambda: None  # from here on the caller's references alone keep the weights
 
-    def _read_to_device(self, load: _Load, device: Device, size: int, progress: Progress | None) -> None:
-        for plan in load.plans:
-            if plan.shard not in load.layout.pieces:
-                load.spans[plan.shard] = device.allocate(plan.end - plan.base)
-        load.arenas = {arena: device.allocate(bytes_) for arena, bytes_ in load.layout.arena_bytes.items()}
+            if load.has_misaligned():  # copies are made of these, so their bytes have to be there
+                with clock.span("load/read"):
+                    reading.wait()
+            loaded = LoadedTensors(load.tensors(), arranged=True, touched=True, wait=wait)
+            yield loaded
+            loaded.wait()
+
+
+def _to_host(load: _Load, size: int, progress: Progress | None) -> Callable[[threading.Event], None]:
+    """Find memory for a load into host memory and return what reads it."""
+    place = HostPlace(load.plans, load.files, load.layout, size)
+    load.spans, load.arenas = place.spans, place.arenas
+    return lambda stop: readers.run(load.extents(), load.threads, place.reader, stop, progress)
+
+
+def _to_device(load: _Load, device: Device, size: int, progress: Progress | None) -> Callable[[threading.Event], None]:
+    """Find memory on a device and return what reads a load into it, through a pinned ring."""
+    for plan in load.plans:
+        if plan.shard not in load.layout.pieces:
+            load.spans[plan.shard] = device.allocate(plan.end - plan.base)
+    load.arenas = {arena: device.allocate(bytes_) for arena, bytes_ in load.layout.arena_bytes.items()}
+
+    def read(stop: threading.Event) -> None:
         ring = Ring(max(1, min(load.threads, len(load.extents()))), size, device)
         try:
             load.ring_bytes, load.pinned_bytes = ring.size, ring.pinned_bytes
@@ -145,9 +176,11 @@ class StreamedEngine:
             def reader(number: int) -> tuple[Callable[[Extent], None], Callable[[], None]]:
                 return ring.reader(number, lambda extent: load.files[extent.shard], load.moves)
 
-            readers.run(load.extents(), load.threads, reader, progress)
+            readers.run(load.extents(), load.threads, reader, stop, progress)
         finally:
             ring.close()
+
+    return read
 
 
 def _arguments(request: LoadRequest) -> tuple[StreamedLoading, int]:
