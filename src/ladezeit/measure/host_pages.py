@@ -6,6 +6,9 @@ once: on a virtual disk the same read took half as long again as into large page
 
 import mmap
 
+#: Of x86-64, and of 64-bit ARM with pages of 4 KiB.
+LARGE_PAGE = 2 * 2**20
+
 
 def host_pages(size: int) -> mmap.mmap:
     """Return zeroed private memory of at least `size` bytes that begins on a page, in large pages where there are."""

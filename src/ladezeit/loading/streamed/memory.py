@@ -14,7 +14,7 @@ from ladezeit.errors import LoadError
 from ladezeit.loading.dtypes import torch_dtype
 from ladezeit.loading.streamed.files import ShardFile
 from ladezeit.loading.streamed.plan import PAGE, Extent, How, ShardPlan
-from ladezeit.measure.host_pages import host_pages
+from ladezeit.measure.host_pages import LARGE_PAGE, host_pages
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,6 +101,16 @@ def touch(extent: Extent, memory: "Tensor", file: ShardFile) -> None:
     if number not in (errno.EINVAL, errno.ENOSYS):
         raise file.failed(extent.begin, f"its mapped pages are gone (error {number}: {errno.errorcode.get(number)})")
     memory[: extent.size : PAGE].max()  # an old kernel: one byte of each page
+
+
+def populate(memory: "Tensor") -> None:
+    """Have the system find pages for anonymous memory that is about to be read into: one byte of each large page is set.
+
+    Where a read itself comes upon memory without pages, the kernel finds them under a lock on the whole process, which
+    a thread that only wants a little memory then waits for: building a model beside sixteen readers took up to a second
+    and a half instead of a tenth. What a program touches by itself needs no such lock.
+    """
+    memory[::LARGE_PAGE].zero_()
 
 
 def tensors_of(plan: ShardPlan, memory: "Tensor") -> "dict[str, Tensor]":
