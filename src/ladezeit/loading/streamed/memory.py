@@ -104,7 +104,7 @@ def touch(extent: Extent, memory: "Tensor", file: ShardFile) -> None:
 
 
 def populate(memory: "Tensor") -> None:
-    """Have the system find pages for anonymous memory that is about to be read into: one byte of each large page is set.
+    """Have the system find pages for anonymous memory that is to be read into: one byte of each large page is set.
 
     Where a read itself comes upon memory without pages, the kernel finds them under a lock on the whole process, which
     a thread that only wants a little memory then waits for: building a model beside sixteen readers took up to a second
