@@ -115,6 +115,14 @@ def test_the_origins_case_is_found_in_the_manager_and_not_in_the_settings() -> N
     assert "take load/module_walk out of it" in steps(found, [found])[1].text
 
 
+def test_too_few_samples_are_not_called_equality() -> None:
+    """Eight methods need six samples: with five nobody reads that 0.5 s and 24 s cannot be told apart."""
+    truth = {f"method_{number}": 1.0 for number in range(7)} | {"slow": 45.0}
+    said = answer(decision(planted.sweep(5, truth, bad=False)))
+    assert said.startswith("undecided: 8 methods can only be told apart from 6 samples each on, and there are 5.")
+    assert "are not distinguishable" in answer(decision(planted.sweep(6, truth, bad=False)))
+
+
 def test_settings_that_differ_are_named_as_a_possible_cause() -> None:
     made = [planted.sample("cuda_fp16", n, 1.0, job=n) for n in range(5)]
     made += [planted.sample("slow", n, 2.0, job=5 + n, dtype="float32") for n in range(5)]

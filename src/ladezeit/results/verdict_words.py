@@ -37,6 +37,11 @@ def answer(decision: Decision) -> str:
     took = f"{seconds(leader.spread.median)} s"
     if load.state is State.best:
         return f"load with `{leader.name}` ({took}): proven faster than {_all_others(load)}, p ≤ {p_text(load.p)}."
+    if load.state is State.shared and (needed := _samples_wanting(load)):
+        return (
+            f"undecided: {len(load.best) + len(load.others)} methods can only be told apart from {needed} samples each "
+            f"on, and there are {leader.spread.n}. So far `{leader.name}` has the best median ({took})."
+        )
     if load.state is State.shared:
         beaten = [point for point in load.others if point.rank is not None]
         rest = f" `{leader.name}` is proven faster than {_names(beaten)}." if beaten else ""
@@ -51,6 +56,13 @@ def answer(decision: Decision) -> str:
         f"undecided: fewer than {LEAST_TO_RANK} samples a point. So far `{leader.name}` has the best median ({took}, "
         f"n = {leader.spread.n})."
     )
+
+
+def _samples_wanting(load: Standing) -> int | None:
+    """Return how many samples a point needs, where so few were taken that no difference at all could be proven."""
+    points = [point for point in [*load.best, *load.others] if point.rank is not None and point.spread]
+    needed = samples_needed(len(points))
+    return needed if all(point.spread is not None and point.spread.n < needed for point in points) else None
 
 
 def in_short(decisions: Sequence[Decision]) -> list[str]:
