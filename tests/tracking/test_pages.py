@@ -50,7 +50,7 @@ def measured_sweep(place: Path) -> tuple[Path, str]:
     script = Path(sys.executable).with_name("ladezeit")
     words = [str(script), *SWEEP, "process=prewarmed", "discard_first=false", "ceilings=false", "title=three methods"]
     # Files of its own: those that another test has mapped cannot be dropped from the page cache.
-    own = {**os.environ, "LADEZEIT_CACHE": str(place / "cache")}
+    own = {**os.environ, "LADEZEIT_CACHE": str(place.with_name(f"{place.name}-cache"))}
     done = subprocess.run(words, cwd=place, env=own, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout.splitlines()
