@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, conversion_mapping
 
 from configs_for_tests import TINY_MOE, model_config
 from ladezeit.checkpoint import page_cache
 from ladezeit.checkpoint.resolve import Checkpoint, prepare
 from ladezeit.config import DType, StreamedLoading, TensorLoading
 from ladezeit.errors import LoadError
-from ladezeit.loading.arrangement import Names, arrange
+from ladezeit.loading.arrangement import Arrangement, Names, arrange
 from ladezeit.loading.assemble import Assembling
 from ladezeit.loading.base import LoadedTensors, LoadRequest
 from ladezeit.loading.streamed.engine import StreamedEngine
@@ -216,6 +216,16 @@ def test_experts_are_arranged_as_the_library_would_merge_them(cache: Path) -> No
     assert [part.start for part in gate_up.parts] == [n * 64 * 64 for n in range(4)] + [
         n * 64 * 64 + 32 * 64 for n in range(4)
     ]
+
+
+def test_reading_a_dense_model_waits_for_no_answer_of_the_library(
+    tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Building the library's table of conversions takes longer than planning the read: it is built meanwhile."""
+    asked: list[str] = []
+    monkeypatch.setattr(conversion_mapping, "get_checkpoint_conversion_mapping", asked.append)
+    assert arrange(LoadRequest(tiny, TensorLoading(name="t", engine="t"), "cpu", Path("/nowhere"))) == Arrangement()
+    assert not asked
 
 
 def test_what_cannot_be_arranged_is_left_to_the_library_and_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

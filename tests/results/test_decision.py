@@ -119,7 +119,7 @@ def test_too_few_samples_are_not_called_equality() -> None:
     """Eight methods need six samples: with five nobody reads that 0.5 s and 24 s cannot be told apart."""
     truth = {f"method_{number}": 1.0 for number in range(7)} | {"slow": 45.0}
     said = answer(decision(planted.sweep(5, truth, bad=False)))
-    assert said.startswith("undecided: 8 methods can only be told apart from 6 samples each on, and there are 5.")
+    assert said.startswith("undecided: 8 methods need at least 6 samples each to be told apart, and there are 5.")
     assert "are not distinguishable" in answer(decision(planted.sweep(6, truth, bad=False)))
 
 

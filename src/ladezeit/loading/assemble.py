@@ -3,7 +3,8 @@
 It is `from_pretrained` of the concrete class with the tensors as its state dict: renames, converters (mixtures of
 experts), ties and non-persistent buffers are the library's own, and parameters that need no conversion are the tensors
 themselves, not copies. What that call leaves undone is done here: generation config, the model's origin, and an error
-for every missing or unexpected key. What it does too much is taken out: reserving the device's memory a second time.
+for every missing or unexpected key. What it does too much is taken out: reserving the device's memory a second time,
+and threads for tensors to which nothing is left to do.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from ladezeit.errors import LoadError
 from ladezeit.loading import seams
 from ladezeit.loading.arrangement import Arrangement, arrange
-from ladezeit.loading.base import EngineModel, LoadedTensors, LoadRequest, TensorEngine, WhenRead
+from ladezeit.loading.base import Awaited, EngineModel, LoadedTensors, LoadRequest, TensorEngine, WhenRead
 from ladezeit.loading.merge import merge
 from ladezeit.loading.model_class import model_class
+from ladezeit.loading.process_environment import variables
 from ladezeit.loading.shapes import naming_misshapen
 from ladezeit.loading.touch import touch
 from ladezeit.measure.clock import Clock
@@ -81,7 +83,7 @@ def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> Engin
     return made
 
 
-def _state_dict(loaded: LoadedTensors, arrangement: Arrangement, clock: Clock) -> "Mapping[str, Tensor]":
+def _state_dict(loaded: LoadedTensors, arrangement: Arrangement, clock: Clock) -> "Mapping[str, Tensor | Awaited]":
     """Return the tensors as the model wants them; where nothing is left to do they may still be under way."""
     if loaded.arranged:
         return WhenRead(loaded)
@@ -94,14 +96,18 @@ def _state_dict(loaded: LoadedTensors, arrangement: Arrangement, clock: Clock) -
     return tensors
 
 
-def _from_state_dict(tensors: "Mapping[str, Tensor]", config: Any, request: LoadRequest, clock: Clock) -> EngineModel:
+def _from_state_dict(
+    tensors: "Mapping[str, Tensor | Awaited]", config: Any, request: LoadRequest, clock: Clock
+) -> EngineModel:
     arguments: dict[str, Any] = {"dtype": request.loading.dtype.value, "device_map": {"": request.device}}
     if request.attn_implementation is not None:
         arguments["attn_implementation"] = request.attn_implementation
     own_class: Any = model_class(request.checkpoint.config)
     call = {"config": config, "state_dict": tensors, "output_loading_info": True, **arguments}
     effective: dict[str, Any] = {"arguments": {**arguments, "device_map": {"": str(request.device)}}}
-    with _without_second_reservation(), naming_misshapen(request):
+    # Tensors that are there as the model wants them are work for no thread, and waited for where that is on the clock.
+    alone = variables({"HF_DEACTIVATE_ASYNC_LOAD": "1" if isinstance(tensors, WhenRead) else None})
+    with _without_second_reservation(), naming_misshapen(request), alone:
         if clock.detail:
             with seams.observed(clock, own_class, _PHASES) as missing:
                 model, info = own_class.from_pretrained(None, **call)

@@ -1,6 +1,6 @@
 """The protocol between a loading method and everything around it."""
 
-from collections.abc import Callable, ItemsView, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,24 +102,39 @@ class LoadedTensors:
         return self.by_name
 
 
-class WhenRead(Mapping[str, "Tensor"]):
-    """Loaded tensors as a state dict: given on at once, and whoever looks into it waits until all values are there."""
+class WhenRead(Mapping[str, "Awaited"]):
+    """Loaded tensors as a state dict: names are there at once, and a tensor waits where its values are asked for."""
 
     def __init__(self, loaded: LoadedTensors) -> None:
         self._loaded = loaded
 
-    def __getitem__(self, name: str) -> "Tensor":
-        return self._loaded.tensors[name]
+    def __getitem__(self, name: str) -> "Awaited":
+        return Awaited(self._loaded, name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._loaded.tensors)
+        return iter(self._loaded.by_name)
 
     def __len__(self) -> int:
-        return len(self._loaded.tensors)
+        return len(self._loaded.by_name)
 
-    def items(self) -> "ItemsView[str, Tensor]":
-        """Return names and tensors; of thousands, one by one would take milliseconds."""
-        return self._loaded.tensors.items()
+
+class Awaited:
+    """A tensor of a checkpoint that may still be under way, in the form that `from_pretrained` gets from safetensors.
+
+    Of what safetensors calls a slice the library takes the values with ``[...]``, at the moment when it needs them.
+    Whoever asks for anything else gets it from the tensor itself, and waits for that as well.
+    """
+
+    __slots__ = ("_loaded", "_name")
+
+    def __init__(self, loaded: LoadedTensors, name: str) -> None:
+        self._loaded, self._name = loaded, name
+
+    def __getitem__(self, index: Any) -> "Tensor":
+        return self._loaded.tensors[self._name][index]
+
+    def __getattr__(self, asked: str) -> Any:
+        return getattr(self._loaded.tensors[self._name], asked)
 
 
 class TensorEngine(Protocol):

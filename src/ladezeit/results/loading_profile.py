@@ -26,7 +26,7 @@ _METHOD_GROUPS = ("loading", "runtime")
 _PRETRAINED = "transformers"
 
 #: The manager to be cured is measured to be compared with, never to be used.
-_SPECIMEN = "legacy_manager"
+SPECIMEN = "legacy_manager"
 
 _LIBRARIES = ("ladezeit", "torch", "transformers", "accelerate", "safetensors")
 
@@ -90,7 +90,7 @@ def entries_of(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
             continue
         taken: set[str] = set()
         for point in _by_preference(decision):
-            if point.samples[0].config["loading"].get("engine") == _SPECIMEN:
+            if point.samples[0].config["loading"].get("engine") == SPECIMEN:
                 continue
             sample = next(result for result in point.samples if result.effective)
             dtype = str(ends_with(sample)["dtype"])

@@ -39,8 +39,8 @@ def answer(decision: Decision) -> str:
         return f"load with `{leader.name}` ({took}): proven faster than {_all_others(load)}, p ≤ {p_text(load.p)}."
     if load.state is State.shared and (needed := _samples_wanting(load)):
         return (
-            f"undecided: {len(load.best) + len(load.others)} methods can only be told apart from {needed} samples each "
-            f"on, and there are {leader.spread.n}. So far `{leader.name}` has the best median ({took})."
+            f"undecided: {len(load.best) + len(load.others)} methods need at least {needed} samples each to be told "
+            f"apart, and there are {leader.spread.n}. So far `{leader.name}` has the best median ({took})."
         )
     if load.state is State.shared:
         beaten = [point for point in load.others if point.rank is not None]

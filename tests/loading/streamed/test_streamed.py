@@ -7,8 +7,6 @@ import resource
 import struct
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,59 +16,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from streamed_for_tests import EXTENT, WAYS, assert_same, bits, checkpoint_of, descriptors, load, random_shard
 
 from ladezeit.checkpoint import page_cache
-from ladezeit.checkpoint.headers import DTYPE_BITS, parse_header
+from ladezeit.checkpoint.headers import DTYPE_BITS
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import CacheState, Reading, StreamedLoading
 from ladezeit.errors import CheckpointError, ConfigError, LadezeitError, LoadError
-from ladezeit.loading.base import LoadedTensors, LoadRequest, WhenRead
+from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.streamed import engine as engine_module
 from ladezeit.loading.streamed import plan as plan_module
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.files import ShardFile
 from ladezeit.loading.streamed.memory import dtype_of
 from ladezeit.loading.streamed.plan import Extent, How
-from ladezeit.loading.streamed.staging import HostDevice
 from ladezeit.measure.clock import Clock
-
-EXTENT = 64 * 1024
-#: Both ways to memory: in place, and through the ring that a GPU's weights take.
-WAYS = pytest.mark.parametrize("way", ["in place", "ring"])
-
-
-def checkpoint_of(*shards: Path) -> Checkpoint:
-    tensors = []
-    for number, shard in enumerate(shards):
-        raw = shard.read_bytes()
-        (length,) = struct.unpack("<Q", raw[:8])
-        tensors.extend(parse_header(raw[8 : 8 + length], len(raw), str(shard), number))
-    return Checkpoint(
-        shards[0].parent, shards, tuple(tensors), {}, "safetensors", "", False, 0, 0, "float32"
-    )  # fmt: skip
-
-
-def load(checkpoint: Checkpoint, way: str = "in place", progress: Any = None, **arguments: Any) -> LoadedTensors:
-    engine = StreamedEngine((lambda name: HostDevice()) if way == "ring" else (lambda name: None))
-    loading = StreamedLoading(name="streamed", **({"extent_bytes": EXTENT} | arguments))
-    request = LoadRequest(checkpoint, loading, "cpu", checkpoint.folder, progress=progress)
-    engine.prepare(request)
-    with engine.open(request, Clock(time.monotonic_ns())) as loaded:
-        return loaded
-
-
-def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        mine = found[name]
-        assert (mine.dtype, mine.shape) == (tensor.dtype, tensor.shape), name
-        assert mine.is_contiguous()
-        assert mine.data_ptr() % mine.element_size() == 0, name
-        assert bits(mine) == bits(tensor), name
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.flatten().view(torch.uint8).numpy()) if tensor.numel() else b""
 
 
 def write(path: Path, layout: list[tuple[str, tuple[int, ...]]], pad: int = 0, seed: int = 0) -> Path:
@@ -85,22 +45,6 @@ def write(path: Path, layout: list[tuple[str, tuple[int, ...]]], pad: int = 0, s
     data = np.random.default_rng(seed).integers(0, 2, position, dtype=np.uint8)  # also valid as bool
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + data.tobytes())
     return path
-
-
-def random_shard(path: Path, size: int = 40 * EXTENT, seed: int = 0) -> Path:
-    generator = torch.Generator().manual_seed(seed)
-    data = torch.randint(0, 255, (size,), dtype=torch.uint8, generator=generator)
-    save_file({"a": data[: size // 4].clone(), "b": data[size // 4 :].clone().view(torch.float16)}, path)
-    return path
-
-
-@pytest.fixture
-def shard(tmp_path: Path) -> Path:
-    return random_shard(tmp_path / "model.safetensors")
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @WAYS
@@ -290,20 +234,6 @@ def test_a_file_that_is_rewritten_during_the_load_is_an_error(shard: Path) -> No
         load(checkpoint, progress=rewrite)
 
 
-@pytest.fixture
-def io_error(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A disk that fails from 20 extents on."""
-    honest = os.preadv
-
-    def failing(descriptor: int, buffers: Any, offset: int, *flags: int) -> int:
-        if offset >= 20 * EXTENT:
-            raise OSError(5, "Input/output error")
-        return honest(descriptor, buffers, offset, *flags)
-
-    monkeypatch.setattr(os, "preadv", failing)
-    yield
-
-
 @WAYS
 def test_a_disk_error_in_a_thread_stops_all_and_leaves_nothing(
     way: str, shard: Path, io_error: None, tmp_path: Path
@@ -420,61 +350,6 @@ def test_the_phases_are_planning_and_reading(shard: Path) -> None:
     assert [phase.path for phase in clock.phases] == ["load/plan", "load/allocate", "load/read"]
 
 
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """No byte is read until it is set."""
-    opened, honest = threading.Event(), os.preadv
-
-    def waiting(*arguments: Any) -> int:
-        assert opened.wait(60)
-        return honest(*arguments)
-
-    monkeypatch.setattr(os, "preadv", waiting)
-    yield opened
-    opened.set()
-
-
-@contextmanager
-def opened(checkpoint: Checkpoint, way: str) -> Iterator[LoadedTensors]:
-    engine = StreamedEngine((lambda name: HostDevice()) if way == "ring" else (lambda name: None))
-    loading = StreamedLoading(name="streamed", extent_bytes=EXTENT, reading=Reading.direct)
-    with engine.open(LoadRequest(checkpoint, loading, "cpu", checkpoint.folder), Clock(time.monotonic_ns())) as loaded:
-        yield loaded
-
-
-@WAYS
-def test_a_model_can_be_built_while_its_weights_arrive(way: str, shard: Path, gate: threading.Event) -> None:
-    """Names, shapes and dtypes are there at once; whoever looks at values waits for all of them."""
-    wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
-    with opened(checkpoint_of(shard), way) as loaded:
-        early = {name: (tensor.shape, tensor.dtype) for name, tensor in loaded.by_name.items()}
-        assert early == {name: (tensor.shape, tensor.dtype) for name, tensor in wanted.items()}
-        assert loaded.effective == {}
-        threading.Timer(0.2, gate.set).start()
-        assert_same(dict(WhenRead(loaded).items()), wanted)
-        assert loaded.effective["read_s"] > 0
-
-
-@WAYS
-def test_a_reading_that_failed_stays_failed(way: str, shard: Path, io_error: None) -> None:
-    """Whoever passes over the error does not get what the memory held before for weights."""
-    whole, first = pytest.raises(LoadError, match="were not read"), pytest.raises(LoadError, match="Input/output error")
-    with whole, opened(checkpoint_of(shard), way) as loaded, first:
-        WhenRead(loaded)["a"]
-
-
-@WAYS
-def test_whoever_leaves_early_leaves_no_reader(way: str, shard: Path, gate: threading.Event) -> None:
-    """A model that cannot be built ends the reading: nothing writes into memory that nobody holds."""
-    threads_before, open_before = threading.active_count(), descriptors()
-    with pytest.raises(KeyError, match="no such model"), opened(checkpoint_of(shard), way):
-        threading.Timer(0.2, gate.set).start()
-        raise KeyError("no such model")
-    gate.wait()
-    time.sleep(0.05)  # the timer's own thread
-    assert (threading.active_count(), descriptors()) == (threads_before, open_before)
-
-
 def test_a_symlinked_shard_is_read(shard: Path, tmp_path: Path) -> None:
     """The hub's cache holds shards as symbolic links."""
     link = tmp_path / "link.safetensors"
@@ -487,6 +362,7 @@ def test_closing_twice_is_harmless(shard: Path) -> None:
     file = ShardFile(shard, shard.stat().st_size)
     file.close()
     file.close()
+    assert file.descriptor == -1
 
 
 @pytest.mark.gpu

@@ -116,7 +116,7 @@ class StreamedEngine:
         """Bring all tensors to the request's device as its arrangement says; they are the caller's to keep.
 
         They are given out while they are read, so that the model is built meanwhile: the phase ``load/read`` is what
-        the load then waits for them, `read_s` in `effective` what the reading took.
+        the load then waits for them, `whole_read_s` in `effective` what the reading took.
 
         Raises:
             CheckpointError: a shard is not there, or not as long as its header said.
@@ -143,7 +143,7 @@ class StreamedEngine:
                     reading.wait()
                     for file in load.files:
                         file.check_unchanged()
-                loaded.effective |= {**load.effective(), "read_s": round(reading.seconds, 6)}
+                loaded.effective |= {**load.effective(), "whole_read_s": round(reading.seconds, 6)}
                 loaded.wait = lambda: None  # from here on the caller's references alone keep the weights
 
             if load.has_misaligned():  # copies are made of these, so their bytes have to be there

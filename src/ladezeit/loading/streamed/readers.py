@@ -86,12 +86,17 @@ def run(
         crew.stop.set()
         for thread in started:
             thread.join()
-    error, crew.error = crew.error, None
+    _raise_error(crew)
+
+
+def _raise_error(holder: "_Crew | Reading") -> None:
+    """Raise what the holder failed with, once: the traceback holds frames, and with them the memory read into."""
+    error, holder.error = holder.error, None
     try:
         if error is not None:
             raise error
     finally:
-        del error  # its traceback holds this frame, and with it the memory that was read into
+        del error
 
 
 class Reading:
@@ -107,7 +112,7 @@ class Reading:
     def __init__(self, read: Callable[[threading.Event], None]) -> None:
         self._stop = threading.Event()
         self._read = read
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
         self._failed = False
         self._began = time.monotonic()
         self.seconds = 0.0
@@ -120,12 +125,7 @@ class Reading:
     def wait(self) -> None:
         """Return when all is read; raises what the reading failed with. `seconds` is then what it took."""
         self._thread.join()
-        error, self._error = self._error, None
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error  # its traceback holds this frame, and with it the memory that was read into
+        _raise_error(self)
         if self._failed:  # whoever passed over the error must not take what is there for the weights
             raise LoadError("the weights were not read: see the error before this one")
 
@@ -138,5 +138,5 @@ class Reading:
         try:
             self._read(self._stop)
         except BaseException as error:  # whatever it is, it is raised in the thread that waits
-            self._error, self._failed = error, True
+            self.error, self._failed = error, True
         self.seconds = time.monotonic() - self._began

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from ladezeit.results.attribution import attribute, phase_medians
 from ladezeit.results.comparison import PointFigures, Section
 from ladezeit.results.comparison_table import counts_text, p_text, plain
+from ladezeit.results.loading_profile import SPECIMEN
 from ladezeit.results.machines import machine_name
 from ladezeit.results.objectives import LOAD, figure
 from ladezeit.results.points import metric_of
 from ladezeit.results.ranking import against
 from ladezeit.results.seconds import seconds
 from ladezeit.results.statistics import ratio
+from ladezeit.results.varying import value_of
 
-#: The engine of managers before the cure, and the option that loads with their settings and nothing else.
-MANAGER_ENGINE = "legacy_manager"
+#: The option that loads with the manager's settings and nothing else.
 CURE = "cuda_fp16"
 
 _WALK = "load/module_walk"
@@ -49,8 +50,8 @@ ORIGIN = (
 def beside_the_origin(section: Section) -> list[str]:
     """Return paragraphs of Markdown; none where the section has no manager before the cure with its cure."""
     points = [point for point in section.ranked if point.spread]
-    managers = [point for point in points if _engine(point) == MANAGER_ENGINE]
-    cure = next((point for point in points if _name(point) == CURE), None)
+    managers = [point for point in points if _engine(point) == SPECIMEN]
+    cure = next((point for point in points if value_of(point.samples[0], "loading") == CURE), None)
     if not managers or cure is None:
         return []
     others = [point for point in points if point not in managers]
@@ -118,7 +119,3 @@ def _table(rows: Sequence[Row]) -> str:
 
 def _engine(point: PointFigures) -> object:
     return (point.samples[0].config.get("loading") or {}).get("engine")
-
-
-def _name(point: PointFigures) -> object:
-    return (point.samples[0].config.get("loading") or {}).get("name")

@@ -1,0 +1,109 @@
+"""What a caller can do with weights that are still on their way, and what happens when they never arrive."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from streamed_for_tests import EXTENT, WAYS, assert_same, checkpoint_of, descriptors
+from transformers import core_model_loading
+
+from ladezeit.checkpoint import page_cache
+from ladezeit.checkpoint.resolve import Checkpoint
+from ladezeit.config import Reading, StreamedLoading
+from ladezeit.errors import LoadError
+from ladezeit.loading.assemble import Assembling
+from ladezeit.loading.base import LoadedTensors, LoadRequest, WhenRead
+from ladezeit.loading.streamed.engine import StreamedEngine
+from ladezeit.loading.streamed.staging import HostDevice
+from ladezeit.measure.clock import Clock
+
+
+@contextmanager
+def opened(checkpoint: Checkpoint, way: str) -> Iterator[LoadedTensors]:
+    engine = StreamedEngine((lambda name: HostDevice()) if way == "ring" else (lambda name: None))
+    loading = StreamedLoading(name="streamed", extent_bytes=EXTENT, reading=Reading.direct)
+    with engine.open(LoadRequest(checkpoint, loading, "cpu", checkpoint.folder), Clock(time.monotonic_ns())) as loaded:
+        yield loaded
+
+
+@WAYS
+def test_a_model_can_be_built_while_its_weights_arrive(way: str, shard: Path, gate: threading.Event) -> None:
+    """Names, shapes and dtypes are there at once; whoever looks at values waits for all of them."""
+    wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
+    with opened(checkpoint_of(shard), way) as loaded:
+        early = {name: (tensor.shape, tensor.dtype) for name, tensor in loaded.by_name.items()}
+        assert early == {name: (tensor.shape, tensor.dtype) for name, tensor in wanted.items()}
+        assert loaded.effective == {}
+        threading.Timer(0.2, gate.set).start()
+        assert_same({name: awaited[...] for name, awaited in WhenRead(loaded).items()}, wanted)
+        assert loaded.effective["whole_read_s"] > 0
+
+
+@WAYS
+def test_a_reading_that_failed_stays_failed(way: str, shard: Path, io_error: None) -> None:
+    """Whoever passes over the error does not get what the memory held before for weights."""
+    whole, first = pytest.raises(LoadError, match="were not read"), pytest.raises(LoadError, match="Input/output error")
+    with whole, opened(checkpoint_of(shard), way) as loaded, first:
+        WhenRead(loaded)["a"][...]
+
+
+@WAYS
+def test_whoever_leaves_early_leaves_no_reader(way: str, shard: Path, gate: threading.Event) -> None:
+    """A model that cannot be built ends the reading: nothing writes into memory that nobody holds."""
+    threads_before, open_before = threading.active_count(), descriptors()
+    with pytest.raises(KeyError, match="no such model"), opened(checkpoint_of(shard), way):
+        threading.Timer(0.2, gate.set).start()
+        raise KeyError("no such model")
+    gate.wait()
+    time.sleep(0.05)  # the timer's own thread
+    assert (threading.active_count(), descriptors()) == (threads_before, open_before)
+
+
+def test_the_library_maps_all_names_before_a_byte_is_there(
+    own_tiny: Checkpoint, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `from_pretrained` does besides taking weights costs a load nothing: it is done while they are read."""
+    honest, queued = core_model_loading.spawn_materialize, []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        queued.append(1)
+        if len(queued) == len(own_tiny.tensors):
+            assert not gate.is_set()
+            gate.set()
+        return honest(*arguments, **options)
+
+    monkeypatch.setattr(core_model_loading, "spawn_materialize", counted)
+    page_cache.drop(own_tiny.shards)
+    model = assembled(own_tiny)
+    wanted = {name: tensor for shard in own_tiny.shards for name, tensor in load_file(shard).items()}
+    found = model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def test_a_disk_that_fails_is_the_error_of_the_load(own_tiny: Checkpoint, io_error: None) -> None:
+    """A weight that never arrives ends the load with file and offset, not with a tale of missing weights."""
+    page_cache.drop(own_tiny.shards)
+    with pytest.raises(LoadError, match=r"\.safetensors: .* offset \d+ .*Input/output error"):
+        assembled(own_tiny)
+
+
+def test_a_library_that_takes_weights_in_threads_gets_them_too(own_tiny: Checkpoint) -> None:
+    """Releases that know no switch for their threads wait in those, and every thread gets its weight."""
+    wanted = {name: tensor.clone() for shard in own_tiny.shards for name, tensor in load_file(shard).items()}
+    page_cache.drop(own_tiny.shards)
+    with opened(own_tiny, "in place") as loaded, ThreadPoolExecutor(4) as pool:
+        found = dict(pool.map(lambda pair: (pair[0], pair[1][...]), WhenRead(loaded).items()))
+    assert_same(found, wanted)
+
+
+def assembled(checkpoint: Checkpoint) -> Any:
+    loading = StreamedLoading(name="streamed", extent_bytes=EXTENT, reading=Reading.direct)
+    request = LoadRequest(checkpoint, loading, "cpu", checkpoint.folder)
+    return Assembling(StreamedEngine()).load(request, Clock(time.monotonic_ns())).model
