@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+from ladezeit.checkpoint import page_cache
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.quantised_engine import QuantisedEngine
@@ -84,6 +85,13 @@ class WarmsTheCache(TransformersEngine):
     def prepare(self, request: LoadRequest) -> None:
         for shard in request.checkpoint.shards:
             shard.read_bytes()
+
+
+class LosesTheCache(TransformersEngine):
+    """Has the shards forgotten before the clock starts, as a system does that wants its memory back."""
+
+    def prepare(self, request: LoadRequest) -> None:
+        page_cache.drop(request.checkpoint.shards)
 
 
 class Steady(TransformersEngine):

@@ -173,6 +173,14 @@ def test_a_cold_sample_that_was_not_cold_is_invalid(measure: Callable[..., Resul
     assert result.metrics["cache/resident_before_share"] > 0.5
 
 
+def test_a_warm_file_that_the_system_took_back_is_warmed_again(measure: Callable[..., Result]) -> None:
+    """A machine that takes cached pages back while processes start costs no sample, and the result tells."""
+    result = measure("LosesTheCache", cache=CacheConfig(CacheState.warm))
+    assert result.status is Status.ok, result.reason
+    assert result.metrics["cache/resident_before_share"] > 0.99
+    assert result.effective["warmed_again_from_share"] < 0.5
+
+
 @pytest.mark.parametrize("state", [CacheState.cold, CacheState.warm])
 def test_the_cache_state_is_what_was_asked_for_when_the_load_starts(
     measure: Callable[..., Result], state: CacheState
