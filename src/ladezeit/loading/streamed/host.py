@@ -74,8 +74,10 @@ class HostPlace:
 
     def _from_mapping(self, extent: Extent) -> None:
         base = self._plans[extent.shard].base
-        memory.touch(extent, self.spans[extent.shard][extent.begin - base :], self._files[extent.shard])
-        self._put(extent, self.spans[extent.shard], base)
+        mapped = self.spans[extent.shard][extent.begin - base :]
+        memory.touch(extent, mapped, self._files[extent.shard])
+        self._put(extent, mapped, extent.begin)
+        memory.let_go(extent, mapped)
 
     def _scattered(self, extent: Extent) -> None:
         places = [

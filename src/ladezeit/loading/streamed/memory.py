@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MADV_POPULATE_READ = 22  # since Linux 5.14
+_MADV_DONTNEED = 4
 _MADV_HUGEPAGE = 14
 _MAP_FIXED = 0x10
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -101,6 +102,16 @@ def touch(extent: Extent, memory: "Tensor", file: ShardFile) -> None:
     if number not in (errno.EINVAL, errno.ENOSYS):
         raise file.failed(extent.begin, f"its mapped pages are gone (error {number}: {errno.errorcode.get(number)})")
     memory[: extent.size : PAGE].max()  # an old kernel: one byte of each page
+
+
+def let_go(extent: Extent, memory: "Tensor") -> None:
+    """Take the pages of a mapped extent, whose bytes are the start of `memory`, out of this process again.
+
+    The file's pages stay in the page cache. Left to the end of a load, unmapping 3 GB took one thread a twentieth of a
+    second while the others had nothing to do.
+    """
+    size = extent.size // PAGE * PAGE  # the next extent begins on a page
+    _libc.madvise(ctypes.c_void_p(memory.data_ptr()), ctypes.c_size_t(size), _MADV_DONTNEED)
 
 
 def populate(memory: "Tensor") -> None:
