@@ -1,13 +1,14 @@
 """Whether a right load is ever called wrong: every engine, model after model, by real sweeps with ``validation=full``.
 
-    python benchmarks/no_false_alarm.py [--model NAME …] [--samples 5] [--output FOLDER]
+    python benchmarks/no_false_alarm.py [--model NAME …] [--methods NAME,…] [--samples 5] [--output FOLDER]
 
 A proof that cries wolf is switched off. So each method loads each model several times, each time in a process of its
 own, and every sample must end ``ok``: bits, placement and what the model says. What a machine cannot run is counted
 with its reason. Nothing is timed, and computing takes one thread, so other work on the machine does no harm.
 
-Output: FOLDER ``no_false_alarm.json`` and ``no_false_alarm.md``, a table of counts; models that are measured again
-replace what the files had of them. The last line is one JSON document. The exit code is 1 where a sample was wrong.
+Output: FOLDER ``no_false_alarm.json`` and ``no_false_alarm.md``, a table of counts; methods that are loaded again
+replace what the files had of them for that model. The last line is one JSON document. The exit code is 1 where a sample
+was wrong.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from typing import Any
 
 METHODS = (
     "transformers,transformers_sync,transformers_no_mmap,legacy_manager,accelerate,safetensors_mmap,safetensors_pread,"
-    "fastsafetensors,runai_streamer,torch_dcp,tensorizer,tensorizer_verify_hash,gguf,streamed,auto"
+    "fastsafetensors,runai_streamer,torch_dcp,tensorizer,tensorizer_verify_hash,gguf,streamed,auto,"
+    "bitsandbytes_8bit,bitsandbytes_4bit,torchao_int8"
 )
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -33,6 +35,8 @@ PACKAGES = (
     "fastsafetensors",
     "runai-model-streamer",
     "tensorizer",
+    "bitsandbytes",
+    "torchao",
 )
 
 
@@ -52,16 +56,17 @@ def main() -> None:
         asked = ["-m", f"model={name}", f"loading={arguments.methods}", f"sample=range({arguments.samples})"]
         asked += ["loading.dtype=auto", "validation=full", "inference=none", "process=prewarmed", "cache=as_is"]
         asked += ["runtime.threads=1", f"device={arguments.device}", "tracking=none", "ceilings=false"]
-        report["models"][name] = {"command": f"ladezeit {' '.join(asked)}", **counted(asked)}
+        before = report["models"].get(name, {})
+        report["models"][name] = merged(before, {"commands": [f"ladezeit {' '.join(asked)}"], **counted(asked)})
         path.write_text(json.dumps(report, indent=2) + "\n")
         path.with_suffix(".md").write_text(table(report))
     print(table(report))
     print(json.dumps(report))
-    sys.exit(int(any(model["counts"].get("wrong", 0) for model in report["models"].values())))
+    sys.exit(int(total(report["models"])["wrong"] > 0))
 
 
 def counted(asked: list[str]) -> dict[str, Any]:
-    """Run one sweep; return how its samples ended, in all and by method, and why those that are not ok did."""
+    """Run one sweep; return how its samples ended by method, and why those that are not ok did."""
     with tempfile.TemporaryDirectory(prefix="ladezeit-alarm-") as folder:
         command = [sys.executable, "-m", "ladezeit", *asked, "discard_first=false", f"outputs={folder}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -75,7 +80,6 @@ def counted(asked: list[str]) -> dict[str, Any]:
         f"{result['config']['loading']['name']}: {result['reason']}" for result in found if result["status"] != "ok"
     }
     return {
-        "counts": dict(Counter(result["status"] for result in found)),
         "methods": {name: dict(statuses) for name, statuses in sorted(methods.items())},
         "reasons": sorted(reasons),
         "cpu": found[0]["environment"]["cpu"],
@@ -83,19 +87,38 @@ def counted(asked: list[str]) -> dict[str, Any]:
     }
 
 
+def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Return what was counted of a model before, with what its methods that were loaded now have come to instead."""
+    kept = {name: ended for name, ended in before.get("methods", {}).items() if name not in now["methods"]}
+    reasons = [reason for reason in before.get("reasons", []) if reason.partition(":")[0] in kept]
+    return {
+        **now,
+        "commands": (before.get("commands", []) if kept else []) + now["commands"],
+        "methods": dict(sorted((kept | now["methods"]).items())),
+        "reasons": sorted(reasons + now["reasons"]),
+    }
+
+
+def total(models: dict[str, Any]) -> Counter[str]:
+    """Return how the samples of all models ended."""
+    found = Counter[str]()
+    for model in models.values():
+        for ended in model["methods"].values():
+            found.update(ended)
+    return found
+
+
 def table(report: dict[str, Any]) -> str:
     """Return the report as Markdown."""
     models = report["models"]
     names = sorted({name for model in models.values() for name in model["methods"]})
-    total = Counter[str]()
-    for model in models.values():
-        total.update(model["counts"])
+    ended = total(models)
     lines = [
         "# No false alarm",
         "",
         "Right loads, each in a process of its own, proven by `validation=full`: how they ended.",
         "",
-        f"**{total['wrong']} of {total.total()} were called wrong**; {dict(total)}.",
+        f"**{ended['wrong']} of {ended.total()} were called wrong**; {_cell(ended)}.",
         "",
         f"| method | {' | '.join(models)} |",
         f"|---{'|:-:' * len(models)}|",
@@ -104,7 +127,11 @@ def table(report: dict[str, Any]) -> str:
             for name in names
         ),
         "",
-        *(f"- {name}: `{model['command']}`, on {model['cpu']['model']}" for name, model in models.items()),
+        *(
+            f"- {name}: `{command}`, on {model['cpu']['model']}"
+            for name, model in models.items()
+            for command in model["commands"]
+        ),
         *(f"- {name}: {reason}" for name, model in models.items() for reason in model["reasons"]),
         f"- {', '.join(f'{name} {found}' for name, found in report['packages'].items())}",
     ]
