@@ -69,7 +69,8 @@ class HostPlace:
             with self._processors:
                 memory.touch(extent, self.spans[extent.shard][begin:], file)
         else:
-            memory.populate(self.spans[extent.shard][begin : begin + extent.size])
+            with self._processors:  # or all threads are at it together, no disk is asked, and no model is built
+                memory.populate(self.spans[extent.shard][begin : begin + extent.size])
             file.read(extent, self._span_views[extent.shard][begin:])
 
     def _from_mapping(self, extent: Extent) -> None:
