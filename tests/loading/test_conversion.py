@@ -22,7 +22,7 @@ from ladezeit.config import LOADINGS, CacheConfig, CacheState, DType
 from ladezeit.errors import CheckpointError, LoadError, NotRunnableError
 from ladezeit.loading import registry
 from ladezeit.loading.base import LoadRequest
-from ladezeit.loading.conversion import Conversion, convert
+from ladezeit.loading.conversion import Conversion, conversion_for, convert
 from ladezeit.measure.clock import LOAD, Clock
 from ladezeit.result import Identity, Status
 from ladezeit.sample.supervisor import Supervisor
@@ -42,6 +42,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "tensorizer_verify_hash": ("tensorizer", {"verify_hash": True}),
     "gguf": ("gguf", {}),
 }
+#: accelerate reads safetensors like others, and of experts a copy in which they are merged.
+METHODS_OF_EXPERTS = {**METHODS, "accelerate": ("accelerate", {})}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def converted(name: str, checkpoint: Checkpoint, cache: Path) -> Conversion:
 
 
 def load(method: str, checkpoint: Checkpoint, conversion: Conversion | None, dtype: DType = DType.auto) -> Any:
-    name, arguments = METHODS[method]
+    name, arguments = METHODS_OF_EXPERTS[method]
     loading = LOADINGS[name](name=method, engine=name, dtype=dtype, **arguments)
     request = LoadRequest(checkpoint, loading, "cpu", Path("/nowhere"), conversion=conversion)
     engine = registry.engine(name)
@@ -116,6 +118,7 @@ CASTS = (
         *((method, kind, DType.auto) for method in ("tensorizer", "gguf") for kind in KINDS),
         *((method, *cast) for method in ("tensorizer", "gguf") for cast in CASTS),
         *(("tensorizer_verify_hash", kind, DType.auto) for kind in ("shards", "mixture of experts")),
+        *(("accelerate", "mixture of experts", dtype) for dtype in (DType.auto, DType.float32, DType.float16)),
     ],
 )
 def test_the_model_equals_from_pretrained(
@@ -123,7 +126,7 @@ def test_the_model_equals_from_pretrained(
 ) -> None:
     """Every parameter and buffer bit for bit, ties, configs, mode and logits: the format changes nothing but speed."""
     checkpoint = checkpoints[kind]
-    ours = load(method, checkpoint, converted(METHODS[method][0], checkpoint, cache), dtype).model
+    ours = load(method, checkpoint, converted(METHODS_OF_EXPERTS[method][0], checkpoint, cache), dtype).model
     theirs: Any = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype.value, device_map="cpu")
     assert type(ours) is type(theirs) and not ours.training
     mine, other = ours.state_dict(), theirs.state_dict()
@@ -142,8 +145,13 @@ def test_the_model_equals_from_pretrained(
         assert torch.equal(ours(ids).logits, theirs(ids).logits)
 
 
-@pytest.mark.parametrize("kind", ["tied", "mixture of experts"])
-@pytest.mark.parametrize("name", ["tensorizer", "gguf"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, kind) for name in ("tensorizer", "gguf") for kind in ("tied", "mixture of experts")),
+        ("accelerate", "mixture of experts"),
+    ],
+)
 def test_a_model_can_be_saved_again(
     name: str, kind: str, checkpoints: dict[str, Checkpoint], cache: Path, tmp_path: Path
 ) -> None:
@@ -155,7 +163,7 @@ def test_a_model_can_be_saved_again(
     assert saved.keys() == there.keys() and all(bits(saved[name]) == bits(there[name]) for name in there)
 
 
-@pytest.mark.parametrize("name", ["tensorizer", "gguf"])
+@pytest.mark.parametrize("name", ["tensorizer", "gguf", "accelerate"])
 def test_writing_to_a_weight_changes_no_file(name: str, checkpoints: dict[str, Checkpoint], cache: Path) -> None:
     """Who trains a model does not spoil the cache for the next load."""
     checkpoint = checkpoints["mixture of experts"]
@@ -289,6 +297,26 @@ def test_another_architecture_is_skipped_by_name(checkpoints: dict[str, Checkpoi
     packed = replace(checkpoints["tied"], tensors=(replace(checkpoints["tied"].tensors[0], dtype="F4"),))
     with pytest.raises(NotRunnableError, match=r"tensorizer cannot hold tensors of F4"):
         converted("tensorizer", packed, tmp_path)
+
+
+def test_only_experts_are_merged_for_accelerate(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    """A dense model is read as it is: no second copy of its weights lies on the disk."""
+    for kind in ("tied", "shards", "llama"):
+        assert conversion_for("accelerate", checkpoints[kind], "test", tmp_path, lambda what, done, total: None) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_experts_over_shards_are_merged(cache: Path, tmp_path: Path) -> None:
+    """The file is what transformers itself writes in the model's own layout, whatever shards the experts lay in."""
+    model = model_config("tiny")
+    model.name, model.architecture, model.shard_bytes = "tiny-moe-shards", TINY_MOE, 60_000
+    checkpoint = prepare(model, cache)
+    assert len(checkpoint.shards) > 2
+    theirs: Any = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype="auto")
+    theirs.save_pretrained(tmp_path, save_original_format=False)
+    wanted = load_file(tmp_path / "model.safetensors")
+    found = load_file(converted("accelerate", checkpoint, cache).files[0])
+    assert found.keys() == wanted.keys() and all(bits(found[name]) == bits(wanted[name]) for name in wanted)
 
 
 def test_thousands_of_tensors_become_several_files(tmp_path: Path) -> None:

@@ -1,20 +1,24 @@
 """The engine `accelerate`: an empty model filled by `load_checkpoint_and_dispatch`, as accelerate's guide has it.
 
 accelerate knows neither the renames and conversions of `from_pretrained` nor what a missing weight means: it logs and
-goes on. Keys are therefore compared before anything is read. See
+goes on. Keys are therefore compared before anything is read, and mixtures of experts are read from a copy in the
+model's own layout (`merged_format`). See
 https://huggingface.co/docs/accelerate/concept_guides/big_model_inference.
 """
 
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ladezeit.checkpoint.headers import read_header
 from ladezeit.checkpoint.weight_files import INDEX
 from ladezeit.config import STRATEGIES, AccelerateLoading, DType
 from ladezeit.errors import LoadError
 from ladezeit.loading import placement
 from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.loading.conversion import converted_files
 from ladezeit.loading.mapped_modules import refuse_uncovered, refuse_unknown_modules
 from ladezeit.loading.model_class import model_class
 from ladezeit.loading.shapes import refuse_misshapen
@@ -39,6 +43,8 @@ class AccelerateEngine(TransformersEngine):
         """
         loading = request.loading
         assert isinstance(loading, AccelerateLoading)
+        if request.conversion is not None:
+            request = _of_conversion(request)
         model = _skeleton(request, clock)
         _refuse_other_keys(model, request)
         refuse_misshapen(model, request)
@@ -54,6 +60,13 @@ class AccelerateEngine(TransformersEngine):
         loaded.model = _fill(model, device_map, request, clock)
         self.after_load(loaded, request, clock)
         return loaded
+
+
+def _of_conversion(request: LoadRequest) -> LoadRequest:
+    """Return the request with the converted file as the shard of its checkpoint; configs are the checkpoint's still."""
+    (file,) = converted_files(request)
+    merged = replace(request.checkpoint, shards=(file,), tensors=read_header(file).tensors)
+    return replace(request, checkpoint=merged)
 
 
 def _skeleton(request: LoadRequest, clock: Clock) -> Any:

@@ -25,6 +25,7 @@ from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.store import Progress, Recipe, build
 from ladezeit.checkpoint.strict_json import shortened
 from ladezeit.errors import CheckpointError, LoadError
+from ladezeit.loading import registry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,6 +51,10 @@ class Converter(Protocol):
 
     def identity(self) -> dict[str, Any]:
         """Return what the files depend on besides the checkpoint: versions of the library and of this code."""
+        ...
+
+    def wanted(self, checkpoint: Checkpoint) -> bool:
+        """Say whether the engine needs this checkpoint converted, and cannot read it as it is."""
         ...
 
     def check(self, checkpoint: Checkpoint) -> None:
@@ -118,6 +123,16 @@ def convert(target: str, checkpoint: Checkpoint, model_name: str, cache: Path, p
     files = tuple(sorted(folder.glob(f"*{converter.suffix}")))
     seconds = json.loads((folder / _SECONDS_FILE).read_text(encoding="utf-8"))["seconds"]
     return Conversion(folder, files, sum(path.stat().st_size for path in files), seconds)
+
+
+def conversion_for(
+    engine: str, checkpoint: Checkpoint, model_name: str, cache: Path, progress: Progress
+) -> Conversion | None:
+    """Return what `engine` reads in place of `checkpoint`, see `convert`; None where it reads the checkpoint itself."""
+    target = registry.converter(engine)
+    if target is None or not converter_of(target).wanted(checkpoint):
+        return None
+    return convert(target, checkpoint, model_name, cache, progress)
 
 
 def converted_files(request: "LoadRequest") -> tuple[Path, ...]:

@@ -57,6 +57,10 @@ class GgufConverter:
         """See `Converter.identity`."""
         return {"converter": _CONVERTER, "gguf": version("gguf")}
 
+    def wanted(self, checkpoint: Checkpoint) -> bool:
+        """See `Converter.wanted`: the engine reads nothing else."""
+        return True
+
     def check(self, checkpoint: Checkpoint) -> None:
         """See `Converter.check`: a few architectures, three dtypes."""
         model_type = checkpoint.config.get("model_type")

@@ -26,7 +26,7 @@ class EngineEntry:
     `devices` and `formats` what it can serve; `yields_tensors` whether it is a `TensorEngine`, whose tensors are made
     a model by `ladezeit.loading.assemble`. `releases` are requirements of package versions (``safetensors>=0.9``),
     `device_file` a path that a driver makes, without which the engine would do something else. `converter`, as
-    ``module:Class``, writes checkpoints in the engine's own format (see `ladezeit.loading.conversion`).
+    ``module:Class``, writes checkpoints in the format that the engine reads (see `ladezeit.loading.conversion`).
     """
 
     target: str
@@ -49,7 +49,10 @@ ENGINES = {
     ),
     "tensor_parallel": EngineEntry("ladezeit.loading.tensor_parallel_engine:TensorParallelEngine"),
     "streamed": EngineEntry("ladezeit.loading.streamed.engine:StreamedEngine", yields_tensors=True),
-    "accelerate": EngineEntry("ladezeit.loading.accelerate_engine:AccelerateEngine"),
+    "accelerate": EngineEntry(
+        "ladezeit.loading.accelerate_engine:AccelerateEngine",
+        converter="ladezeit.loading.merged_format:MergedConverter",
+    ),
     "bitsandbytes_8bit": EngineEntry(
         "ladezeit.loading.quantised_engine:QuantisedEngine",
         formats=("safetensors", "pickle"),
@@ -191,7 +194,7 @@ def engine(name: str) -> Engine:
 
 
 def converter(name: str) -> str | None:
-    """Return the converter to the format of the engine `name`; None where it reads checkpoints as they are."""
+    """Return the converter to the format of the engine `name`; None where it reads all checkpoints as they are."""
     return ENGINES[name].converter if name in ENGINES else None
 
 

@@ -34,6 +34,10 @@ class TensorizerConverter:
         """See `Converter.identity`."""
         return {"converter": _CONVERTER, "tensorizer": version("tensorizer")}
 
+    def wanted(self, checkpoint: Checkpoint) -> bool:
+        """See `Converter.wanted`: the engine reads nothing else."""
+        return True
+
     def check(self, checkpoint: Checkpoint) -> None:
         """See `Converter.check`: every dtype that torch has is kept exactly; tensors without elements are not."""
         unknown = sorted({entry.dtype for entry in checkpoint.tensors if not has_torch_name(entry.dtype)})

@@ -190,12 +190,12 @@ class _Load:
         self._apply_runtime()
         check_fits(config, checkpoint, self.device.name)
         conversion = None
-        target = registry.converter(config.loading.engine)
-        if target is not None:
-            from ladezeit.loading.conversion import convert
+        engine = config.loading.engine
+        if registry.converter(engine) is not None:
+            from ladezeit.loading.conversion import conversion_for
 
             with self.clock.span("prepare/convert"):
-                conversion = convert(target, checkpoint, config.model.name, cache_folder(), self.progress)
+                conversion = conversion_for(engine, checkpoint, config.model.name, cache_folder(), self.progress)
         return load_steps.make_request(
             config,
             checkpoint,

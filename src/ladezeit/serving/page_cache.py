@@ -14,8 +14,7 @@ from ladezeit.checkpoint.prefetching import bring_in, missing_pieces
 from ladezeit.checkpoint.resolve import Checkpoint, Progress, inspect, locate, prepare
 from ladezeit.config import LoadingConfig, ModelConfig
 from ladezeit.errors import CheckpointError, ConfigError
-from ladezeit.loading.conversion import convert
-from ladezeit.loading.registry import converter
+from ladezeit.loading.conversion import conversion_for
 from ladezeit.measure.limits import available_memory_bytes
 from ladezeit.plan import TooLittleMemoryError
 from ladezeit.serving.asked import loading_of, model_of
@@ -145,10 +144,11 @@ def _files(
     told: Progress,
 ) -> tuple[Path, ...]:
     """Return the files that the method reads: the shards, or what they were converted to."""
-    target = converter(loading_of(loading, config_dir).engine) if loading is not None else None
-    if target is None:
+    if loading is None:
         return checkpoint.shards
-    return convert(target, checkpoint, model.name, cache_folder(), told).files
+    engine = loading_of(loading, config_dir).engine
+    converted = conversion_for(engine, checkpoint, model.name, cache_folder(), told)
+    return checkpoint.shards if converted is None else converted.files
 
 
 def _folder(config_dir: str | os.PathLike[str] | None) -> Path | None:

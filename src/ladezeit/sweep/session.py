@@ -15,7 +15,7 @@ from ladezeit.checkpoint.synthetic import synthetic_sizes
 from ladezeit.config import ModelConfig, RunConfig, SyntheticModel, TrackingConfig
 from ladezeit.console.display import Display
 from ladezeit.errors import CheckpointError, LadezeitError, NotRunnableError
-from ladezeit.loading.conversion import Conversion, convert
+from ladezeit.loading.conversion import Conversion, conversion_for
 from ladezeit.loading.quantisation import scheme
 from ladezeit.loading.registry import converter
 from ladezeit.measure.ceilings import Ceilings, measure_apart
@@ -44,7 +44,7 @@ class Session:
         self.results: list[Result] = []
         self.planned = 1
         self._checkpoints: dict[str, Checkpoint] = {}
-        self._conversions: dict[tuple[str, str], Conversion] = {}
+        self._conversions: dict[tuple[str, str], Conversion | None] = {}
         self._devices: dict[str, ResolvedDevice] = {}
         self._baselines: dict[str, int] = {}
         self._environments: dict[tuple[str, Path], dict[str, Any]] = {}
@@ -69,8 +69,9 @@ class Session:
         return self._checkpoints[key]
 
     def conversion(self, config: RunConfig) -> Conversion | None:
-        """Return the model in its engine's own format, converted where it was not there; None where it has none."""
-        model, target = config.model, converter(config.loading.engine)
+        """Return the model in its engine's own format, converted where it was not there; None where it needs none."""
+        model, engine = config.model, config.loading.engine
+        target = converter(engine)
         if target is None:
             return None
         key = (repr(model), target)
@@ -78,7 +79,7 @@ class Session:
             checkpoint = self.checkpoint(model)
             with self.display.console.status(f"{model.name}: looking for its conversion") as status:
                 told = _told(status, model.name)
-                self._conversions[key] = convert(target, checkpoint, model.name, cache_folder(), told)
+                self._conversions[key] = conversion_for(engine, checkpoint, model.name, cache_folder(), told)
         return self._conversions[key]
 
     def sizes(self, model: ModelConfig) -> Sizes:
