@@ -27,7 +27,8 @@ class LoadRequest:
     `device` is a torch device name (``cpu``, ``cuda:0``); `attn_implementation` None leaves the library's choice;
     `scratch` is an empty folder that outlives the load (for offloaded weights). `arrangement` says which tensors the
     model keeps as one and in which dtype, for engines that can put them so at once; `progress` is told how far the
-    reading is, by engines that know. `conversion` is the checkpoint as its engine reads it, where that is not as it lies.
+    reading is, by engines that know. `conversion` is the checkpoint as its engine reads it, where it is not read as it
+    lies.
     """
 
     checkpoint: "Checkpoint"
