@@ -4,7 +4,7 @@ It is `from_pretrained` of the concrete class with the tensors as its state dict
 experts), ties and non-persistent buffers are the library's own, and parameters that need no conversion are the tensors
 themselves, not copies. What that call leaves undone is done here: generation config, the model's origin, and an error
 for every missing or unexpected key. What it does too much is taken out: reserving the device's memory a second time,
-and threads for tensors to which nothing is left to do.
+threads for tensors to which nothing is left to do, and expressions for the names of every other architecture.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from ladezeit.errors import LoadError
-from ladezeit.loading import seams
+from ladezeit.loading import conversion_mapping, seams
 from ladezeit.loading.arrangement import Arrangement, arrange
 from ladezeit.loading.base import Awaited, EngineModel, LoadedTensors, LoadRequest, TensorEngine, WhenRead
 from ladezeit.loading.merge import merge
@@ -50,6 +50,7 @@ class Assembling:
             LoadError: a weight is missing, unexpected or of another shape.
         """
         with clock.span("load/arrange"):
+            conversion_mapping.build()
             request = replace(request, arrangement=arrange(request))
         with self._engine.open(request, clock) as loaded:
             lent_bytes = _lent_bytes(loaded)
