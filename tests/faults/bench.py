@@ -26,7 +26,7 @@ from ladezeit.config.hydra_schemas import register
 from ladezeit.errors import NotRunnableError
 from ladezeit.loading import registry
 from ladezeit.loading.base import EngineModel
-from ladezeit.loading.conversion import Conversion, convert
+from ladezeit.loading.conversion import Conversion, conversion_for
 from ladezeit.measure.clock import Clock
 from ladezeit.sample import load_steps
 from ladezeit.validation import NEED_REFERENCE, Expected, prove, prove_spoken
@@ -159,10 +159,7 @@ class Bench:
         return folder
 
     def _conversion(self, engine: str) -> Conversion | None:
-        converter = registry.converter(engine)
-        if converter is None:
-            return None
-        return convert(converter, self.checkpoint, "tiny", self._cache, lambda *_: None)
+        return conversion_for(engine, self.checkpoint, "tiny", self._cache, lambda *_: None)
 
     def _damaged_conversion(self, fault: Fault, conversion: Conversion) -> Conversion:
         folder = self._scratch / f"{conversion.folder.name}-{fault}"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from ladezeit.errors import CombinationError, LoadError, NotRunnableError
 from ladezeit.loading import registry
 from ladezeit.loading.assemble import Assembling
 from ladezeit.loading.base import EngineModel, LoadRequest
-from ladezeit.loading.conversion import convert
+from ladezeit.loading.conversion import conversion_for
 from ladezeit.measure.clock import LOAD, Clock
 
 CONF = Path(__file__).parents[2] / "conf" / "loading"
@@ -98,8 +99,7 @@ def mixed(folder: Path) -> Checkpoint:
 
 def request_of(name: str, checkpoint: Checkpoint, scratch: Path, device: str = "cpu", **arguments: Any) -> LoadRequest:
     loading: LoadingConfig = LOADINGS[name](name=name, engine=name, **arguments)
-    converter = registry.converter(name)
-    made = convert(converter, checkpoint, "test", cache_folder(), lambda *_: None) if converter else None
+    made = conversion_for(name, checkpoint, "test", cache_folder(), lambda *_: None)
     return LoadRequest(checkpoint, loading, device, scratch, conversion=made)
 
 
@@ -311,12 +311,12 @@ def test_dcp_refuses_a_folder_with_other_weights(checkpoints: dict[str, Checkpoi
         tensors_of(request_of("torch_dcp", inspect(folder, "own"), tmp_path))
 
 
-def test_accelerate_refuses_a_checkpoint_that_needs_conversion(cache: Path, tmp_path: Path) -> None:
-    """It would leave every expert on `meta`, log a line and call it a success."""
+def test_accelerate_refuses_experts_that_were_not_merged(cache: Path, tmp_path: Path) -> None:
+    """accelerate alone would leave every expert on `meta`, log a line and call it a success."""
     model = model_config("tiny")
     model.name, model.architecture = "tiny-moe", TINY_MOE
     with pytest.raises(LoadError, match=r"missing: .*experts.*Use loading=transformers"):
-        load(request_of("accelerate", prepare(model, cache), tmp_path))
+        load(replace(request_of("accelerate", prepare(model, cache), tmp_path), conversion=None))
 
 
 def test_accelerate_places_by_a_strategy_and_converts(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
