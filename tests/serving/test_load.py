@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import ladezeit
 from configs_for_tests import TINY_MOE, model_config
 from ladezeit.config import ModelConfig, SyntheticModel
-from ladezeit.errors import LoadError, NotRunnableError
+from ladezeit.errors import NotRunnableError
 from ladezeit.loading import registry
 
 #: Methods for every kind of engine that a machine without a GPU has; options of other placements cast to float16.
