@@ -110,7 +110,7 @@ class CudaDevice:
                 # Where they differ torch would cast on the CPU, before it copies.
                 same = target.dtype == source.dtype
                 target.copy_(source if same else source.to(self.device, non_blocking=True), non_blocking=True)
-            copied: Any = event()
+            copied: Any = event(blocking=True)  # a wait that spins takes a processor from a thread that reads
             copied.record(self._stream)
         wait: Callable[[], None] = copied.synchronize
         return wait
