@@ -28,7 +28,7 @@ from ladezeit.config import (
 )
 from ladezeit.measure.clock import LOAD
 from ladezeit.result import Identity, Result, Status, read
-from ladezeit.sample.supervisor import Supervisor
+from ladezeit.sample.supervisor import Supervisor, last_words
 from ladezeit.sample.worker_spec import WorkerSpec
 
 
@@ -136,6 +136,18 @@ def test_a_crash_names_the_signal_and_keeps_the_stack(measure: Callable[..., Res
     assert result.status is Status.killed
     assert result.reason and "SIGSEGV" in result.reason
     assert result.error and "engines_for_tests.py" in result.error.trace
+
+
+def test_the_stack_of_a_crash_is_kept_beside_hundreds_of_extension_modules(tmp_path: Path) -> None:
+    """The interpreter names them all in one line after the stack: it must not push the stack out of the report."""
+    modules = ", ".join(f"package.extension_module_{n}" for n in range(400))
+    (tmp_path / "worker.log").write_text(
+        "noise\n" * 5000 + f"Fatal Python error: Segmentation fault\n  File 'a.py', line 7 in load\n\n"
+        f"Extension modules: {modules} (total: 400)\n"
+    )
+    words = last_words(tmp_path)
+    assert "line 7 in load" in words and "extension_module_399" not in words
+    assert len(words) <= 4000
 
 
 def test_leaving_without_a_result_is_a_failure(measure: Callable[..., Result]) -> None:

@@ -3,20 +3,20 @@
 It is `from_pretrained` of the concrete class with the tensors as its state dict: renames, converters (mixtures of
 experts), ties and non-persistent buffers are the library's own, and parameters that need no conversion are the tensors
 themselves, not copies. What that call leaves undone is done here: generation config, the model's origin, and an error
-for every missing or unexpected key. What it does too much is taken out: reserving the device's memory a second time,
-threads for tensors to which nothing is left to do, and expressions for the names of every other architecture.
+for every missing or unexpected key. What it does too much is taken out (`ladezeit.loading.lean`), and so are threads
+for tensors to which nothing is left to do.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from ladezeit.errors import LoadError
-from ladezeit.loading import conversion_mapping, seams
+from ladezeit.loading import seams
 from ladezeit.loading.arrangement import Arrangement, arrange
 from ladezeit.loading.base import Awaited, EngineModel, LoadedTensors, LoadRequest, TensorEngine, WhenRead
+from ladezeit.loading.lean import lean
 from ladezeit.loading.merge import merge
 from ladezeit.loading.model_class import model_class
 from ladezeit.loading.process_environment import variables
@@ -49,8 +49,7 @@ class Assembling:
         Raises:
             LoadError: a weight is missing, unexpected or of another shape.
         """
-        with clock.span("load/arrange"):
-            conversion_mapping.build()
+        with lean(), clock.span("load/arrange"):
             request = replace(request, arrangement=arrange(request))
         with self._engine.open(request, clock) as loaded:
             lent_bytes = _lent_bytes(loaded)
@@ -108,7 +107,7 @@ def _from_state_dict(
     effective: dict[str, Any] = {"arguments": {**arguments, "device_map": {"": str(request.device)}}}
     # Tensors that are there as the model wants them are work for no thread, and waited for where that is on the clock.
     alone = variables({"HF_DEACTIVATE_ASYNC_LOAD": "1" if isinstance(tensors, WhenRead) else None})
-    with _without_second_reservation(), naming_misshapen(request), alone:
+    with lean(), naming_misshapen(request), alone:
         if clock.detail:
             with seams.observed(clock, own_class, _PHASES) as missing:
                 model, info = own_class.from_pretrained(None, **call)
@@ -122,23 +121,6 @@ def _from_state_dict(
         mismatched_keys=sorted(str(key) for key in info["mismatched_keys"]),
         effective=effective,
     )
-
-
-@contextmanager
-def _without_second_reservation() -> Iterator[None]:
-    """Keep `from_pretrained` from reserving the weights' bytes on the device: they are there already."""
-    from transformers import modeling_utils
-
-    name = "caching_allocator_warmup"
-    found = getattr(modeling_utils, name, None)
-    if found is None:  # a version without the reservation has nothing to take out
-        yield
-        return
-    setattr(modeling_utils, name, lambda *_, **__: None)
-    try:
-        yield
-    finally:
-        setattr(modeling_utils, name, found)
 
 
 def refuse_incomplete(made: EngineModel) -> None:

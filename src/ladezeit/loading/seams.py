@@ -14,24 +14,27 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from packaging.version import Version
+
 from ladezeit.measure.clock import Clock
 
 
 @dataclass(frozen=True)
 class Seam:
-    """A function of a library by module and attribute path, and the phase that it is."""
+    """A function of a library by module and attribute path, the phase that it is, and the release it came with."""
 
     module: str
     attribute: str
     phase: str
+    since: str = "0"
 
 
-#: The steps of `from_pretrained` in transformers 5.17 to 5.23, outermost first.
+#: The steps of `from_pretrained` in transformers 5.17 to 5.24, outermost first.
 SEAMS = (
-    Seam("transformers.models.auto.auto_factory", "resolve_revision", "load/resolve"),
+    Seam("transformers.models.auto.auto_factory", "resolve_revision", "load/resolve", since="5.18"),
     Seam("transformers.models.auto.auto_factory", "find_adapter_config_file", "load/resolve"),
     Seam("transformers.models.auto.configuration_auto", "AutoConfig.from_pretrained", "load/config"),
-    Seam("transformers.modeling_utils", "resolve_revision", "load/resolve"),
+    Seam("transformers.modeling_utils", "resolve_revision", "load/resolve", since="5.18"),
     Seam("transformers.modeling_utils", "maybe_load_adapters", "load/resolve"),
     Seam("transformers.modeling_utils", "_get_resolved_checkpoint_files", "load/resolve"),
     Seam("transformers.modeling_utils", "_get_dtype", "load/config"),
@@ -57,13 +60,15 @@ def observed(clock: Clock, model_class: type, renamed: Mapping[str, str] = Mappi
     `renamed` gives other names to phases that mean something else in the caller's road.
 
     Yields:
-        The seams that this version of the library does not have, as ``module.attribute``.
+        The seams that this release of the library should have and does not, as ``module.attribute``.
     """
+    from transformers import __version__
+
     missing: list[str] = []
     with ExitStack() as stack:
         for seam in SEAMS:
             phase = renamed.get(seam.phase, seam.phase)
-            if not enter(stack, replace(seam, phase=phase), clock):
+            if not enter(stack, replace(seam, phase=phase), clock) and Version(__version__) >= Version(seam.since):
                 missing.append(f"{seam.module}.{seam.attribute}")
         own = Seam(model_class.__module__, f"{model_class.__qualname__}.__init__", SKELETON)
         if not enter(stack, own, clock):

@@ -28,7 +28,8 @@ from ladezeit.sample.worker import STACKS_SIGNAL
 from ladezeit.sample.worker_spec import WorkerSpec
 
 LOG_FILE = "worker.log"
-LAST_WORDS_BYTES = 4000
+LAST_WORDS = 4000
+LOG_END_BYTES = 64 * 1024
 GRACE_S = 3.0
 
 Progress = Callable[[str], None]
@@ -281,13 +282,18 @@ def _explain(ended: Ended, limit_s: float, who: str) -> tuple[Status, str]:
 
 
 def last_words(folder: Path) -> str:
-    """Return the end of the worker's log; empty where there is none."""
+    """Return the end of the worker's log; empty where there is none.
+
+    A crash ends in one line that names all extension modules, which can be longer than the stack before it: it stays
+    in the log alone.
+    """
     try:
         with (folder / LOG_FILE).open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
-            return log.read().decode(errors="replace")
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_END_BYTES))
+            lines = log.read().decode(errors="replace").splitlines(keepends=True)
     except OSError:
         return ""
+    return "".join(line for line in lines if not line.startswith("Extension modules:"))[-LAST_WORDS:]
 
 
 def _kernel_kills() -> int:

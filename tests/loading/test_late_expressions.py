@@ -10,16 +10,16 @@ import sys
 import pytest
 from transformers import core_model_loading
 
-from ladezeit.loading import conversion_mapping
-from ladezeit.loading.conversion_mapping import LateExpression
+from ladezeit.loading.late_expressions import LateExpression, late_expressions
 
 _OF_A_NEW_PROCESS = """
 import json, re, sys
 import torch
 from transformers import conversion_mapping as library, core_model_loading
-from ladezeit.loading import conversion_mapping
+from ladezeit.loading.late_expressions import late_expressions
 
-conversion_mapping.build()
+with late_expressions():
+    library.get_checkpoint_conversion_mapping("")
 own = library._checkpoint_conversion_mapping_cache
 theirs = library._build_checkpoint_conversion_mapping()
 pairs = [
@@ -52,26 +52,20 @@ def test_the_table_is_the_librarys_own_and_compiles_nothing_that_nobody_asked_fo
     assert found["module_is_back"]
 
 
-def test_a_table_that_is_there_stays() -> None:
-    """What a user registered for an architecture of theirs is not lost by a second load."""
-    from transformers import conversion_mapping as library
-
-    conversion_mapping.build()
-    table = library._checkpoint_conversion_mapping_cache  # type: ignore[attr-defined]
-    assert table
-    conversion_mapping.build()
-    assert library._checkpoint_conversion_mapping_cache is table  # type: ignore[attr-defined]
-    assert core_model_loading.re is re  # type: ignore[attr-defined]
-
-
-def test_another_release_builds_its_table_as_it_always_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library without the attributes that are known here must load all the same."""
-    from transformers import conversion_mapping as library
-
-    monkeypatch.setattr(library, "_checkpoint_conversion_mapping_cache", None)
+def test_another_release_compiles_its_expressions_as_it_always_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library without the attribute that is known here must load all the same."""
     monkeypatch.delattr(core_model_loading, "re")
-    conversion_mapping.build()
-    assert library._checkpoint_conversion_mapping_cache is None  # type: ignore[attr-defined]
+    with late_expressions():
+        assert not hasattr(core_model_loading, "re")
+    assert not hasattr(core_model_loading, "re")
+
+
+def test_an_error_in_the_block_leaves_the_library_as_it_was() -> None:
+    """A load that fails must not change how the program's own models are loaded afterwards."""
+    with pytest.raises(ValueError), late_expressions():
+        assert isinstance(core_model_loading.re.compile("a"), LateExpression)  # type: ignore[attr-defined]
+        raise ValueError
+    assert core_model_loading.re is re  # type: ignore[attr-defined]
 
 
 def test_a_late_expression_is_the_expression() -> None:

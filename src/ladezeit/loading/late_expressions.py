@@ -1,0 +1,76 @@
+"""transformers' names of weights, without the expressions that nobody uses.
+
+When a process asks for the conversions of its first architecture, the library builds one table of renames and
+converters for all of them and compiles each expression of it: 865 in transformers 5.23, which is most of the time the
+table takes and a third of a warm load of a small model. Then it compiles one more for every tensor of the checkpoint,
+which no tensor that keeps its bytes ever asks. Here it makes the same objects, but an expression is compiled when it is
+first asked.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class LateExpression:
+    """A regular expression that is compiled when it is first used; copied and pickled as the expression it is."""
+
+    __slots__ = ("_compiled", "_flags", "_text")
+
+    def __init__(self, text: str, flags: int = 0) -> None:
+        self._text = text
+        self._flags = flags
+        self._compiled: re.Pattern[str] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the compiled expression has under this name."""
+        return getattr(self.expression, name)
+
+    @property
+    def expression(self) -> re.Pattern[str]:
+        """The compiled expression."""
+        if self._compiled is None:
+            self._compiled = re.compile(self._text, self._flags)
+        return self._compiled
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it has been used."""
+        return self._compiled is not None
+
+    def __copy__(self) -> "LateExpression":
+        return self
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> "LateExpression":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return re.compile, (self._text, self._flags)
+
+
+class _Expressions:
+    """Stands for the module `re` where the library compiles what it may not need."""
+
+    compile = LateExpression
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(re, name)
+
+
+@contextmanager
+def late_expressions() -> Iterator[None]:
+    """Let the library compile its expressions late for the time of the block; what it makes of them stays valid after.
+
+    A release that compiles them elsewhere works as it always does.
+    """
+    from transformers import core_model_loading
+
+    if getattr(core_model_loading, "re", None) is not re:
+        yield
+        return
+    core_model_loading.re = _Expressions()
+    try:
+        yield
+    finally:
+        core_model_loading.re = re
