@@ -10,6 +10,8 @@ first asked.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -49,13 +51,19 @@ class LateExpression:
         return re.compile, (self._text, self._flags)
 
 
-class _Expressions:
-    """Stands for the module `re` where the library compiles what it may not need."""
+_compiled = lru_cache(maxsize=512)(re.compile)
 
-    compile = LateExpression
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(re, name)
+def _search(pattern: str, text: str, flags: int = 0) -> re.Match[str] | None:
+    return _compiled(pattern, flags).search(text)
+
+
+def _sub(pattern: str, replacement: Any, text: str, count: int = 0, flags: int = 0) -> str:
+    return _compiled(pattern, flags).sub(replacement, text, count)
+
+
+#: Stands for the module `re`. The table asks thousands of times for the same few expressions, which `re` looks up slowly.
+_EXPRESSIONS = SimpleNamespace(**{**vars(re), "compile": LateExpression, "search": _search, "sub": _sub})
 
 
 @contextmanager
@@ -69,7 +77,7 @@ def late_expressions() -> Iterator[None]:
     if getattr(core_model_loading, "re", None) is not re:
         yield
         return
-    core_model_loading.re = _Expressions()
+    core_model_loading.re = _EXPRESSIONS
     try:
         yield
     finally:
