@@ -62,7 +62,7 @@ def _sub(pattern: str, replacement: Any, text: str, count: int = 0, flags: int =
     return _compiled(pattern, flags).sub(replacement, text, count)
 
 
-#: Stands for the module `re`. The table asks thousands of times for the same few expressions, which `re` looks up slowly.
+#: Stands for the module `re`, which looks up slowly what the table asks thousands of times: the same few expressions.
 _EXPRESSIONS = SimpleNamespace(**{**vars(re), "compile": LateExpression, "search": _search, "sub": _sub})
 
 
