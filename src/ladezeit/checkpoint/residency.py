@@ -93,12 +93,14 @@ def resident_pages(descriptor: int, path: Path, ranges: Sequence[tuple[int, int]
 
 def filesystem(path: Path) -> str:
     """Return the type of the file system that `path` lies on, as the system calls it (ext4, overlay, tmpfs, …)."""
-    real = path.resolve()
+    real = f"{os.path.realpath(path)}/"
     best, kind = -1, "unknown"
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
         before, _, after = line.partition(" - ")
-        mount = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split(" ")[4])  # \040 is a space
-        if real.is_relative_to(mount) and len(mount) >= best:
+        mount = before.split(" ")[4]
+        if "\\" in mount:
+            mount = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), mount)  # \040 is a space
+        if real.startswith(f"{mount.rstrip('/')}/") and len(mount) >= best:
             best, kind = len(mount), after.split(" ")[0]
     return kind
 

@@ -51,7 +51,9 @@ class LateExpression:
         return re.compile, (self._text, self._flags)
 
 
-_compiled = lru_cache(maxsize=512)(re.compile)
+@lru_cache(maxsize=512)
+def _compiled(pattern: str, flags: int) -> re.Pattern[str]:
+    return re.compile(pattern, flags)
 
 
 def _search(pattern: str, text: str, flags: int = 0) -> re.Match[str] | None:
