@@ -44,6 +44,26 @@ def test_the_librarys_functions_are_back_after_an_error() -> None:
     assert functions == [vars(nn.init), modeling_utils.caching_allocator_warmup, core_model_loading.tqdm]  # type: ignore[attr-defined]
 
 
+def test_two_loads_at_once_leave_nothing_of_each_other_behind() -> None:
+    """Whichever ends first, the library is as it was once both have ended."""
+    before, first_is_in, entered = vars(nn.init).copy(), threading.Event(), []
+
+    def load() -> None:
+        first_is_in.wait()
+        with lean():
+            entered.append("second")
+
+    second = threading.Thread(target=load)
+    second.start()
+    with lean(), lean():  # a load may open it within itself
+        first_is_in.set()
+        second.join(0.2)
+        entered.append("first")
+    second.join()
+    assert entered == ["first", "second"]
+    assert vars(nn.init) == before
+
+
 def test_another_release_loads_as_it_always_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library without the functions that are known here has nothing that could be taken out."""
     monkeypatch.delattr(modeling_utils, "caching_allocator_warmup")

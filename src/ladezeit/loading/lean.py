@@ -7,21 +7,25 @@ random numbers that the process draws afterwards.
 """
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ladezeit.loading.late_expressions import late_expressions
 
+#: The library's functions are one for all threads: two loads at once must not put back each other's.
+_ONE_AT_A_TIME = threading.RLock()
+
 
 @contextmanager
 def lean() -> Iterator[None]:
-    """Take the idle work out of the library's calls in the block."""
+    """Take the idle work out of the library's calls in the block; in one thread at a time."""
     import torch.nn.init
     from transformers import core_model_loading, modeling_utils
     from transformers.utils import logging
 
-    with ExitStack() as stack:
+    with _ONE_AT_A_TIME, ExitStack() as stack:
         stack.enter_context(late_expressions())
         _replace(stack, modeling_utils, "caching_allocator_warmup", lambda _: lambda *_, **__: None)
         _replace(stack, core_model_loading, "tqdm", lambda bar: getattr(logging, "EmptyTqdm", bar))

@@ -28,6 +28,7 @@ from ladezeit.sample.worker import STACKS_SIGNAL
 from ladezeit.sample.worker_spec import WorkerSpec
 
 LOG_FILE = "worker.log"
+#: Characters of a worker's log that an error report keeps, and the bytes of its end that they are looked for in.
 LAST_WORDS = 4000
 LOG_END_BYTES = 64 * 1024
 GRACE_S = 3.0
