@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ladezeit.measure.limits import available_cpus, available_memory_bytes, memory_limit_bytes
+from ladezeit.measure.limits import available_cpus, available_memory_bytes, memory_limit_bytes, near_cpus
 
 GIB = 2**30
 V2 = "sys/fs/cgroup"
@@ -83,3 +83,29 @@ def test_this_machine_has_some_of_everything() -> None:
 def test_nonsense_is_not_fatal(tmp_path: Path, content: str) -> None:
     """A kernel that shows something else does not stop a measurement."""
     assert memory_limit_bytes(machine(tmp_path, content, {})) == psutil.virtual_memory().total
+
+
+NEAR = "sys/bus/pci/devices/0000:3b:00.0/local_cpulist"
+
+
+@pytest.mark.parametrize(
+    ("ours", "listed", "near"),
+    [
+        (range(64), "0-15,32-47", {*range(16), *range(32, 48)}),  # two sockets
+        (range(64), "0-63", set()),  # one
+        (range(8, 40), "0-15,32-47", {*range(8, 16), *range(32, 40)}),  # a container of both
+        (range(64), "3,60-61", set()),  # too few to be worth it
+        (range(4), "0-1", {0, 1}),
+        (range(16, 32), "0-15", set()),  # a container of the other side
+        (range(4), "", set()),
+        (range(4), "many", set()),
+    ],
+)
+def test_readers_for_a_gpu_stay_on_its_side(
+    ours: range, listed: str, near: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine of two halves bytes do not cross it twice; where that is not known, or costs more, all are used."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(ours))
+    root = machine(tmp_path, "0::/a\n", {NEAR: listed})
+    assert near_cpus("0000:3b:00.0", root) == near
+    assert near_cpus("0000:5e:00.0", root) == near_cpus(None, root) == set()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+from ladezeit.collector import collector_paused
 from ladezeit.errors import LoadError
 from ladezeit.loading import seams
 from ladezeit.loading.arrangement import Arrangement, arrange
@@ -49,12 +50,13 @@ class Assembling:
         Raises:
             LoadError: a weight is missing, unexpected or of another shape.
         """
-        with lean(), clock.span("load/arrange"):
-            request = replace(request, arrangement=arrange(request))
-        with self._engine.open(request, clock) as loaded:
-            lent_bytes = _lent_bytes(loaded)
-            made = assemble(loaded, request, clock)
-            made.lent_bytes = lent_bytes
+        with collector_paused():
+            with lean(), clock.span("load/arrange"):
+                request = replace(request, arrangement=arrange(request))
+            with self._engine.open(request, clock) as loaded:
+                lent_bytes = _lent_bytes(loaded)
+                made = assemble(loaded, request, clock)
+                made.lent_bytes = lent_bytes
         if not loaded.touched:  # looking again at millions of pages that are there takes a tenth of a second
             with clock.span("load/touch"):
                 made.effective["touched_bytes"] = touch(made.model)
@@ -70,6 +72,7 @@ def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> Engin
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=request.trust_remote_code)
     arrangement = request.arrangement or Arrangement()
     made = _from_state_dict(_state_dict(loaded, arrangement, clock), config, request, clock)
+    loaded.wait()
     made.effective |= {**loaded.effective, "arranged": arrangement.told()}
     refuse_incomplete(made)
     if arrangement.merged:

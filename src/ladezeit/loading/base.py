@@ -81,7 +81,8 @@ class LoadedTensors:
     """All tensors of a checkpoint, by their names in it, on the run's device and in the checkpoint's dtype.
 
     An engine may give them out while their bytes still arrive: `by_name` is what there is to see at once (names,
-    shapes, dtypes, memory), `tensors` waits until their values are there, and raises what the reading failed with.
+    shapes, dtypes, memory), `tensor` waits for the values of one, `tensors` for all, and both raise what the reading
+    failed with. Who makes something of them calls `wait` before it is passed on: an error may come after the last byte.
     Where `arranged`, the request's arrangement was carried out: merged tensors are there under the model's names in
     place of their parts, and casts are done. `touched`: every page was faulted in or written already. `borrowed` says
     that their memory is the engine's and not valid once it is closed: who keeps them copies them. `effective` says
@@ -95,12 +96,21 @@ class LoadedTensors:
     touched: bool = False
     effective: dict[str, Any] = field(default_factory=dict)
     wait: Callable[[], None] = lambda: None
+    wait_for: Callable[[str], None] | None = None
 
     @property
     def tensors(self) -> "dict[str, Tensor]":
         """All tensors with their values."""
         self.wait()
         return self.by_name
+
+    def tensor(self, name: str) -> "Tensor":
+        """Return one tensor with its values; others may still be under way where the engine tells them apart."""
+        if self.wait_for is None:
+            self.wait()
+        else:
+            self.wait_for(name)
+        return self.by_name[name]
 
 
 class WhenRead(Mapping[str, "Awaited"]):
@@ -132,10 +142,10 @@ class Awaited:
         self._loaded, self._name = loaded, name
 
     def __getitem__(self, index: Any) -> "Tensor":
-        return self._loaded.tensors[self._name][index]
+        return self._loaded.tensor(self._name)[index]
 
     def __getattr__(self, asked: str) -> Any:
-        return getattr(self._loaded.tensors[self._name], asked)
+        return getattr(self._loaded.tensor(self._name), asked)
 
 
 class TensorEngine(Protocol):

@@ -53,7 +53,7 @@ class Clock:
     @contextmanager
     def span(self, path: str) -> Iterator[None]:
         """Time the block as the phase `path`; an error inside still closes the phase before it goes on."""
-        if self._thread != threading.get_ident() or (not self.detail and path.startswith(LOAD + "/")):
+        if not self._sees(path):
             yield
             return
         self._notify(path)
@@ -69,9 +69,10 @@ class Clock:
         """Open a phase that may come thousands of times; all its times become one phase, which starts with the first.
 
         Returns:
-            False where nothing was opened: in another thread, or inside itself. Only after True comes `end_step`.
+            False where nothing was opened: in another thread, inside itself, or inside a load that is not looked into.
+            Only after True comes `end_step`.
         """
-        if self._thread != threading.get_ident() or any(entry.path == path for entry in self._open):
+        if not self._sees(path) or any(entry.path == path for entry in self._open):
             return False
         if path not in self._merged:
             self._notify(path)
@@ -100,6 +101,9 @@ class Clock:
     def duration_s(self, path: str) -> float:
         """Return the seconds spent in all phases named `path`; 0.0 where there is none."""
         return sum(phase.duration_s for phase in self.phases if phase.path == path)
+
+    def _sees(self, path: str) -> bool:
+        return self._thread == threading.get_ident() and (self.detail or not path.startswith(LOAD + "/"))
 
     def _close(self, entry: _Open, end_ns: int, merged: bool = False) -> None:
         duration_ns = end_ns - entry.start_ns

@@ -15,6 +15,8 @@ import psutil
 _ROOT = Path("/")
 #: Above this a limit means none: version 1 writes the largest number of pages it can count.
 _NO_LIMIT = 2**60
+#: Processors that copy as fast as a link of 16 PCIe lanes of the fifth generation takes it: 6.5 GB/s each.
+_FILL_A_LINK = 8
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,28 @@ def available_cpus(root: Path = _ROOT) -> int:
         if quota_us is not None and quota_us > 0 and period_us:
             cpus = min(cpus, quota_us / period_us)
     return max(1, math.ceil(cpus))
+
+
+def near_cpus(pci_address: str | None, root: Path = _ROOT) -> frozenset[int]:
+    """Return the processors of this process on the same side of the machine as a device, whose memory it reaches best.
+
+    None are returned where the device or its side is not known, where all are near, and where the near ones are so few
+    that to leave the others alone would cost more than the way to the other side.
+    """
+    ours = os.sched_getaffinity(0)
+    near = frozenset(_listed(_text(root / "sys/bus/pci/devices" / (pci_address or "none") / "local_cpulist")) & ours)
+    enough = len(near) >= _FILL_A_LINK or 2 * len(near) >= len(ours)
+    return near if enough and near != ours else frozenset()
+
+
+def _listed(text: str) -> set[int]:
+    """Return the numbers of a list as the kernel writes it: ``0-3,8``."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            found |= set(range(int(first), int(last or first) + 1))
+    return found
 
 
 def _memory_groups(root: Path) -> Iterator[tuple[Path, _Names]]:

@@ -2,11 +2,11 @@
 
 import gc
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ladezeit.collector import collector_paused
 from ladezeit.errors import LadezeitError
 from ladezeit.result import FILE_NAME, SWEEP_FILE_NAME, Result, SweepRecord, read
 from ladezeit.results.found_varying import found_varying
@@ -76,9 +76,10 @@ def read_paths(paths: Sequence[Path], *, with_profiled: bool = False) -> Samples
     """
     samples = Samples(with_profiled=with_profiled)
     seen: set[tuple[object, ...]] = set()
-    with _collector_paused():
+    with collector_paused():
         for path in paths:
             _read_path(path, samples, seen)
+        gc.freeze()  # what was read has no cycles, and need not be walked again and again
     samples.missing = _missing(samples)
     check_any(samples, " ".join(str(path) for path in paths))
     return samples
@@ -132,19 +133,3 @@ def _records(folder: Path) -> Iterable[Path]:
     """Return the sweep records in `folder` or, where it holds several sweeps, below it."""
     own = folder / SWEEP_FILE_NAME
     return [own] if own.is_file() else sorted(folder.rglob(SWEEP_FILE_NAME))
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Pause the cyclic garbage collector, which walks the growing heap again and again for data that has no cycles.
-
-    What was read is then set apart from its later walks.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.freeze()
-            gc.enable()

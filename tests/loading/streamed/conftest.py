@@ -30,6 +30,20 @@ def io_error(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
+def second_half(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """No byte from 20 extents on is read until it is set."""
+    opened, honest = threading.Event(), os.preadv
+
+    def waiting(descriptor: int, buffers: Any, offset: int, *flags: int) -> int:
+        assert offset < 20 * EXTENT or opened.wait(60)
+        return honest(descriptor, buffers, offset, *flags)
+
+    monkeypatch.setattr(os, "preadv", waiting)
+    yield opened
+    opened.set()
+
+
+@pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """No byte is read until it is set."""
     opened, honest = threading.Event(), os.preadv

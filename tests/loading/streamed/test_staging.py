@@ -1,7 +1,6 @@
 """The ring on the way to a device: a slot is never filled again before the device has taken what is in it."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,36 @@ from ladezeit.config import StreamedLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.loading.streamed.staging import HostDevice, Moves, slot_bytes
+from ladezeit.loading.streamed.staging import HostDevice, Lane, Moves, slot_bytes
 from ladezeit.measure.clock import Clock
 
 
-class LateDevice(HostDevice):
+class LateLane:
     """Copies as late as a device may: only when somebody waits for it, so a slot filled too soon gives wrong bytes."""
+
+    pinned_bytes = 0
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, list[Any]] = {}
+
+    def copy(self, slot: int, moves: Moves) -> None:
+        self._waiting.setdefault(slot, []).extend(moves)
+
+    def wait(self, slot: int) -> None:
+        for target, source in self._waiting.pop(slot, []):
+            target.copy_(source)
+
+
+class LateDevice(HostDevice):
+    """A device whose lanes are late."""
 
     def __init__(self) -> None:
         self.closed = 0
 
-    def copy(self, moves: Moves) -> Callable[[], None]:
-        waiting = list(moves)
+    def lane(self, memory: torch.Tensor) -> Lane:
+        return LateLane()
 
-        def wait() -> None:
-            while waiting:
-                target, source = waiting.pop()
-                target.copy_(source)
-
-        return wait
-
-    def close(self, ring: torch.Tensor) -> None:
+    def close(self) -> None:
         self.closed += 1
 
 
@@ -46,11 +54,18 @@ class FailingDevice(LateDevice):
         super().__init__()
         self._left = after
 
-    def copy(self, moves: Moves) -> Callable[[], None]:
-        self._left -= 1
-        if self._left < 0:
-            raise LoadError("the device is gone")
-        return super().copy(moves)
+    def lane(self, memory: torch.Tensor) -> Lane:
+        lane = LateLane()
+        copy = lane.copy
+
+        def failing(slot: int, moves: Moves) -> None:
+            self._left -= 1
+            if self._left < 0:
+                raise LoadError("the device is gone")
+            copy(slot, moves)
+
+        lane.copy = failing  # type: ignore[method-assign]
+        return lane
 
 
 @pytest.fixture
@@ -77,6 +92,17 @@ def test_a_device_that_copies_late_still_gets_every_byte(threads: int, checkpoin
     for entry in checkpoint.tensors:
         assert found[entry.name].numpy().tobytes() == raw[entry.begin : entry.end]
     assert device.closed == 1
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_a_weight_that_is_given_out_early_is_on_the_device(threads: int, checkpoint: Checkpoint) -> None:
+    """A model that takes a weight while others are under way gets its values, not what the memory held before."""
+    raw = checkpoint.shards[0].read_bytes()
+    loading = StreamedLoading(name="streamed", extent_bytes=16 * 1024, threads=threads)
+    request = LoadRequest(checkpoint, loading, "cpu", checkpoint.folder)
+    with StreamedEngine(device=lambda name: LateDevice()).open(request, Clock(0)) as loaded:
+        for entry in checkpoint.tensors:
+            assert loaded.tensor(entry.name).numpy().tobytes() == raw[entry.begin : entry.end]
 
 
 def test_a_device_that_fails_is_closed_and_its_error_shown(checkpoint: Checkpoint) -> None:

@@ -381,7 +381,7 @@ def test_on_a_gpu_the_weights_are_the_files_and_memory_is_theirs(state: str, tmp
     with StreamedEngine().open(request, Clock(time.monotonic_ns())) as loaded:
         assert all(tensor.device == torch.device("cuda:0") for tensor in loaded.tensors.values())
         assert torch.cuda.max_memory_allocated() - before <= path.stat().st_size + 4 * 2**20
-        assert loaded.effective["pinned_bytes"] == loaded.effective["ring_bytes"] > 0
+        assert 0 < loaded.effective["pinned_bytes"] <= loaded.effective["ring_bytes"]
         if state == "cold":
             assert loaded.effective["bytes_read_direct"] > 0.9 * path.stat().st_size
         assert_same({name: tensor.cpu() for name, tensor in loaded.tensors.items()}, wanted)

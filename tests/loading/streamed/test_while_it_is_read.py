@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from streamed_for_tests import EXTENT, WAYS, assert_same, checkpoint_of, descriptors
 from transformers import core_model_loading
 
@@ -22,7 +22,7 @@ from ladezeit.loading.assemble import Assembling
 from ladezeit.loading.base import LoadedTensors, LoadRequest, WhenRead
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.staging import HostDevice
-from ladezeit.measure.clock import Clock
+from ladezeit.measure.clock import LOAD, Clock
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def opened(checkpoint: Checkpoint, way: str) -> Iterator[LoadedTensors]:
 
 @WAYS
 def test_a_model_can_be_built_while_its_weights_arrive(way: str, shard: Path, gate: threading.Event) -> None:
-    """Names, shapes and dtypes are there at once; whoever looks at values waits for all of them."""
+    """Names, shapes and dtypes are there at once; whoever looks at values waits for them."""
     wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
     with opened(checkpoint_of(shard), way) as loaded:
         early = {name: (tensor.shape, tensor.dtype) for name, tensor in loaded.by_name.items()}
@@ -43,7 +43,52 @@ def test_a_model_can_be_built_while_its_weights_arrive(way: str, shard: Path, ga
         assert loaded.effective == {}
         threading.Timer(0.2, gate.set).start()
         assert_same({name: awaited[...] for name, awaited in WhenRead(loaded).items()}, wanted)
+        loaded.wait()
         assert loaded.effective["whole_read_s"] > 0
+
+
+@pytest.fixture
+def a_before_b(tmp_path: Path) -> Path:
+    path = tmp_path / "ordered.safetensors"
+    data = torch.randint(0, 255, (40 * EXTENT,), dtype=torch.uint8)
+    save_file({"a": data[: 10 * EXTENT].clone(), "b": data[10 * EXTENT :].clone()}, path)
+    return path
+
+
+def test_a_weight_is_there_before_those_after_it(a_before_b: Path, second_half: threading.Event) -> None:
+    """A model takes its first layers while its last ones are read: after the last byte little is left to do."""
+    wanted = {name: tensor.clone() for name, tensor in load_file(a_before_b).items()}
+    with opened(checkpoint_of(a_before_b), "in place") as loaded:
+        awaited = WhenRead(loaded)
+        assert torch.equal(awaited["a"][...], wanted["a"])
+        assert not second_half.is_set() and loaded.effective == {}
+        threading.Timer(0.1, second_half.set).start()
+        assert torch.equal(awaited["b"][...], wanted["b"])
+        assert second_half.is_set()
+
+
+def test_waiting_for_weights_is_one_phase(a_before_b: Path, second_half: threading.Event) -> None:
+    """Hundreds of weights that are waited for are one line in the timeline, with the time of all of them."""
+    engine, clock = StreamedEngine(), Clock(time.monotonic_ns())
+    loading = StreamedLoading(name="streamed", extent_bytes=EXTENT, reading=Reading.direct)
+    checkpoint = checkpoint_of(a_before_b)
+    with clock.span(LOAD), engine.open(LoadRequest(checkpoint, loading, "cpu", a_before_b.parent), clock) as loaded:
+        threading.Timer(0.1, second_half.set).start()
+        with clock.span("load/assign"):
+            for name in loaded.by_name:
+                loaded.tensor(name)
+    within = next(phase for phase in clock.phases if phase.path == "load/read")
+    assign = next(phase for phase in clock.phases if phase.path == "load/assign")
+    assert 0.05 < within.duration_s <= assign.duration_s
+    assert assign.self_s == pytest.approx(assign.duration_s - within.duration_s, abs=1e-6)
+
+
+def test_an_error_reaches_those_who_wait_for_a_weight_that_never_comes(a_before_b: Path, io_error: None) -> None:
+    """What is there may be taken; what is not ends the load with the disk's error."""
+    with pytest.raises(LoadError, match="were not read"), opened(checkpoint_of(a_before_b), "in place") as loaded:
+        loaded.tensor("a")
+        with pytest.raises(LoadError, match="Input/output error"):
+            loaded.tensor("b")
 
 
 @WAYS

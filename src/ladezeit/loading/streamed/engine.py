@@ -16,6 +16,7 @@ from ladezeit.errors import ConfigError, LoadError
 from ladezeit.loading.arrangement import Arrangement
 from ladezeit.loading.base import LoadedTensors, LoadRequest, Progress
 from ladezeit.loading.streamed import memory, readers
+from ladezeit.loading.streamed.arrivals import Arrivals
 from ladezeit.loading.streamed.files import ShardFile
 from ladezeit.loading.streamed.host import HostPlace
 from ladezeit.loading.streamed.placing import Layout, lay_out
@@ -42,13 +43,12 @@ class _Load:
     layout: Layout
     threads: int
     told_by: set[str]
+    arrivals: Arrivals
     spans: "dict[int, Tensor]" = field(default_factory=dict)
     arenas: "dict[int, Tensor]" = field(default_factory=dict)
     ring_bytes: int = 0
     pinned_bytes: int = 0
-
-    def extents(self) -> list[Extent]:
-        return [extent for plan in self.plans for extent in plan.extents]
+    near_cpus: int = 0
 
     def moves(self, extent: Extent, slot: "Tensor") -> Moves:
         """Yield where the bytes of an extent go, which are the start of `slot`."""
@@ -76,7 +76,7 @@ class _Load:
         )
 
     def effective(self) -> dict[str, Any]:
-        extents = self.extents()
+        extents = self.arrivals.in_order
         refusals = [file.direct_refused for file in self.files if file.direct_refused is not None]
         return {
             "threads": min(self.threads, len(extents)),
@@ -90,6 +90,7 @@ class _Load:
             "residency_by": ", ".join(sorted(self.told_by)),
             "ring_bytes": self.ring_bytes,
             "pinned_bytes": self.pinned_bytes,
+            "near_cpus": self.near_cpus,
         }
 
 
@@ -135,30 +136,53 @@ class StreamedEngine:
                     read = _to_host(load, size, request.progress)
                 else:
                     read = _to_device(load, device, size, request.progress)
-            reading = Reading(read)
+            reading = Reading(read, load.arrivals.end)
             stack.callback(reading.close)
-
-            def wait() -> None:
-                with clock.span("load/read"):
-                    reading.wait()
-                    for file in load.files:
-                        file.check_unchanged()
-                loaded.effective |= {**load.effective(), "whole_read_s": round(reading.seconds, 6)}
-                loaded.wait = lambda: None  # from here on the caller's references alone keep the weights
-
             if load.has_misaligned():  # copies are made of these, so their bytes have to be there
                 with clock.span("load/read"):
                     reading.wait()
-            loaded = LoadedTensors(load.tensors(), arranged=True, touched=True, wait=wait)
+            loaded = _under_way(load, reading, clock)
             yield loaded
             loaded.wait()
+
+
+def _under_way(load: _Load, reading: Reading, clock: Clock) -> LoadedTensors:
+    """Return the tensors of a load while it is read."""
+
+    def wait() -> None:
+        with clock.span("load/read"):
+            reading.wait()
+            for file in load.files:
+                file.check_unchanged()
+        loaded.effective |= {**load.effective(), "whole_read_s": round(reading.seconds, 6)}
+        # From here on the caller's references alone keep the weights.
+        loaded.wait, loaded.wait_for = lambda: None, lambda name: None
+
+    def wait_for(name: str) -> None:
+        if load.arrivals.has(name):
+            return
+        timed = clock.begin_step("load/read")
+        try:
+            there = load.arrivals.wait(name)
+        finally:
+            if timed:
+                clock.end_step()
+        if not there:
+            reading.wait()
+
+    loaded = LoadedTensors(load.tensors(), arranged=True, touched=True, wait=wait, wait_for=wait_for)
+    return loaded
 
 
 def _to_host(load: _Load, size: int, progress: Progress | None) -> Callable[[threading.Event], None]:
     """Find memory for a load into host memory and return what reads it."""
     place = HostPlace(load.plans, load.files, load.layout, size)
     load.spans, load.arenas = place.spans, place.arenas
-    return lambda stop: readers.run(load.extents(), load.threads, place.reader, stop, progress)
+
+    def reader(number: int) -> tuple[Callable[[Extent], None], Callable[[], None]]:
+        return place.reader(number, load.arrivals.arrived)
+
+    return lambda stop: readers.run(load.arrivals.in_order, load.threads, reader, stop, progress)
 
 
 def _to_device(load: _Load, device: Device, size: int, progress: Progress | None) -> Callable[[threading.Event], None]:
@@ -169,15 +193,17 @@ def _to_device(load: _Load, device: Device, size: int, progress: Progress | None
     load.arenas = {arena: device.allocate(bytes_) for arena, bytes_ in load.layout.arena_bytes.items()}
 
     def read(stop: threading.Event) -> None:
-        ring = Ring(max(1, min(load.threads, len(load.extents()))), size, device)
+        extents, arrivals = load.arrivals.in_order, load.arrivals
+        load.near_cpus = len(device.near)
+        ring = Ring(max(1, min(load.threads, len(extents))), size, device)
+
+        def reader(number: int) -> tuple[Callable[[Extent], None], Callable[[], None]]:
+            return ring.reader(number, lambda extent: load.files[extent.shard], load.moves, arrivals.arrived)
+
         try:
-            load.ring_bytes, load.pinned_bytes = ring.size, ring.pinned_bytes
-
-            def reader(number: int) -> tuple[Callable[[Extent], None], Callable[[], None]]:
-                return ring.reader(number, lambda extent: load.files[extent.shard], load.moves)
-
-            readers.run(load.extents(), load.threads, reader, stop, progress)
+            readers.run(extents, load.threads, reader, stop, progress)
         finally:
+            load.ring_bytes, load.pinned_bytes = ring.size, ring.pinned_bytes
             ring.close()
 
     return read
@@ -217,7 +243,8 @@ def _plan(request: LoadRequest, extent_bytes: int, threads: int, on_host: bool, 
         told_by.add(teller)
         return shares
 
-    layout = lay_out(checkpoint, request.arrangement or Arrangement())
+    arrangement = request.arrangement or Arrangement()
+    layout = lay_out(checkpoint, arrangement)
 
     def maps(shard: int) -> bool:  # pieces that are not cast are read to their places at once: one copy, no page faults
         return on_host and (shard not in layout.pieces or layout.casts(shard))
@@ -228,6 +255,11 @@ def _plan(request: LoadRequest, extent_bytes: int, threads: int, on_host: bool, 
     loading = request.loading
     assert isinstance(loading, StreamedLoading)
     plans = make_plan(checkpoint, extent_bytes, ask, maps=maps, stays=stays, reading=loading.reading)
-    if on_host and loading.threads is None and all(e.how is not How.direct for plan in plans for e in plan.extents):
-        threads = available_cpus()  # nothing waits for a disk, and each thread that casts has torch's own beside it
-    return _Load(plans, files, layout, threads, told_by)
+    extents = [extent for plan in plans for extent in plan.extents]
+    if loading.threads is None and all(extent.how is not How.direct for extent in extents):
+        cpus = (
+            available_cpus()
+        )  # nothing waits for a disk, and on the host each thread that casts has torch's beside it
+        threads = cpus if on_host else min(_THREADS, cpus)
+    arrivals = Arrivals(extents, checkpoint.tensors, arrangement)
+    return _Load(plans, files, layout, threads, told_by, arrivals)

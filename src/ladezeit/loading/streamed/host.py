@@ -43,11 +43,17 @@ class HostPlace:
         self._span_views = {shard: memory.writable(span) for shard, span in self.spans.items()}
         self._arena_views = {arena: memory.writable(bytes_) for arena, bytes_ in self.arenas.items()}
 
-    def reader(self, number: int) -> tuple[Callable[[Extent], None], Callable[[], None]]:
-        """Return what brings one extent in thread `number`, and what ends that thread's part."""
+    def reader(
+        self, number: int, arrived: Callable[[Extent], None]
+    ) -> tuple[Callable[[Extent], None], Callable[[], None]]:
+        """Return what brings one extent in thread `number` and tells `arrived`, and what ends that thread's part."""
         slot: list[Tensor] = []
 
         def read(extent: Extent) -> None:
+            bring(extent)
+            arrived(extent)
+
+        def bring(extent: Extent) -> None:
             if extent.shard not in self._layout.pieces:
                 self._in_place(extent)
             elif extent.how is How.mapped:

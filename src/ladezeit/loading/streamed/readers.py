@@ -104,14 +104,16 @@ class Reading:
 
     Args:
         read: reads all and returns, or ends early once the event that it is given is set.
+        ended: called when nothing more will be read, whatever the reason.
 
     Raises:
         LoadError: the thread cannot be started.
     """
 
-    def __init__(self, read: Callable[[threading.Event], None]) -> None:
+    def __init__(self, read: Callable[[threading.Event], None], ended: Callable[[], None]) -> None:
         self._stop = threading.Event()
         self._read = read
+        self._ended = ended
         self.error: BaseException | None = None
         self._failed = False
         self._began = time.monotonic()
@@ -140,3 +142,4 @@ class Reading:
         except BaseException as error:  # whatever it is, it is raised in the thread that waits
             self.error, self._failed = error, True
         self.seconds = time.monotonic() - self._began
+        self._ended()

@@ -1,0 +1,64 @@
+"""The order in which a load's bytes are read, and what counts as there."""
+
+import threading
+
+from ladezeit.checkpoint.headers import TensorEntry
+from ladezeit.loading.arrangement import Arrangement, Merged, Part
+from ladezeit.loading.streamed.arrivals import Arrivals
+from ladezeit.loading.streamed.plan import Extent, How
+
+
+def entries(*names: str) -> list[TensorEntry]:
+    return [TensorEntry(name, "U8", (10,), 0, 10 * n, 10 * n + 10) for n, name in enumerate(names)]
+
+
+def extents(count: int, size: int = 10) -> list[Extent]:
+    return [Extent(0, size * n, size * (n + 1), How.direct) for n in range(count)]
+
+
+def test_layers_are_read_as_the_model_takes_them() -> None:
+    """Files have layer 10 before layer 2; a model takes them in the order of their numbers."""
+    tensors = entries("layers.0.w", "layers.1.w", "layers.10.w", "layers.2.w", "embed")
+    arrivals = Arrivals(extents(5), tensors, Arrangement())
+    assert [extent.begin for extent in arrivals.in_order] == [40, 0, 10, 30, 20]
+
+
+def test_everything_is_read_once() -> None:
+    """What holds parts of several tensors, or of none, is neither forgotten nor read twice."""
+    whole = [*extents(3, 20), Extent(0, 60, 70, How.direct), Extent(1, 0, 10, How.direct)]
+    arrivals = Arrivals(whole, entries("a", "b", "c", "d", "e"), Arrangement())
+    assert sorted(arrivals.in_order, key=whole.index) == whole
+
+
+def test_a_tensor_is_there_when_its_last_byte_is() -> None:
+    """A weight that is read in parts, in any order, is given out whole."""
+    tensors = [TensorEntry("a", "U8", (25,), 0, 5, 30), TensorEntry("none", "U8", (0,), 0, 30, 30)]
+    parts = extents(3)
+    arrivals = Arrivals(parts, tensors, Arrangement())
+    assert arrivals.has("none") and not arrivals.has("a")
+    arrivals.arrived(parts[2])
+    arrivals.arrived(parts[0])
+    assert not arrivals.has("a")
+    threading.Timer(0.05, arrivals.arrived, [parts[1]]).start()
+    assert arrivals.wait("a") and arrivals.has("a")
+
+
+def test_merged_tensors_need_all_their_parts() -> None:
+    """Experts that become one weight are waited for together, also where they lie in different shards."""
+    first, second = TensorEntry("e.0", "U8", (10,), 0, 0, 10), TensorEntry("e.1", "U8", (10,), 1, 0, 10)
+    merged = Merged("experts", (2, 10), "U8", (Part(first, 0), Part(second, 10)), (("e.0", "e.1"),))
+    parts = [Extent(0, 0, 10, How.direct), Extent(1, 0, 10, How.direct)]
+    arrivals = Arrivals(parts, [first, second], Arrangement(merged=(merged,)))
+    arrivals.arrived(parts[0])
+    assert not arrivals.has("experts")
+    arrivals.arrived(parts[1])
+    assert arrivals.has("experts")
+
+
+def test_who_waits_for_what_never_comes_is_told() -> None:
+    """An end before the last byte wakes everybody: a load hangs for nothing."""
+    arrivals = Arrivals(extents(2), entries("a", "b"), Arrangement())
+    arrivals.arrived(extents(2)[0])
+    threading.Timer(0.05, arrivals.end).start()
+    assert not arrivals.wait("b")
+    assert arrivals.wait("a")
