@@ -14,6 +14,9 @@ from ladezeit.checkpoint.headers import TensorEntry
 from ladezeit.loading.arrangement import Arrangement
 from ladezeit.loading.streamed.plan import Extent
 
+#: Who waits is woken this often in a load at most: each time takes a processor from a reader.
+_WAKINGS = 16
+
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -37,6 +40,8 @@ class Arrivals:
         #: All extents, each once, as their tensors are wanted.
         self.in_order = list(dict.fromkeys([*wanted, *extents]))
         self._missing = set(extents)
+        self._step = max(1, len(extents) // _WAKINGS)
+        self._wake_at = 0
         self._changed = threading.Condition()
         self._ended = False
 
@@ -44,7 +49,8 @@ class Arrivals:
         """Say that the bytes of `extent` are where they belong."""
         with self._changed:
             self._missing.discard(extent)
-            self._changed.notify_all()
+            if len(self._missing) <= self._wake_at:
+                self._changed.notify_all()
 
     def end(self) -> None:
         """Say that no more will come, whatever is missing."""
@@ -57,10 +63,13 @@ class Arrivals:
         return not self._missing or self._missing.isdisjoint(self._of(name))
 
     def wait(self, name: str) -> bool:
-        """Return True once all bytes of a tensor are there, False where they will not come."""
+        """Return True when all bytes of a tensor are there, and a good part of what comes after it, False where they
+        will not come."""
         own = list(self._of(name))
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or self._missing.isdisjoint(own))
+            while not self._ended and not self._missing.isdisjoint(own):
+                self._wake_at = max(0, len(self._missing) - self._step)
+                self._changed.wait()
             return self._missing.isdisjoint(own)
 
     def _of(self, name: str) -> Iterator[Extent]:
