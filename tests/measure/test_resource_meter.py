@@ -156,3 +156,28 @@ def test_gpu_peaks_are_those_of_the_load() -> None:
     assert 0.125 <= metrics["memory/gpu_allocated_peak_gib"] < 0.4
     assert metrics["memory/gpu_reserved_peak_gib"] >= metrics["memory/gpu_allocated_peak_gib"]
     assert metrics["memory/gpu_used_gib"] >= 0.125
+
+
+def test_the_garbage_collectors_part_of_a_load_is_told() -> None:
+    """A load that the interpreter interrupts to walk over all objects says so, and no other time counts."""
+    with_it, without, callbacks = in_a_new_process(
+        """
+        import gc, time
+        from ladezeit.measure.memory import ResourceMeter
+        heap = [[] for _ in range(300_000)]
+        meter = ResourceMeter("cpu")
+        gc.disable()
+        for collects in (True, False):
+            meter.mark_load_start()
+            if collects:
+                gc.collect()
+            else:
+                time.sleep(0.01)
+            meter.mark_load_end()
+            gc.collect()
+            print(meter.read()["load/garbage_collection_share"])
+        print(len(gc.callbacks))
+        """
+    )
+    assert 0.5 < with_it <= 1.0
+    assert (without, callbacks) == (0.0, 0)

@@ -284,6 +284,19 @@ def test_the_cold_start_is_an_objective_and_imports_are_a_step() -> None:
     assert steps(found, [found])[0].gain_s == pytest.approx(5.1)
 
 
+def test_a_collector_that_walks_through_a_load_is_a_step() -> None:
+    """Half of a load may go into the interpreter's garbage collector: one line in the service gets it back."""
+    made = [planted.sample("cuda_fp16", n, 1.0, job=n) for n in range(5)]
+    made += [planted.sample("slow", n, 1.5, job=5 + n) for n in range(5)]
+    assert not any("gc.freeze" in step.text for step in steps(decision(made), []))
+    for result in made:
+        result.metrics["load/garbage_collection_share"] = 0.4
+    found = decision(made)
+    assert found.load.leader is not None and found.load.leader.spread is not None
+    step = next(step for step in steps(found, []) if "gc.freeze" in step.text)
+    assert step.gain_s == pytest.approx(0.4 * found.load.leader.spread.median) and "cuda_fp16" in step.text
+
+
 def test_blocks_that_drift_leave_a_hint_and_no_winner() -> None:
     """The machine slows down fivefold: the primary test sees nothing, the pairs of a block do, and it is said."""
     made = []

@@ -1,11 +1,13 @@
-"""What a load took from the machine: memory peaks, page faults, bytes read from storage.
+"""What a load took from the machine: memory peaks, page faults, bytes read from storage, the garbage collector's time.
 
-Everything is read from counters that the kernel, the driver and torch keep anyway, at the borders of the load: nothing
-runs while the clock does.
+Everything is read from counters that the kernel, the driver and torch keep anyway, at the borders of the load; only the
+garbage collector is timed while the clock runs, at the two ends of each collection.
 """
 
+import gc
 import resource
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ class _Counters:
     major_faults: int
     minor_faults: int
     read_bytes: int | None
+    time_s: float
 
 
 class ResourceMeter:
@@ -36,6 +39,8 @@ class ResourceMeter:
         self.sources: dict[str, str] = {}
         self._start: _Counters | None = None
         self._end: _Counters | None = None
+        self._collecting_since_s = 0.0
+        self._collected_s = 0.0
 
     def mark_load_start(self) -> None:
         """Reset the peaks, as far as the kernel lets us, and start the counters."""
@@ -45,11 +50,14 @@ class ResourceMeter:
         if torch is not None:
             torch.cuda.reset_peak_memory_stats(self.device)
         self._end = None
+        self._collected_s = 0.0
+        gc.callbacks.append(self._collection)
         self._start = _counters()
 
     def mark_load_end(self) -> None:
         """Stop the counters of the load."""
         self._end = _counters()
+        gc.callbacks.remove(self._collection)
 
     def read(self) -> dict[str, float]:
         """Return the metrics, in GiB, bytes or counts as they are named; what cannot be had here is left out."""
@@ -90,7 +98,16 @@ class ResourceMeter:
         }
         if end.read_bytes is not None and self._start.read_bytes is not None:
             metrics["load/storage_read_bytes"] = float(end.read_bytes - self._start.read_bytes)
+        metrics["load/garbage_collection_share"] = self._collected_s / max(end.time_s - self._start.time_s, 1e-9)
         return metrics
+
+    def _collection(self, border: str, _: dict[str, int]) -> None:
+        """Be told by the interpreter that a collection starts or stops; there is one at a time in a process."""
+        now = time.monotonic()
+        if border == "start":
+            self._collecting_since_s = now
+        else:
+            self._collected_s += now - self._collecting_since_s
 
     def _torch(self) -> Any:
         """Return torch where it has a context on the GPU; importing it or opening one would be a phase of its own."""
@@ -128,7 +145,7 @@ def _status_bytes() -> dict[str, int]:
 
 def _counters() -> _Counters:
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return _Counters(usage.ru_majflt, usage.ru_minflt, _storage_read_bytes())
+    return _Counters(usage.ru_majflt, usage.ru_minflt, _storage_read_bytes(), time.monotonic())
 
 
 def _storage_read_bytes() -> int | None:

@@ -27,6 +27,7 @@ def steps(decision: Decision, others: Sequence[Decision]) -> list[Step]:
     `others` are the decisions of the same sweep: another cache state of the same model may be the better step.
     """
     found = [*_switch(decision), *_phase_to_cure(decision), *_warm(decision, others), *_imports(decision)]
+    found += _collector(decision)
     found.sort(key=lambda step: -(step.gain_s or 0.0))
     return [*found, *_questions(decision)]
 
@@ -89,6 +90,21 @@ def _imports(decision: Decision) -> list[Step]:
         return []
     text = f"Import the libraries before the load is asked for: {share_text(spent_s, start_s)} of the cold start"
     return [Step(spent_s, text)]
+
+
+def _collector(decision: Decision) -> list[Step]:
+    """Return a step where the interpreter's walk over all objects takes a good part of a method's load."""
+    current = decision.current.point if decision.current is not None else None
+    for point in (decision.load.leader, current):
+        if point is None or point.spread is None:
+            continue
+        total_s = point.spread.median
+        share = statistics.median([r.metrics.get("load/garbage_collection_share", 0.0) for r in point.samples] or [0.0])
+        if share >= NEGLIGIBLE:
+            saved = share_text(share * total_s, total_s)
+            text = f"Call gc.freeze() when all is imported, before {point.name} loads: the garbage collector then has "
+            return [Step(share * total_s, f"{text}nothing to walk: {saved}")]
+    return []
 
 
 def _phase_median(samples: Sequence[Result], path: str) -> float:
