@@ -28,6 +28,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 #: The most that tests may take of the budget.
 TESTS_SHARE = 0.4
+#: The sweep whose checkpoint lies in memory.
+TMPFS = "tmpfs"
 NEEDED = ("torch", "transformers", "accelerate", "safetensors", "hydra", "omegaconf", "rich", "psutil", "pynvml")
 
 
@@ -59,8 +61,11 @@ class Runner:
         path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
         self.environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
-    def run(self, step: Step, log: Path | None = None, most_s: float = float("inf")) -> Step:
-        """Run one step in what is left of the budget, for `most_s` seconds at most, and note how it ended."""
+    def run(self, step: Step, log: Path | None = None, most_s: float = float("inf"), cache: Path | None = None) -> Step:
+        """Run one step in what is left of the budget, for `most_s` seconds at most, and note how it ended.
+
+        `cache` is the folder for checkpoints, where that is not LADEZEIT_CACHE.
+        """
         left_s = min(most_s, self.deadline - time.monotonic())
         if left_s < 20:
             step.note = "left out: no time left"
@@ -71,7 +76,7 @@ class Runner:
             done = subprocess.run(
                 [sys.executable, *step.command],
                 cwd=ROOT,
-                env=self.environment,
+                env=self.environment | ({"LADEZEIT_CACHE": str(cache)} if cache else {}),
                 timeout=left_s,
                 check=False,
                 text=True,
@@ -91,7 +96,10 @@ class Runner:
         return step
 
     def sweep(self, name: str, outputs: Path, *overrides: str) -> Step:
-        """Run a sweep and keep its table and all its results, also of one that the budget ended."""
+        """Run a sweep and keep its table and all its results, also of one that the budget ended.
+
+        That called `TMPFS` has its checkpoint in memory, in a file system without a disk, and removes it again.
+        """
         command = [
             "-m",
             "ladezeit",
@@ -100,7 +108,11 @@ class Runner:
             f"hydra.sweep.dir={outputs / name}",
             f"outputs={outputs}",
         ]
-        step = self.run(Step(name, command))
+        if name != TMPFS:
+            step = self.run(Step(name, command))
+        else:
+            with tempfile.TemporaryDirectory(prefix="ladezeit-", dir="/dev/shm") as memory:
+                step = self.run(Step(name, command), cache=Path(memory))
         keep(outputs / name, self.output / name)
         return step
 
@@ -195,6 +207,7 @@ def sweeps(repeat: str) -> dict[str, list[str]]:
     return {
         "origin_case": ["experiment=origin_case", repeat],
         "engines": ["process=prewarmed", f"loading={engines}", "cache=warm,cold", repeat],
+        TMPFS: ["process=prewarmed", f"loading={engines}", "cache=warm", repeat],
         "half": ["process=prewarmed", f"loading={ours},instanttensor", "cache=half", repeat],
         "cast": ["process=prewarmed", f"loading={ours}", "loading.dtype=float16", "cache=warm", repeat],
         "quantised": ["process=prewarmed", "loading=bitsandbytes_8bit,bitsandbytes_4bit,torchao_int8", "cache=warm"],
