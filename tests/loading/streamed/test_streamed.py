@@ -29,6 +29,7 @@ from ladezeit.loading.streamed import plan as plan_module
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.files import ShardFile
 from ladezeit.loading.streamed.memory import dtype_of
+from ladezeit.loading.streamed.placing import Piece
 from ladezeit.loading.streamed.plan import Extent, How
 from ladezeit.measure.clock import Clock
 
@@ -350,6 +351,30 @@ def test_the_phases_are_planning_and_reading(shard: Path) -> None:
     assert [phase.path for phase in clock.phases] == ["load/plan", "load/allocate", "load/read"]
 
 
+def test_what_is_not_cast_is_cut_at_any_byte() -> None:
+    """A weight that begins where its dtype cannot, in a file with others that are cast, keeps its last bytes."""
+    piece = Piece(begin=90, end=190, arena=0, offset=640, source=torch.float32, target=torch.float32)
+    assert piece.cut(128, 256) == Piece(128, 190, 0, 678, torch.float32, torch.float32)
+    cast = Piece(begin=92, end=192, arena=0, offset=640, source=torch.float32, target=torch.float16)
+    assert cast.cut(128, 256) == Piece(128, 192, 0, 658, torch.float32, torch.float16)
+
+
+@pytest.mark.parametrize("first_bytes", [64, 24], ids=["all alike", "each its own"])
+def test_weights_for_a_gpu_lie_where_its_kernels_want_them(first_bytes: int, tmp_path: Path) -> None:
+    """A file's tensors begin where its header ends, at 8 mod 16 as often as not; kernels refuse those."""
+    tensors = {"a": torch.arange(first_bytes, dtype=torch.uint8), "b": torch.arange(100_000, dtype=torch.uint8)}
+    path = tmp_path / "model.safetensors"
+    for padding in range(16):
+        save_file(tensors, path, {"note": "x" * padding})
+        checkpoint = checkpoint_of(path)
+        if checkpoint.tensors[0].begin % 16 == 8:
+            break
+    assert checkpoint.tensors[0].begin % 16 == 8
+    loaded = load(checkpoint, "ring")
+    assert_same(loaded.tensors, tensors)
+    assert all(tensor.data_ptr() % 16 == 0 for tensor in loaded.tensors.values())
+
+
 def test_a_symlinked_shard_is_read(shard: Path, tmp_path: Path) -> None:
     """The hub's cache holds shards as symbolic links."""
     link = tmp_path / "link.safetensors"
@@ -384,6 +409,7 @@ def test_on_a_gpu_the_weights_are_the_files_and_memory_is_theirs(state: str, tmp
         assert 0 < loaded.effective["pinned_bytes"] <= loaded.effective["ring_bytes"]
         if state == "cold":
             assert loaded.effective["bytes_read_direct"] > 0.9 * path.stat().st_size
+        assert all(tensor.data_ptr() % 16 == 0 for tensor in loaded.tensors.values())
         assert_same({name: tensor.cpu() for name, tensor in loaded.tensors.items()}, wanted)
 
 

@@ -19,7 +19,7 @@ from ladezeit.loading.streamed import memory, readers
 from ladezeit.loading.streamed.arrivals import Arrivals
 from ladezeit.loading.streamed.files import ShardFile
 from ladezeit.loading.streamed.host import HostPlace
-from ladezeit.loading.streamed.placing import Layout, lay_out
+from ladezeit.loading.streamed.placing import ALIGNED, Layout, lay_out
 from ladezeit.loading.streamed.plan import PAGE, Extent, How, ShardPlan, make_plan
 from ladezeit.loading.streamed.readers import Reading
 from ladezeit.loading.streamed.staging import CudaDevice, Device, Moves, Ring, slot_bytes
@@ -69,7 +69,7 @@ class _Load:
     def has_misaligned(self) -> bool:
         """Say whether a tensor begins where its dtype cannot, so that it cannot be a view of its shard's memory."""
         return any(
-            (entry.begin - plan.base) % memory.dtype_of(entry).itemsize
+            (self.spans[plan.shard].data_ptr() + entry.begin - plan.base) % memory.dtype_of(entry).itemsize
             for plan in self.plans
             if plan.shard not in self.layout.pieces
             for entry in plan.tensors
@@ -189,7 +189,7 @@ def _to_device(load: _Load, device: Device, size: int, progress: Progress | None
     """Find memory on a device and return what reads a load into it, through a pinned ring."""
     for plan in load.plans:
         if plan.shard not in load.layout.pieces:
-            load.spans[plan.shard] = device.allocate(plan.end - plan.base)
+            load.spans[plan.shard] = _span_on(device, plan)
     load.arenas = {arena: device.allocate(bytes_) for arena, bytes_ in load.layout.arena_bytes.items()}
 
     def read(stop: threading.Event) -> None:
@@ -207,6 +207,14 @@ def _to_device(load: _Load, device: Device, size: int, progress: Progress | None
             ring.close()
 
     return read
+
+
+def _span_on(device: Device, plan: ShardPlan) -> "Tensor":
+    """Return a device's memory for a shard's span, which begins where the shard's tensors are aligned for kernels."""
+    size = plan.end - plan.base
+    first = min((entry.begin for entry in plan.tensors if entry.begin < entry.end), default=plan.base)
+    shift = (plan.base - first) % ALIGNED
+    return device.allocate(size + ALIGNED)[shift : shift + size]
 
 
 def _arguments(request: LoadRequest) -> tuple[StreamedLoading, int]:
@@ -244,7 +252,7 @@ def _plan(request: LoadRequest, extent_bytes: int, threads: int, on_host: bool, 
         return shares
 
     arrangement = request.arrangement or Arrangement()
-    layout = lay_out(checkpoint, arrangement)
+    layout = lay_out(checkpoint, arrangement, for_kernels=not on_host)
 
     def maps(shard: int) -> bool:  # pieces that are not cast are read to their places at once: one copy, no page faults
         return on_host and (shard not in layout.pieces or layout.casts(shard))

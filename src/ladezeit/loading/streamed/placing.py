@@ -6,6 +6,7 @@ An extent that is read brings whole and cut pieces alike; each goes to its place
 
 import math
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 #: Tensors of an arena start at multiples of this many bytes, as torch's own allocations do.
-_ALIGNED = 64
+ALIGNED = 64
+#: What a GPU's kernels want of a weight's address: some refuse any other (grouped products of experts), some take
+#: slower ways. Files only promise 8: where a header ends is where the first tensor begins.
+_KERNELS_WANT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +51,10 @@ class Piece:
     def cut(self, begin: int, end: int) -> "Piece":
         """Return the part of the piece that lies in bytes `begin` to `end` of the shard."""
         begin, end = max(begin, self.begin), min(end, self.end)
-        # Whole elements: a tensor that is cast starts at a multiple of its element's size, and so do extents.
-        offset = self.offset + (begin - self.begin) // self.source.itemsize * self.target.itemsize
-        return Piece(begin, end, self.arena, offset, self.source, self.target)
+        before = begin - self.begin
+        if self.casts:  # whole elements: such a tensor starts at a multiple of its element's size, and so do extents
+            before = before // self.source.itemsize * self.target.itemsize
+        return Piece(begin, end, self.arena, self.offset + before, self.source, self.target)
 
     @property
     def casts(self) -> bool:
@@ -104,7 +109,7 @@ class Layout:
         offset = self.arena_bytes.get(arena, 0)
         size = math.prod(shape) * dtype.itemsize
         self._places.append(_Place(name, shape, dtype, arena, offset))
-        self.arena_bytes[arena] = offset + -(-size // _ALIGNED) * _ALIGNED
+        self.arena_bytes[arena] = offset + -(-size // ALIGNED) * ALIGNED
         return offset
 
     def _put(self, entry: TensorEntry, arena: int, offset: int, target: torch.dtype) -> None:
@@ -113,8 +118,11 @@ class Layout:
             self.pieces[entry.shard].append(piece)
 
 
-def lay_out(checkpoint: Checkpoint, arrangement: Arrangement) -> Layout:
-    """Return the places of all tensors in those shards that have any tensor to merge or to cast; others have none."""
+def lay_out(checkpoint: Checkpoint, arrangement: Arrangement, *, for_kernels: bool) -> Layout:
+    """Return the places of all tensors in those shards that have any tensor to merge or to cast; others have none.
+
+    Where they are `for_kernels` of a GPU, shards count too whose tensors no shift of the whole would align.
+    """
     layout = Layout()
     casts = {
         entry.name: arrangement.dtypes[entry.name]
@@ -123,6 +131,12 @@ def lay_out(checkpoint: Checkpoint, arrangement: Arrangement) -> Layout:
     }
     inside = {part.entry.name for merged in arrangement.merged for part in merged.parts}
     shards = {entry.shard for entry in checkpoint.tensors if entry.name in inside or entry.name in casts}
+    if for_kernels:
+        residues = {
+            (entry.shard, entry.begin % _KERNELS_WANT) for entry in checkpoint.tensors if entry.begin < entry.end
+        }
+        counts = Counter(shard for shard, _ in residues)
+        shards |= {shard for shard, count in counts.items() if count > 1}
     layout.pieces = {shard: [] for shard in shards}
     for merged in arrangement.merged:
         first = merged.parts[0].entry

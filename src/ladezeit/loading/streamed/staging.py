@@ -96,7 +96,7 @@ class CudaDevice:
     """A CUDA device: copies on a stream of their own, from memory that is registered with the driver."""
 
     def __init__(self, name: str) -> None:
-        self.device = torch.device(name)
+        self.device = torch.device("cuda", torch.device(name).index or 0)
         stream: Any = torch.cuda.Stream  # untyped in some releases
         self._stream = stream(self.device)
         # Memory that the allocator hands out may still be in use by work queued before.
@@ -110,11 +110,7 @@ class CudaDevice:
         try:
             memory = torch.empty(size, dtype=torch.uint8, device=self.device)
         except torch.cuda.OutOfMemoryError as cause:
-            free = torch.cuda.mem_get_info(self.device)[0]
-            raise LoadError(
-                f"{size / 2**30:.2f} GiB do not fit on {self.device}, which has {free / 2**30:.2f} GiB free: end what "
-                f"else uses it, or take a smaller model"
-            ) from cause
+            raise _does_not_fit(size, self.device) from cause
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         return memory
 
@@ -124,7 +120,8 @@ class CudaDevice:
         Where the driver refuses to pin, copies go through its own buffer: slower, and reported.
         """
         if self.near:
-            os.sched_setaffinity(0, self.near)  # of this thread; its memory comes from where it first touches it
+            with suppress(OSError):  # a sandbox may forbid it, and loads without it
+                os.sched_setaffinity(0, self.near)  # of this thread; its memory comes from where it first touches it
         torch.cuda.set_device(self.device)
         torch.cuda.set_stream(self._stream)
         populate(memory)  # the driver takes several times as long to find pages as to pin them
@@ -162,14 +159,19 @@ class CudaLane:
     def copy(self, slot: int, moves: Moves) -> None:
         """Queue the copies on the loading stream; a cast follows its copy there, in a block that the stream reuses."""
         for target, source in moves:
-            # Where they differ torch would cast on the CPU, before it copies.
-            same = target.dtype == source.dtype
-            target.copy_(source if same else source.to(self._device, non_blocking=True), non_blocking=True)
+            target.copy_(source if target.dtype == source.dtype else self._on_device(source), non_blocking=True)
         self._copied[slot].record()
 
     def wait(self, slot: int) -> None:
         """Return when the device has passed the copies; at once where there were none."""
         self._copied[slot].synchronize()
+
+    def _on_device(self, source: "Tensor") -> "Tensor":
+        """Return the elements on the device before they are cast: releases of torch differ in where they would be."""
+        try:
+            return source.to(self._device, non_blocking=True)
+        except torch.cuda.OutOfMemoryError as cause:
+            raise _does_not_fit(source.nbytes, self._device) from cause
 
 
 class Ring:
@@ -244,6 +246,14 @@ class Ring:
 def slot_bytes(ring_bytes: int, threads: int, extent_bytes: int) -> int:
     """Return the size of a slot, in whole pages, so that all slots fit in `ring_bytes`."""
     return max(PAGE, min(extent_bytes, ring_bytes // (threads * SLOTS_A_THREAD)) // PAGE * PAGE)
+
+
+def _does_not_fit(size: int, device: torch.device) -> LoadError:
+    free = torch.cuda.mem_get_info(device)[0]
+    return LoadError(
+        f"{size / 2**30:.2f} GiB do not fit on {device}, which has {free / 2**30:.2f} GiB free: end what else uses it, "
+        f"or take a smaller model"
+    )
 
 
 def _driver() -> Any:
