@@ -37,6 +37,7 @@ gpu:  ## on a machine with an NVIDIA GPU and these libraries: GPU tests and the 
 bench: $(VENV)/.ready-dev  ## benchmarks of ladezeit itself; alone on the machine, please
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/phases.py
+	$(BIN)/python benchmarks/collector.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/results_speed.py
 
