@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS_SHARE = 0.4
 #: The sweep whose checkpoint lies in memory.
 TMPFS = "tmpfs"
+MEMORY = Path("/dev/shm")
 NEEDED = ("torch", "transformers", "accelerate", "safetensors", "hydra", "omegaconf", "rich", "psutil", "pynvml")
 
 
@@ -108,11 +109,14 @@ class Runner:
             f"hydra.sweep.dir={outputs / name}",
             f"outputs={outputs}",
         ]
+        step = Step(name, command)
         if name != TMPFS:
-            step = self.run(Step(name, command))
+            self.run(step)
+        elif MEMORY.is_dir():
+            with tempfile.TemporaryDirectory(prefix="ladezeit-", dir=MEMORY) as memory:
+                self.run(step, cache=Path(memory))
         else:
-            with tempfile.TemporaryDirectory(prefix="ladezeit-", dir="/dev/shm") as memory:
-                step = self.run(Step(name, command), cache=Path(memory))
+            step.note = f"left out: this machine has no {MEMORY}"
         keep(outputs / name, self.output / name)
         return step
 

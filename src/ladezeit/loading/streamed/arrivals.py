@@ -63,8 +63,7 @@ class Arrivals:
         return not self._missing or self._missing.isdisjoint(self._of(name))
 
     def wait(self, name: str) -> bool:
-        """Return True when all bytes of a tensor are there, and a good part of what comes after it, False where they
-        will not come."""
+        """Wait for all bytes of a tensor, and some of what comes after it; return False where they will not come."""
         own = list(self._of(name))
         with self._changed:
             while not self._ended and not self._missing.isdisjoint(own):
