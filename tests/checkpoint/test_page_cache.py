@@ -20,7 +20,7 @@ from ladezeit.checkpoint.page_cache import (
     verify,
     warm,
 )
-from ladezeit.checkpoint.residency import filesystem, pages_by_cachestat, pages_by_mincore, resident_shares
+from ladezeit.checkpoint.residency import filesystem, pages_by_cachestat, pages_by_mincore, resident_ranges
 from ladezeit.config import CacheState
 from ladezeit.errors import CheckpointError, NotRunnableError
 
@@ -108,8 +108,8 @@ def test_half_is_every_other_block(shards: list[Path]) -> None:
     assert verify(shards, CacheState.half)[1:] == (True, None)
     with shards[0].open("rb") as file:
         begin = SIZE // 16 // PAGE * PAGE  # inside the second block, which is out
-        shares, _ = resident_shares(file.fileno(), shards[0], [(0, PAGE), (begin + 2 * PAGE, begin + 4 * PAGE)])
-    assert shares == [1.0, 0.0]
+        found, _ = resident_ranges(file.fileno(), shards[0], [(0, PAGE), (begin + 2 * PAGE, begin + 4 * PAGE)])
+    assert found == [True, False]
     warm(shards)
     _, as_asked, reason = verify(shards, CacheState.half)
     assert not as_asked

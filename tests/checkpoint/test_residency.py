@@ -32,7 +32,7 @@ def test_all_ways_to_ask_agree(half_warm: Path) -> None:
         by_cachestat = residency.pages_by_cachestat(descriptor, RANGES)
         assert residency.pages_by_mincore(descriptor, RANGES) == [0, 64, 0]
         assert by_cachestat in (None, [0, 64, 0])  # None before Linux 6.5
-        assert residency._by_reading(descriptor, RANGES) == [0.0, 1.0, 0.0]
+        assert residency._by_reading(descriptor, RANGES) == [False, True, False]
 
 
 def test_a_stacked_file_system_is_looked_through(half_warm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,8 +54,8 @@ def test_a_load_asks_without_reading(half_warm: Path) -> None:
     """Asking which parts are in memory brings no other part in: what was cold is still cold afterwards."""
     with half_warm.open("rb") as file:
         for _ in range(2):
-            shares, teller = residency.resident_shares(file.fileno(), half_warm, RANGES)
-            assert shares == [0.0, 1.0, 0.0]
+            found, teller = residency.resident_ranges(file.fileno(), half_warm, RANGES)
+            assert found == [False, True, False]
             assert teller in ("cachestat", "mincore")
             assert residency.sampled_share([half_warm]) == pytest.approx(1 / 3, abs=0.05)
         assert residency.pages_by_mincore(file.fileno(), RANGES) == [0, 64, 0]
@@ -66,5 +66,23 @@ def test_where_nobody_answers_a_few_bytes_are_read(half_warm: Path, monkeypatch:
     monkeypatch.setattr(residency, "pages_by_cachestat", lambda descriptor, ranges: None)
     monkeypatch.setattr(residency, "pages_by_mincore", lambda descriptor, ranges: None)
     with half_warm.open("rb") as file:
-        assert residency.resident_shares(file.fileno(), half_warm, RANGES) == ([0.0, 1.0, 0.0], "reading")
+        assert residency.resident_ranges(file.fileno(), half_warm, RANGES) == ([False, True, False], "reading")
     assert math.isnan(residency.sampled_share([half_warm]))
+
+
+def test_a_disk_that_answers_at_once_is_no_cache(half_warm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk is faster than the kernel's look, a cold file of somebody else is cold all the same."""
+    waiting = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda descriptor, buffers, offset, flags: waiting(descriptor, buffers, offset))
+    with half_warm.open("rb") as file:
+        assert residency._by_reading(file.fileno(), RANGES) == [False, True, False]
+
+
+def test_a_file_of_somebody_else_that_was_asked_about_stays_cold(tmp_path: Path) -> None:
+    """Asking brings pages in: the next load, which asks about the same file, still finds it cold."""
+    path, large = tmp_path / "file", [(begin * 512 * PAGE, (begin + 1) * 512 * PAGE) for begin in range(8)]
+    path.write_bytes(bytes(large[-1][1]))
+    page_cache.drop([path])
+    with path.open("rb") as file:
+        for _ in range(3):
+            assert residency._by_reading(file.fileno(), large) == [False] * 8

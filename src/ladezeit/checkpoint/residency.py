@@ -4,14 +4,17 @@ cachestat counts the pages of a range. File systems stacked on others keep no ca
 "none" there: mincore looks through a mapping instead. Both answer only a file's owner and those who may write it; for
 others a few bytes are read on the condition that nobody waits for them, which brings those pages in.
 
-Counting gigabytes takes tens of milliseconds. A load, whose clock runs, asks about a few pages of each part.
+Counting gigabytes takes tens of milliseconds. A load, whose clock runs, asks about a few pages of each part, and asks
+no further about a part of which one is missing.
 """
 
 import ctypes
 import math
 import mmap
 import os
+import random
 import re
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +22,7 @@ _CACHESTAT = 451  # the same number on every architecture
 #: File systems that pass files through from another one: cachestat sees their own, always empty, cache.
 _STACKED = ("overlay", "aufs")
 _PAGE = mmap.PAGESIZE
-#: Mapped at once for mincore; a multiple of a page.
+#: Asked of mincore at once, which writes a byte a page; a multiple of a page.
 _WINDOW_BYTES = 2**30
 _SAMPLES = 64
 
@@ -51,8 +54,8 @@ def sampled_share(paths: Sequence[Path]) -> float:
     return sum(shares) / len(shares)
 
 
-def resident_shares(descriptor: int, path: Path, ranges: Sequence[tuple[int, int]]) -> tuple[list[float], str]:
-    """Return about which share of each range is in the page cache (0.0 to 1.0), by four of its pages, and who said so.
+def resident_ranges(descriptor: int, path: Path, ranges: Sequence[tuple[int, int]]) -> tuple[list[bool], str]:
+    """Return whether each range is in the page cache, by four of its pages, and who said so.
 
     Args:
         descriptor: the file, open to be read.
@@ -60,18 +63,23 @@ def resident_shares(descriptor: int, path: Path, ranges: Sequence[tuple[int, int
         ranges: begins, multiples of a page, and ends, in bytes, in order.
     """
     ours = os.access(path, os.W_OK) or os.fstat(descriptor).st_uid == os.geteuid()
-    asked = [_places(begin, end) for begin, end in ranges]
-    found = resident_pages(descriptor, path, [page for pages in asked for page in _pages_at(pages)]) if ours else None
+    found = resident_pages(descriptor, path, [(begin, begin + _PAGE) for begin, _ in ranges]) if ours else None
     if found is None:
         return _by_reading(descriptor, ranges), "reading"
-    counts, teller = iter(found[0]), found[1]
-    return [sum(next(counts) for _ in pages) / len(pages) for pages in asked], teller
+    begun, teller = found
+    if not any(begun):
+        return [False] * len(begun), teller
+    asked = [_further(begin, end) if there else [] for there, (begin, end) in zip(begun, ranges, strict=True)]
+    rest = resident_pages(descriptor, path, [page for places in asked for page in _pages_at(places)])
+    answers = iter(rest[0] if rest is not None else ())
+    in_memory = [sum(next(answers, 0) for _ in places) == len(places) for places in asked]
+    return [bool(there) and all_there for there, all_there in zip(begun, in_memory, strict=True)], teller
 
 
-def _places(begin: int, end: int) -> list[int]:
-    """Return the offsets of a range's first and last page and of two between; fewer where it has fewer."""
+def _further(begin: int, end: int) -> list[int]:
+    """Return the offsets of a range's last page and of two between; fewer where it has fewer than four."""
     pages = -(-(end - begin) // _PAGE)
-    return [begin + page * _PAGE for page in sorted({0, pages // 3, pages - 1 - pages // 3, pages - 1})]
+    return [begin + page * _PAGE for page in sorted({pages // 3, pages - 1 - pages // 3, pages - 1} - {0})]
 
 
 def _pages_at(places: Sequence[int]) -> list[tuple[int, int]]:
@@ -127,35 +135,49 @@ def pages_by_cachestat(descriptor: int, ranges: Sequence[tuple[int, int]]) -> li
 def pages_by_mincore(descriptor: int, ranges: Sequence[tuple[int, int]]) -> list[int] | None:
     """Return the pages of each range in the cache; None where the file cannot be mapped or the kernel does not tell."""
     file_bytes = os.fstat(descriptor).st_size
-    flags = bytearray()
-    for start in range(0, file_bytes, _WINDOW_BYTES):
-        length = min(_WINDOW_BYTES, file_bytes - start)
-        address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, start)
-        if address in (None, ctypes.c_void_p(-1).value):
-            return None
+    if file_bytes == 0:
+        return [0] * len(ranges)
+    address = _libc.mmap(None, file_bytes, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        return None
+    longest = min(_WINDOW_BYTES, max((end - begin for begin, end in ranges), default=0))
+    flags = ctypes.create_string_buffer(-(-longest // _PAGE))
+    counts = []
+    try:
+        for begin, end in ranges:
+            count = 0
+            for start in range(begin, min(end, file_bytes), _WINDOW_BYTES):
+                pages = -(-min(_WINDOW_BYTES, end - start, file_bytes - start) // _PAGE)
+                if _libc.mincore(address + start, pages * _PAGE, flags) != 0:
+                    return None
+                count += flags.raw.count(1, 0, pages)
+            counts.append(count)
+    finally:
+        _libc.munmap(address, file_bytes)
+    return counts
+
+
+def _by_reading(descriptor: int, ranges: Sequence[tuple[int, int]]) -> list[bool]:
+    """Try a byte of four pages of each range, the first of which that is missing decides.
+
+    Who asks for a byte without waiting starts to read its page all the same. So the pages are others every time: those
+    that the last load has asked about are there since. And a fast disk may have answered before the kernel looks: what
+    counts is whether this thread has read from the disk.
+    """
+    byte, chance = bytearray(1), random.Random()
+
+    def there(page: int) -> bool:
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
         try:
-            window = ctypes.create_string_buffer(-(-length // _PAGE))
-            if _libc.mincore(address, length, window) != 0:
-                return None
-        finally:
-            _libc.munmap(address, length)
-        flags += window.raw
-    return [flags.count(1, begin // _PAGE, -(-end // _PAGE)) for begin, end in ranges]
+            count = os.preadv(descriptor, [byte], page * _PAGE, os.RWF_NOWAIT)
+        except OSError:  # not there, or a file system that cannot tell
+            return False
+        return count == 1 and resource.getrusage(resource.RUSAGE_THREAD).ru_inblock == before
 
-
-def _by_reading(descriptor: int, ranges: Sequence[tuple[int, int]]) -> list[float]:
-    """Try a byte of four pages of each range; what would have to wait for the disk is not there."""
-    byte = bytearray(1)
-    shares = []
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # the kernel would read ahead of a byte that is missing
+    found = []
     for begin, end in ranges:
-        places = _places(begin, end)
-        found = 0
-        for place in places:
-            try:
-                found += os.preadv(descriptor, [byte], place, os.RWF_NOWAIT)
-            except OSError:  # not there, or a file system that cannot tell
-                continue
-        shares.append(found / len(places))
+        pages = range(begin // _PAGE, -(-end // _PAGE))
+        found.append(all(there(page) for page in chance.sample(pages, min(4, len(pages)))))
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NORMAL)
-    return shares
+    return found

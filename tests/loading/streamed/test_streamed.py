@@ -159,7 +159,7 @@ def test_a_file_cached_in_many_scattered_pieces_is_loaded(tmp_path: Path, monkey
     checkpoint = checkpoint_of(shard)
     wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
     monkeypatch.setattr(
-        engine_module, "resident_shares", lambda fd, path, ranges: ([float(n % 2) for n in range(len(ranges))], "test")
+        engine_module, "resident_ranges", lambda fd, path, ranges: ([n % 2 == 1 for n in range(len(ranges))], "test")
     )
     loaded = load(checkpoint)
     assert_same(loaded.tensors, wanted)
@@ -268,7 +268,7 @@ def test_where_direct_io_is_refused_the_load_goes_on_and_says_so(
     """On a file system without direct I/O the load works, and the result tells that it was buffered and why."""
     checkpoint = checkpoint_of(shard)
     wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
-    monkeypatch.setattr(engine_module, "resident_shares", lambda fd, path, ranges: ([0.0] * len(ranges), "unknown"))
+    monkeypatch.setattr(engine_module, "resident_ranges", lambda fd, path, ranges: ([False] * len(ranges), "unknown"))
     honest_open, honest_preadv = os.open, os.preadv
     refused: set[int] = set()
 

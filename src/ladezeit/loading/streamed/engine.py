@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ladezeit.checkpoint.residency import resident_shares
+from ladezeit.checkpoint.residency import resident_ranges
 from ladezeit.config import StreamedLoading
 from ladezeit.errors import ConfigError, LoadError
 from ladezeit.loading.arrangement import Arrangement
@@ -246,10 +246,10 @@ def _plan(request: LoadRequest, extent_bytes: int, threads: int, on_host: bool, 
     ]
     told_by: set[str] = set()
 
-    def ask(shard: int, ranges: Sequence[tuple[int, int]]) -> list[float]:
-        shares, teller = resident_shares(files[shard].descriptor, files[shard].path, ranges)
+    def ask(shard: int, ranges: Sequence[tuple[int, int]]) -> list[bool]:
+        in_memory, teller = resident_ranges(files[shard].descriptor, files[shard].path, ranges)
         told_by.add(teller)
-        return shares
+        return in_memory
 
     arrangement = request.arrangement or Arrangement()
     layout = lay_out(checkpoint, arrangement, for_kernels=not on_host)

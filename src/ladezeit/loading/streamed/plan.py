@@ -19,8 +19,6 @@ from ladezeit.measure.host_pages import LARGE_PAGE
 PAGE = mmap.PAGESIZE
 #: Stretches that no tensor needs and that are shorter than this are read along: one large read beats two.
 _GAP_BYTES = 64 * 1024
-#: An extent with at least this share of its pages in memory is copied from there.
-RESIDENT = 0.9
 #: So many extents that are brought in one way are one where they stay where they are brought to, and no buffer has to
 #: hold them. Of 3 GB on a virtual disk, direct reads of 32 MiB took 1.48 s and of 8 MiB 1.56, where the disk alone took
 #: 1.40; a warm load by two threads took 0.117 s instead of 0.146 (n = 70), for a thread that is done with a part may
@@ -29,8 +27,8 @@ _JOINED = 4
 #: The kernel allows a process 65,530 mappings; a shard that would need more than this many is copied instead.
 _MOST_PIECES = 1000
 
-#: Which share of the bytes `begin` to `end` of a shard is in the page cache; by the shard's number.
-AskResidency = Callable[[int, Sequence[tuple[int, int]]], list[float]]
+#: Which of some ranges of a shard, by its number, are in the page cache.
+AskResidency = Callable[[int, Sequence[tuple[int, int]]], list[bool]]
 
 
 class How(Enum):
@@ -113,8 +111,7 @@ def make_plan(
     return plans
 
 
-def _decide(shares: list[float], mapping: bool) -> list[How]:
-    in_memory = [share >= RESIDENT for share in shares]
+def _decide(in_memory: list[bool], mapping: bool) -> list[How]:
     pieces = 1 + sum(one != other for one, other in pairwise(in_memory))
     cached = How.mapped if mapping and pieces <= _MOST_PIECES else How.buffered
     return [cached if resident else How.direct for resident in in_memory]
