@@ -31,7 +31,7 @@ check: $(VENV)/.ready-dev  ## the quick part of test: format, lint, types, tests
 ui: $(VENV)/.ready  ## the MLflow UI on everything measured so far; prints where the newest sweep is compared
 	$(BIN)/ladezeit-results ui
 
-gpu:  ## on a machine with an NVIDIA GPU and these libraries: GPU tests and the origin case on the 7B shape; no network
+gpu:  ## on a machine with an NVIDIA GPU and these libraries: GPU tests, engines, proof and origin case on the 7B shape; no network
 	$(PYTHON) benchmarks/gpu.py
 
 bench: $(VENV)/.ready-dev  ## benchmarks of ladezeit itself; alone on the machine, please

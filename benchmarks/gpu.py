@@ -1,6 +1,7 @@
-"""The GPU machine's part: all GPU tests, then the origin case on the 7B shape. No network, within eight minutes.
+"""The GPU machine's part: all GPU tests, the engines, the proof and the origin case on the 7B shape. No network needed.
 
     python benchmarks/gpu.py [--output FOLDER] [--model qwen2.5-7b-shape] [--samples 3] [--budget-s 470] [--device cuda]
+                             [--steps tests,warm,proof,cold,tmpfs,...]
 
 It runs from a bare checkout: nothing has to be installed but the libraries (torch, transformers, accelerate,
 safetensors, hydra-core, rich, psutil, nvidia-ml-py, matplotlib, pytest; MLflow where it is there, and what else a
@@ -8,9 +9,13 @@ test imports: a file of tests whose library is missing is an error of that file 
 temporary folder, where its `conf/` is `ladezeit.conf` as in an install. The 15 GB checkpoint is written by the first
 sweep that needs it, into LADEZEIT_CACHE.
 
-What comes back, all small: `gpu.json` (machine, steps, seconds, exit codes), `tests.txt`, `proof.json`, and for each
-sweep its `<name>.md` (the table), `<name>.html` (the report) and `<name>.jsonl` (every result). A step that no longer
-fits the budget is left out, and `gpu.json` says so. The last line of output is `gpu.json`'s content.
+The steps run in the order of `STEPS`, the most important first, until the budget is spent (eight minutes, unless told
+otherwise). A sweep that the budget ends is interrupted as by Ctrl-C and keeps what it has; a step for which no time is
+left is left out; `gpu.json` says both, and `--steps` runs the others another time.
+
+What comes back, all small: `gpu.json` (machine, steps, seconds, exit codes), `tests.txt`, `proof.json`, for each sweep
+its `<name>.md` (the table), `<name>.html` (the report) and `<name>.jsonl` (every result), and all of these in
+`gpu.tar.gz`. The last line of output is `gpu.json`'s content.
 """
 
 import argparse
@@ -18,25 +23,50 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: The most that tests may take of the budget.
-TESTS_SHARE = 0.4
-#: The sweep whose checkpoint lies in memory.
-TMPFS = "tmpfs"
 MEMORY = Path("/dev/shm")
 NEEDED = ("torch", "transformers", "accelerate", "safetensors", "hydra", "omegaconf", "rich", "psutil", "pynvml")
+
+#: No step is begun with less than this.
+_LEAST_S = 20
+#: An interrupted sweep writes its table and its report within this.
+_GRACE_S = 20
+#: The most that tests may take of the budget.
+_TESTS_SHARE = 0.4
+
+_OURS = "transformers,streamed,auto"
+_ENGINES = f"loading={_OURS},safetensors_mmap,safetensors_prefetch,fastsafetensors,runai_streamer,instanttensor"
+_QUANTISED = "loading=bitsandbytes_8bit,bitsandbytes_4bit,torchao_int8"
+#: The sweeps by name. `{samples}` of each point; the ceilings are measured where they say something new.
+SWEEPS = {
+    "warm": f"process=prewarmed cache=warm {_ENGINES} {{samples}}",
+    "cold": f"process=prewarmed cache=cold {_ENGINES} {{samples}}",
+    "tmpfs": f"process=prewarmed cache=warm {_ENGINES} {{samples}}",  # in memory, in a file system without a disk
+    "origin_case": "experiment=origin_case ceilings=off {samples}",
+    "half": f"process=prewarmed cache=half loading={_OURS},instanttensor {{samples}}",
+    "cast": f"process=prewarmed cache=warm loading={_OURS} loading.dtype=float16 ceilings=off {{samples}}",
+    "quantised": f"process=prewarmed cache=warm {_QUANTISED} ceilings=off",
+    "validation_cost": "experiment=validation_cost ceilings=off {samples}",
+    "cold_start": "process=fresh cache=warm loading=cuda_fp16,legacy_manager runtime=origin ceilings=off sample=0,1",
+}
+#: All steps, the most important first: the budget may end before the last one.
+STEPS = ("tests", "warm", "proof", *list(SWEEPS)[1:])
 
 
 @dataclass
 class Step:
-    """One command: what it took and how it ended; `exit_code` None means that there was no time left for it."""
+    """One command: what it took and how it ended; `exit_code` None means that it was left out, and `note` says why."""
 
     name: str
     command: list[str]
@@ -56,69 +86,92 @@ class Report:
 class Runner:
     """Runs steps one after another until the budget is spent."""
 
-    def __init__(self, site: Path, output: Path, budget_s: float) -> None:
-        self.output = output
-        self.deadline = time.monotonic() + budget_s
+    def __init__(self, site: Path, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.outputs = site.parent / "outputs"
+        self.deadline = time.monotonic() + arguments.budget_s
         path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
         self.environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
-    def run(self, step: Step, log: Path | None = None, most_s: float = float("inf"), cache: Path | None = None) -> Step:
-        """Run one step in what is left of the budget, for `most_s` seconds at most, and note how it ended.
+    def step(self, name: str) -> Step:
+        """Run the step of that name, one of `STEPS`."""
+        if name == "tests":
+            return self._tests()
+        return self._proof() if name == "proof" else self._sweep(name)
 
-        `cache` is the folder for checkpoints, where that is not LADEZEIT_CACHE.
-        """
+    def _tests(self) -> Step:
+        options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+        step = Step("tests", ["-m", "pytest", *options, *files_with_gpu_tests()])
+        log = self.arguments.output / "tests.txt"
+        with log.open("w") as file:
+            self._run(step, most_s=self.arguments.budget_s * _TESTS_SHARE, stdout=file.fileno())
+        print("\n".join(log.read_text().splitlines()[-15:]), flush=True)
+        return step
+
+    def _proof(self) -> Step:
+        """Measure the proof of contents beside one pass over the device's memory."""
+        given = ["--model", self.arguments.model, "--device", self.arguments.device, "--samples", "5"]
+        output = self.arguments.output / "proof.json"
+        return self._run(Step("proof", ["benchmarks/proof.py", *given, "--output", str(output)]))
+
+    def _sweep(self, name: str) -> Step:
+        """Run a sweep and keep its table, its report and all its results."""
+        tracking = "sqlite" if importlib.util.find_spec("mlflow") else "none"
+        command = [
+            *("-m", "ladezeit", "--multirun", f"device={self.arguments.device}", f"model={self.arguments.model}"),
+            *SWEEPS[name].format(samples=f"sample=range({self.arguments.samples})").split(),
+            *(f"tracking={tracking}", f"hydra.sweep.dir={self.outputs / name}", f"outputs={self.outputs}"),
+        ]
+        step = Step(name, command)
+        if name != "tmpfs":
+            self._run(step)
+        elif MEMORY.is_dir():
+            with tempfile.TemporaryDirectory(prefix="ladezeit-", dir=MEMORY) as memory:
+                self._run(step, LADEZEIT_CACHE=memory)
+        else:
+            step.note = f"left out: this machine has no {MEMORY}"
+        keep(self.outputs / name, self.arguments.output / name)
+        return step
+
+    def _run(self, step: Step, most_s: float = float("inf"), stdout: int | None = None, **environment: str) -> Step:
+        """Run one command in what is left of the budget, for `most_s` seconds at most, and note how it ended."""
         left_s = min(most_s, self.deadline - time.monotonic())
-        if left_s < 20:
+        if left_s < _LEAST_S:
             step.note = "left out: no time left"
             return step
         started = time.monotonic()
         print(f"== {step.name}: {' '.join(step.command)}", flush=True)
-        try:
-            done = subprocess.run(
-                [sys.executable, *step.command],
-                cwd=ROOT,
-                env=self.environment | ({"LADEZEIT_CACHE": str(cache)} if cache else {}),
-                timeout=left_s,
-                check=False,
-                text=True,
-                stdout=subprocess.PIPE if log else None,
-                stderr=subprocess.STDOUT if log else None,
-            )
-            step.exit_code = done.returncode
-            if log:
-                log.write_text(done.stdout)
-                print("\n".join(done.stdout.splitlines()[-15:]))
-        except subprocess.TimeoutExpired as late:
-            step.note = "ended by the budget"
-            step.exit_code = 124
-            if log and late.stdout:
-                log.write_bytes(late.stdout if isinstance(late.stdout, bytes) else late.stdout.encode())
+        process = subprocess.Popen(
+            [sys.executable, *step.command],
+            cwd=ROOT,
+            env=self.environment | environment,
+            stdout=stdout,
+            stderr=subprocess.STDOUT if stdout is not None else None,
+        )
+        with ending(process):
+            try:
+                step.exit_code = process.wait(left_s)
+            except subprocess.TimeoutExpired:
+                step.note = "ended by the budget"
+        if step.exit_code is None:
+            step.exit_code = process.returncode
         step.seconds = round(time.monotonic() - started, 1)
         return step
 
-    def sweep(self, name: str, outputs: Path, *overrides: str) -> Step:
-        """Run a sweep and keep its table and all its results, also of one that the budget ended.
 
-        That called `TMPFS` has its checkpoint in memory, in a file system without a disk, and removes it again.
-        """
-        command = [
-            "-m",
-            "ladezeit",
-            "--multirun",
-            *overrides,
-            f"hydra.sweep.dir={outputs / name}",
-            f"outputs={outputs}",
-        ]
-        step = Step(name, command)
-        if name != TMPFS:
-            self.run(step)
-        elif MEMORY.is_dir():
-            with tempfile.TemporaryDirectory(prefix="ladezeit-", dir=MEMORY) as memory:
-                self.run(step, cache=Path(memory))
-        else:
-            step.note = f"left out: this machine has no {MEMORY}"
-        keep(outputs / name, self.output / name)
-        return step
+@contextmanager
+def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Interrupt `process` at the end, if it still runs, and kill it where it does not end by that."""
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(_GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def keep(sweep: Path, target: Path) -> None:
@@ -156,69 +209,54 @@ def describe_machine() -> str:
         return f"no GPU: {error}"
 
 
-def main() -> None:
-    """Run all steps and leave the report; exit 1 where the tests or a whole sweep failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "gpu")
-    parser.add_argument("--model", default="qwen2.5-7b-shape")
-    parser.add_argument("--samples", type=int, default=3)
-    parser.add_argument("--budget-s", type=float, default=470)
-    parser.add_argument("--device", default="cuda", help="cpu tries the script itself where there is no GPU")
-    arguments = parser.parse_args()
-    check_libraries()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    report = Report(describe_machine())
-    with tempfile.TemporaryDirectory() as folder:
-        site, outputs = Path(folder) / "site", Path(folder) / "outputs"
-        lay_out(site)
-        runner = Runner(site, arguments.output, arguments.budget_s)
-        tests = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
-        step = Step("tests", [*tests, *files_with_gpu_tests()])
-        report.steps.append(runner.run(step, arguments.output / "tests.txt", arguments.budget_s * TESTS_SHARE))
-        tracking = "sqlite" if importlib.util.find_spec("mlflow") else "none"
-        base = [f"device={arguments.device}", f"model={arguments.model}", f"tracking={tracking}"]
-        repeat = f"sample=range({arguments.samples})"
-        for name, overrides in sweeps(repeat).items():
-            report.steps.append(runner.sweep(name, outputs, *base, *overrides))
-            if name == "engines":
-                report.steps.append(runner.run(proof_step(arguments)))
-    plain = asdict(report)
-    (arguments.output / "gpu.json").write_text(json.dumps(plain, indent=2) + "\n")
-    print(json.dumps(plain))
-    # a sweep's exit code 1 says that some samples are not ok, as where an engine cannot run here: the results tell
-    good = all(step.exit_code in ((0,) if step.name == "tests" else (0, 1)) for step in report.steps)
-    sys.exit(0 if good else 1)
-
-
 def files_with_gpu_tests() -> list[str]:
     """Return the files of tests that have any for a GPU: others may import what is not there."""
     files = (ROOT / "tests").rglob("test_*.py")
     return sorted(str(file.relative_to(ROOT)) for file in files if "mark.gpu" in file.read_text())
 
 
-def proof_step(arguments: argparse.Namespace) -> Step:
-    """Return what measures the proof of contents beside one pass over the GPU's memory."""
-    given = ["--model", arguments.model, "--device", arguments.device, "--samples", "5"]
-    return Step("proof", ["benchmarks/proof.py", *given, "--output", str(arguments.output / "proof.json")])
+def parsed() -> argparse.Namespace:
+    """Return the arguments; exits with a message where one is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "gpu")
+    parser.add_argument("--model", default="qwen2.5-7b-shape")
+    parser.add_argument("--samples", type=int, default=3)
+    parser.add_argument("--budget-s", type=float, default=470)
+    parser.add_argument("--device", default="cuda", help="cpu tries the script itself where there is no GPU")
+    parser.add_argument("--steps", default=",".join(STEPS), help="which steps to run, separated by commas")
+    arguments = parser.parse_args()
+    arguments.steps = arguments.steps.split(",")
+    if unknown := [name for name in arguments.steps if name not in STEPS]:
+        parser.error(f"there is no step {', '.join(unknown)}; the steps are {', '.join(STEPS)}")
+    return arguments
 
 
-def sweeps(repeat: str) -> dict[str, list[str]]:
-    """Return the sweeps by name, the most important first: the budget may end before the last one."""
-    fresh = ["process=fresh", "loading=cuda_fp16,legacy_manager", "cache=warm", "sample=0,1", "runtime=origin"]
-    cold = ["process=prewarmed", "loading=transformers", "cache=cold", repeat]
-    ours = "transformers,streamed,auto"
-    engines = f"{ours},safetensors_mmap,safetensors_prefetch,fastsafetensors,runai_streamer,instanttensor"
-    return {
-        "origin_case": ["experiment=origin_case", repeat],
-        "engines": ["process=prewarmed", f"loading={engines}", "cache=warm,cold", repeat],
-        TMPFS: ["process=prewarmed", f"loading={engines}", "cache=warm", repeat],
-        "half": ["process=prewarmed", f"loading={ours},instanttensor", "cache=half", repeat],
-        "cast": ["process=prewarmed", f"loading={ours}", "loading.dtype=float16", "cache=warm", repeat],
-        "quantised": ["process=prewarmed", "loading=bitsandbytes_8bit,bitsandbytes_4bit,torchao_int8", "cache=warm"],
-        "cold": cold,
-        "validation_cost": ["experiment=validation_cost", repeat],
-        "cold_start": fresh,
-    }
+def main() -> None:
+    """Run the steps and leave the report; exit 1 where the tests, also unfinished ones, or a whole sweep failed."""
+    arguments = parsed()
+    check_libraries()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored, and so our steps
+    output: Path = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    report = Report(describe_machine())
+    with tempfile.TemporaryDirectory() as folder:
+        lay_out(Path(folder) / "site")
+        runner = Runner(Path(folder) / "site", arguments)
+        for name in STEPS:
+            if name in arguments.steps:
+                report.steps.append(runner.step(name))
+                (output / "gpu.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    archive = output / "gpu.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        for path in sorted(output.iterdir()):
+            if path != archive:
+                packed.add(path, path.name)
+    print(json.dumps(asdict(report)))
+    # a sweep's exit code 1 says that some samples are not ok, as where an engine cannot run here: the results tell
+    good = all(
+        step.exit_code == 0 if step.name == "tests" else step.note or step.exit_code in (0, 1) for step in report.steps
+    )
+    sys.exit(0 if good else 1)
 
 
 if __name__ == "__main__":
