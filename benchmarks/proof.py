@@ -4,8 +4,9 @@
 
 The model is loaded once by transformers and touched. Then, interleaved: one pass over the memory, the least that
 reading every bit can cost, as `torch.sum` of 64-bit words with torch's own threads and, on the CPU, as sums by numpy
-in a pool of threads (torch's threads wait for one another at every tensor); the digests of all tensors; the whole
-level `content`; the level `placement`. Run it on a quiet machine. The first run of a model makes its manifest.
+in a pool of threads (torch's threads wait for one another at every tensor); the digests of all tensors, on a GPU also
+as where its kernel cannot be compiled; the whole level `content`; the level `placement`. Run it on a quiet machine. The
+first run of a model makes its manifest.
 
 Output: a line a model, and one JSON document as the last line: medians and ranges in seconds, and
 `content_over_pass`, by the faster of the passes.
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from hydra import compose, initialize_config_module
@@ -35,7 +37,8 @@ from ladezeit.loading.touch import touch
 from ladezeit.measure.clock import Clock
 from ladezeit.measure.limits import available_cpus
 from ladezeit.validation import Expected, prove
-from ladezeit.validation.content import manifest
+from ladezeit.validation.content import digest, manifest
+from ladezeit.validation.content.device_kernel import device_kernel
 from ladezeit.validation.content.digest import digests
 from ladezeit.validation.content.inventory import groups, inventory
 from ladezeit.validation.content.reference import manifest_file
@@ -56,6 +59,7 @@ def main() -> None:
     report |= {"cpus": available_cpus(), "torch": torch.__version__, "models": {}}
     if arguments.device != "cpu":
         report["gpu"] = torch.cuda.get_device_name(arguments.device)
+        report["kernel"] = device_kernel(torch.device(arguments.device)) is not None
     for name in arguments.model:
         report["models"][name] = measured(name, arguments.device, arguments.samples)
         print(name, json.dumps(report["models"][name]))
@@ -82,6 +86,7 @@ def measured(name: str, device: str, samples: int) -> dict[str, Any]:
         "pass_torch": lambda: one_pass(tensors, device),
         **({"pass_threads": lambda: one_pass_by_threads(tensors)} if device == "cpu" else {}),
         "digests": lambda: digests(tensors),
+        **({"digests_torch": lambda: digests_without_kernel(tensors)} if device != "cpu" else {}),
         "content": lambda: proven(model, asked, ValidationLevel.content),
         "placement": lambda: proven(model, asked, ValidationLevel.placement),
     }
@@ -109,6 +114,12 @@ def one_pass(tensors: dict[str, torch.Tensor], device: str) -> None:
         data[: len(data) // 8 * 8].view(torch.int64).sum()
     if device != "cpu":
         torch.cuda.synchronize(device)
+
+
+def digests_without_kernel(tensors: dict[str, torch.Tensor]) -> None:
+    """Digest as where no kernel can be compiled for the GPU."""
+    with mock.patch.object(digest, "device_kernel", lambda device: None):
+        digests(tensors)
 
 
 def one_pass_by_threads(tensors: dict[str, torch.Tensor]) -> None:

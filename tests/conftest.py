@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from configs_for_tests import model_config
 from warm_processes import answer_apart, convert_apart
@@ -19,6 +20,10 @@ HERE = Path(__file__).parent
 
 # A shell that starts the tests in the background has SIGINT ignored, and so would every process under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("ladezeit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ladezeit")
 
 # Engines of the tests are found by workers too, and nothing that a test makes lands in the user's own cache.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))

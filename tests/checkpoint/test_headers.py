@@ -142,7 +142,7 @@ def good_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(data=st.data())
 def test_random_damage_is_either_refused_or_read_as_safetensors_reads_it(good_file: Path, data: st.DataObject) -> None:
     """Whatever bits flip in a header or its length: `CheckpointError`, or a file that safetensors opens too."""
@@ -173,7 +173,7 @@ plausible = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     header=st.dictionaries(st.sampled_from("abc_é"), plausible | fields | numbers, max_size=3), size=st.integers(0, 24)
 )

@@ -8,7 +8,7 @@ from hypothesis import strategies as some
 from ladezeit.loading.split import part, way
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=some.lists(some.integers(1, 9), min_size=1, max_size=3),
     ranks=some.integers(1, 5),

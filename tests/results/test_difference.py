@@ -22,7 +22,7 @@ def test_the_order_of_the_sides_does_not_matter() -> None:
     assert compare(one, other) == compare(other, one)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 10_000))
 def test_phase_differences_add_up_to_the_whole(n: int, m: int, seed: int) -> None:
     """No part of a difference is lost between the phases: medians do not add up, so what is left has its own line."""

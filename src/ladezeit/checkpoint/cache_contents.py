@@ -13,7 +13,8 @@ class CacheEntry:
     """A folder of the cache: its path below it, the kind of its content, and bytes and number of its files.
 
     `kind` is that of a made checkpoint (``synthetic``, ``packaged``, ``tensorizer``, …), ``unfinished`` for what is
-    being written or was left behind, ``kept`` for files that are looked up: manifests, references, notes, locks.
+    being written or was left behind, ``kept`` for files that are looked up: manifests, references, kernels, notes,
+    locks.
     """
 
     name: str

@@ -76,13 +76,22 @@ def effective_of(loaded: "EngineModel") -> dict[str, Any]:
 
 
 def expected(config: RunConfig, checkpoint: "Checkpoint", device: str, proof_files: "ProofFiles") -> "Expected":
-    """Return what `config` asks of the loaded model; raises `CheckpointError` where a file to prove by is damaged."""
+    """Return what `config` asks of the loaded model, and have at hand what it is proven with.
+
+    Raises:
+        CheckpointError: a file to prove by is damaged.
+    """
+    import torch
+
     from ladezeit.loading import placement, quantisation
     from ladezeit.validation import Expected, stored_generation_config
     from ladezeit.validation.content import manifest
+    from ladezeit.validation.content.device_kernel import device_kernel
     from ladezeit.validation.logits import reference
 
     loading = config.loading
+    if proof_files.manifest:
+        device_kernel(torch.device(device))  # made once: neither the load's time nor the proof's
     return Expected(
         device=device,
         dtype=checkpoint.dtype if loading.dtype is DType.auto else loading.dtype.value,

@@ -83,7 +83,7 @@ layouts = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(
     layout=layouts,
     pad=st.integers(0, 9),

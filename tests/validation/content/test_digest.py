@@ -83,7 +83,7 @@ def test_sums_are_those_of_their_definition(size: int) -> None:
         assert found[1].tolist() == columns
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=st.sampled_from(SIZES[1:]), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_every_flipped_bit_is_found(*, size: int, place: float, bit: int) -> None:
     """One bit anywhere, the highest of a word too, changes the digest."""
@@ -105,7 +105,7 @@ def test_every_bit_of_a_small_tensor_counts() -> None:
     assert len(seen) == 1 + 8 * len(tensor)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), width=st.sampled_from([1, 2, 4, 8]), size=st.sampled_from([5 * ROW_BYTES, 70 * ROW_BYTES]))
 def test_any_two_swapped_elements_are_found(*, data: st.DataObject, width: int, size: int) -> None:
     """Words that trade places are found wherever they lie, also where they differ in nothing but their sign."""
@@ -204,7 +204,7 @@ def test_a_compiled_file_that_adds_up_otherwise_is_not_used(
     assert native_kernel.__wrapped__() is None
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     rows=st.integers(2, 300), task_rows=st.integers(1, 100), chunk_rows=st.integers(1, 70), threads=st.integers(1, 4)
 )

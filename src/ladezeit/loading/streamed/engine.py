@@ -265,9 +265,7 @@ def _plan(request: LoadRequest, extent_bytes: int, threads: int, on_host: bool, 
     plans = make_plan(checkpoint, extent_bytes, ask, maps=maps, stays=stays, reading=loading.reading)
     extents = [extent for plan in plans for extent in plan.extents]
     if loading.threads is None and all(extent.how is not How.direct for extent in extents):
-        cpus = (
-            available_cpus()
-        )  # nothing waits for a disk, and on the host each thread that casts has torch's beside it
-        threads = cpus if on_host else min(_THREADS, cpus)
+        # Nothing waits for a disk, and on the host each thread that casts has torch's beside it.
+        threads = available_cpus() if on_host else min(_THREADS, available_cpus())
     arrivals = Arrivals(extents, checkpoint.tensors, arrangement)
     return _Load(plans, files, layout, threads, told_by, arrivals)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ladezeit.measure.limits import available_cpus
+from ladezeit.validation.content.device_kernel import device_kernel
 from ladezeit.validation.content.device_sums import DeviceSums
+from ladezeit.validation.content.fused_sums import FusedSums
 from ladezeit.validation.content.host_sums import HostSums
 from ladezeit.validation.content.pieces import flat_pieces, size_bytes
 from ladezeit.validation.content.sums import ROW_BYTES
@@ -35,17 +37,18 @@ def digests(tensors: "Mapping[str, Tensor]") -> dict[str, str]:
     Raises:
         ValueError: a tensor has no bytes to read: it is on meta, sparse or of a quantised torch dtype.
     """
+    import torch
+
+    by_device: dict[torch.device, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if tensor.is_meta or tensor.layout.__str__() != "torch.strided" or tensor.is_quantized:
+        if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
             raise ValueError(f"{name} has no plain bytes: {tensor.device}, {tensor.layout}, {tensor.dtype}")
-    by_device: dict[str, list[str]] = {}
-    for name, tensor in tensors.items():
-        by_device.setdefault(str(tensor.device), []).append(name)
+        by_device.setdefault(tensor.device, {})[name] = tensor
     found: dict[str, str] = {}
-    with ThreadPoolExecutor(min(available_cpus(), _MOST_THREADS)) as pool:
-        for device, names in by_device.items():
-            own = {name: tensors[name] for name in names}
-            found.update(_on_host(own, pool) if device == "cpu" else _on_device(own, pool))
+    threads = min(available_cpus(), _MOST_THREADS)
+    with ThreadPoolExecutor(threads) as pool:
+        for device, own in by_device.items():
+            found.update(_on_host(own, pool) if device.type == "cpu" else _on_device(own, pool, threads))
     return {name: found[name] for name in tensors}
 
 
@@ -66,13 +69,24 @@ def _on_host(tensors: "Mapping[str, Tensor]", pool: ThreadPoolExecutor) -> dict[
     return found
 
 
-def _on_device(tensors: "Mapping[str, Tensor]", pool: ThreadPoolExecutor) -> dict[str, str]:
+def _on_device(tensors: "Mapping[str, Tensor]", pool: ThreadPoolExecutor, threads: int) -> dict[str, str]:
     import torch
 
-    large = [name for name, tensor in tensors.items() if size_bytes(tensor) > ROW_BYTES]
-    small = [name for name in tensors if name not in set(large)]
+    kernel = device_kernel(next(iter(tensors.values())).device)
+    fused, others, small = [], [], []
+    for name, tensor in tensors.items():
+        if size_bytes(tensor) <= ROW_BYTES:
+            small.append(name)
+        elif kernel is not None and _is_plain(tensor):
+            fused.append(name)
+        else:
+            others.append(name)
+    under_way: list[tuple[list[str], FusedSums | DeviceSums]] = []
+    if kernel is not None and fused:
+        under_way.append((fused, FusedSums(kernel, [tensors[name] for name in fused])))
+    if others:
+        under_way.append((others, DeviceSums([tensors[name] for name in others])))
     found: dict[str, str] = {}
-    sums = DeviceSums([tensors[name] for name in large]) if large else None
     if small:  # brought to the host as one tensor: a copy each would wait for the device each time
         parts = [piece for name in small for piece in flat_pieces(tensors[name])]
         data = torch.cat(parts).cpu().numpy() if parts else np.empty(0, dtype=np.uint8)
@@ -81,10 +95,21 @@ def _on_device(tensors: "Mapping[str, Tensor]", pool: ThreadPoolExecutor) -> dic
             end = start + size_bytes(tensors[name])
             found[name] = _seal(tensors[name], data[start:end])
             start = end
-    if sums is not None:
-        sealed = pool.map(lambda one: _seal(tensors[one[0]], *one[1]), zip(large, sums.results(), strict=True))
-        found.update(zip(large, sealed, strict=True))
+    for names, sums in under_way:
+        made = list(zip(names, sums.results(), strict=True))
+        step = -(-len(made) // threads)  # a task each would take longer to hand out than to do
+        shares = [made[first : first + step] for first in range(0, len(made), step)]
+        for sealed in pool.map(lambda share: {name: _seal(tensors[name], *parts) for name, parts in share}, shares):
+            found.update(sealed)
     return found
+
+
+def _is_plain(tensor: "Tensor") -> bool:
+    """Say whether a tensor's elements lie in order in one piece of memory, as they are."""
+    import torch
+
+    own = type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__  # others may wrap any number of tensors
+    return own and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _raw(tensor: "Tensor") -> "np.ndarray[Any, np.dtype[np.uint8]]":

@@ -39,12 +39,20 @@ class HostSums:
         else:
             self._tasks.append(pool.submit(_sum_strided, tensor, self._rows))
 
-    def result(self) -> "tuple[Words, Words]":
-        """Return (row sums, column sums)."""
+    def result(self) -> "tuple[Words, ...]":
+        """Return what stands for the tensor: see `folded`."""
         columns = np.zeros(ROW_WORDS, dtype=np.uint64)
         for task in self._tasks:
             columns += task.result()
-        return self._rows, columns
+        return folded(self._rows, columns)
+
+
+def folded(rows: "Words", columns: "Words") -> "tuple[Words, ...]":
+    """Return (row sums, column sums), or in place of many row sums (their row sums, their column sums): see `sums`."""
+    if len(rows) <= ROW_WORDS:
+        return rows, columns
+    second = np.zeros(rows_of(rows.nbytes), dtype=np.uint64)
+    return second, _sum(np.ascontiguousarray(rows).view(np.uint8), second), columns
 
 
 def _sum(data: "Bytes", rows: "Words") -> "Words":

@@ -6,18 +6,22 @@ A tensor's bytes, in the order of its elements, are little-endian 64-bit words, 
     row sums   R[r] = Σ_c m[c]·x[r, c]  mod 2^64     m: fixed, odd, pseudo-random, all different
     columns    C[c] = Σ_r x[r, c]       mod 2^64
 
+More than ROW_WORDS row sums are themselves summed in this way, and their row and column sums stand for them: of each
+tensor a few kilobytes are left to be hashed, which is all that a device sends to the host.
+
 What that finds for certain:
 
 * any change inside one word, so every flipped bit: m[c] is odd, hence invertible mod 2^64, and R[r] changes;
 * any change that touches at most one word of each row: each of those row sums changes;
 * any change, however large, inside one row: at least one column sum changes;
-* so any change of up to three words, and any swap of two elements of up to 8 bytes wherever they lie.
+* so any change of up to three words, and any swap of two elements of up to 8 bytes wherever they lie: it changes a
+  column sum, or up to three row sums, of which the same is true.
 
 What is left must change two words or more in each of two rows or more, with column sums that stay. A fault that knows
 nothing of m then passes with a probability of about 2^-64 for each row that it changes in a low bit; only where it
 changes nothing but the highest bits of words in every row does that fall to 2^-k for k rows (m is odd: the highest bit
 is counted without its position in the row). Swapped or shifted rows and blocks change the order of R, which is hashed
-in order.
+in order, or summed with its positions: that changed row sums have the same sums again has a probability of about 2^-64.
 
 Integers wrap the same on every device, so a sum is the same wherever and in whatever pieces it is made.
 """
@@ -31,7 +35,7 @@ WORD_BYTES = 8
 ROW_BYTES = ROW_WORDS * WORD_BYTES
 
 #: Names this arithmetic in files: digests of another name are not comparable.
-ARITHMETIC = "rows1024-splitmix64-blake2b"
+ARITHMETIC = "rows1024-twice-splitmix64-blake2b"
 
 _SEED = 0x6C6164657A656974
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -1,0 +1,166 @@
+"""The compiled kernel of row and column sums on an NVIDIA GPU, where this machine has one that is right.
+
+It is compiled once for each kind of GPU, in a fifth of a second, by NVIDIA's compiler for use at run time (NVRTC),
+which torch brings along: no CUDA toolkit and no C compiler is needed. The cache folder keeps what was made. It is tried
+on words of known sums before it is used; where there is none that is right, torch's operations give the same sums.
+"""
+
+import ctypes
+import hashlib
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ladezeit.cache_folder import cache_folder
+from ladezeit.result import write_atomically
+from ladezeit.validation.content.sums import ROW_BYTES, ROW_WORDS, multipliers
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+#: What `_sums.cu` says of a block.
+BLOCK_ROWS, BLOCK_THREADS = 64, 256
+#: A tensor's address, its bytes, where its row and its column sums begin, its first block: 64 bits each.
+PART_WORDS = 5
+
+_SOURCE = "_sums.cu"
+_FUNCTION = b"ladezeit_sums"
+_FOLDER = "kernels"
+_LOCK = threading.Lock()
+_made: "dict[torch.device, DeviceKernel | None]" = {}
+
+
+class DeviceKernel:
+    """The kernel in the context of one device.
+
+    Args:
+        driver: the CUDA driver's library.
+        image: what `compiled` returned for that device.
+
+    Raises:
+        RuntimeError: the driver refuses the image.
+    """
+
+    def __init__(self, driver: ctypes.CDLL, image: bytes) -> None:
+        module, self._function, self._driver = ctypes.c_void_p(), ctypes.c_void_p(), driver
+        _check(driver.cuModuleLoadData(ctypes.byref(module), image))
+        _check(driver.cuModuleGetFunction(ctypes.byref(self._function), module, _FUNCTION))
+
+    def launch(self, parts: "Tensor", blocks: int, factors: "Tensor", sums: "Tensor", stream: int = 0) -> None:
+        """Begin to write the row sums of all parts into `sums`, and to add their column sums to what is there.
+
+        All tensors are int64 on the device and stay alive until the stream has passed the kernel.
+
+        Args:
+            parts: (n, `PART_WORDS`), by their first block; see there.
+            blocks: of all parts together, each of which has one for every `BLOCK_ROWS` rows.
+            factors: the multipliers, (`ROW_WORDS`,).
+            sums: where row and column sums go.
+            stream: the CUDA stream's handle.
+
+        Raises:
+            RuntimeError: the driver refuses it.
+        """
+        values = (
+            ctypes.c_void_p(parts.data_ptr()),
+            ctypes.c_int(len(parts)),
+            ctypes.c_void_p(factors.data_ptr()),
+            ctypes.c_void_p(sums.data_ptr()),
+        )
+        arguments = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        grid, block, shared_bytes = (blocks, 1, 1), (BLOCK_THREADS, 1, 1), 0
+        handle = ctypes.c_void_p(stream)
+        _check(self._driver.cuLaunchKernel(self._function, *grid, *block, shared_bytes, handle, arguments, None))
+
+
+def device_kernel(device: "torch.device") -> DeviceKernel | None:
+    """Return the kernel for a device, made where it was not yet; None where there is none that is right.
+
+    A process's first call for a device takes milliseconds, a machine's a fifth of a second.
+    """
+    with _LOCK:
+        if device not in _made:
+            _made[device] = _make(device)
+        return _made[device]
+
+
+def compiled(source: bytes, architecture: str, compiler: ctypes.CDLL) -> bytes:
+    """Return CUDA source as machine code for an architecture (``sm_90``); raises `RuntimeError` where that fails."""
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    _check(compiler.nvrtcCreateProgram(ctypes.byref(program), source, _SOURCE.encode(), 0, None, None))
+    try:
+        options = (ctypes.c_char_p * 1)(f"--gpu-architecture={architecture}".encode())
+        _check(compiler.nvrtcCompileProgram(program, len(options), options))
+        _check(compiler.nvrtcGetCUBINSize(program, ctypes.byref(size)))
+        image = ctypes.create_string_buffer(size.value)
+        _check(compiler.nvrtcGetCUBIN(program, image))
+        return image.raw
+    finally:
+        compiler.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def source() -> bytes:
+    """Return the kernel's source."""
+    return resources.files(__package__).joinpath(_SOURCE).read_bytes()
+
+
+def is_right(kernel: DeviceKernel, device: "torch.device") -> bool:
+    """Say whether a kernel finds the sums of words whose sums are known: whole rows, part of a row, any address."""
+    import torch
+
+    from ladezeit.validation.content.fused_sums import FusedSums
+
+    data = np.random.default_rng(0).integers(0, 256, size=3 * ROW_BYTES + 21, dtype=np.uint8)
+    there = torch.from_numpy(data).to(device)
+    parts = {0: data, 8: data[8:], 5: data[5 : 5 + 2 * ROW_BYTES]}
+    found = FusedSums(kernel, [there[at : at + len(part)] for at, part in parts.items()]).results()
+    for part, (rows, columns) in zip(parts.values(), found, strict=True):
+        words = np.concatenate([part, np.zeros(-len(part) % ROW_BYTES, dtype=np.uint8)]).view("<u8")
+        words = words.reshape(-1, ROW_WORDS)
+        if not np.array_equal(rows, (words * multipliers()).sum(axis=1, dtype=np.uint64)):
+            return False
+        if not np.array_equal(columns, words.sum(axis=0, dtype=np.uint64)):
+            return False
+    return True
+
+
+def _make(device: "torch.device") -> DeviceKernel | None:
+    import torch
+
+    if device.type != "cuda" or torch.version.cuda is None:
+        return None
+    with torch.cuda.device(device):
+        torch.empty(1, device=device)  # the driver loads the image into the context that is current
+        major, minor = torch.cuda.get_device_capability(device)
+        text = source()
+        kept = cache_folder() / _FOLDER / f"sums-sm_{major}{minor}-{hashlib.sha256(text).hexdigest()[:16]}.cubin"
+        # One that the driver refuses was left by another version, or is damaged: it is made again.
+        images: list[Callable[[], bytes]] = [kept.read_bytes, lambda: _compile(text, f"sm_{major}{minor}", kept)]
+        for image in images:
+            with suppress(OSError, RuntimeError, AttributeError):
+                kernel = DeviceKernel(ctypes.CDLL("libcuda.so.1"), image())
+                if is_right(kernel, device):
+                    return kernel
+    return None
+
+
+def _compile(text: bytes, architecture: str, kept: Path) -> bytes:
+    import torch
+
+    # The library by which torch itself finds the compiler, wherever that is installed.
+    image = compiled(text, architecture, ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so")))
+    with suppress(OSError):  # a folder that cannot be written costs the next process a fifth of a second
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, image)
+    return image
+
+
+def _check(code: Any) -> None:
+    if code != 0:
+        raise RuntimeError(f"CUDA answered with the error {code}")
