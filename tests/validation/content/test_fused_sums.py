@@ -156,6 +156,16 @@ def test_a_gpu_uses_the_kernel_and_keeps_it(cache: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.gpu
+def test_a_thread_that_never_used_the_gpu_proves_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service loads in threads of its own, on any of its GPUs."""
+    tensors = {f"{n}": random_bytes(5 * ROW_BYTES, n) for n in range(torch.cuda.device_count())}
+    there = {name: tensor.to(f"cuda:{name}") for name, tensor in tensors.items()}
+    monkeypatch.setattr(device_kernel, "_made", {})
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(digest.digests, there).result() == digest.digests(tensors)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("rows", [2, 65, 2 * ROW_WORDS + 3])
 def test_host_and_gpu_find_the_same_digest_by_the_kernel(rows: int) -> None:
     """The same sums as on the host, for tensors at any address."""

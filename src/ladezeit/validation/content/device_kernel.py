@@ -136,7 +136,9 @@ def _make(device: "torch.device") -> DeviceKernel | None:
     if device.type != "cuda" or torch.version.cuda is None:
         return None
     with torch.cuda.device(device):
-        torch.empty(1, device=device)  # the driver loads the image into the context that is current
+        torch.zeros(
+            1, device=device
+        )  # the driver loads the image into this thread's context, made by work on the device
         major, minor = torch.cuda.get_device_capability(device)
         text = source()
         kept = cache_folder() / _FOLDER / f"sums-sm_{major}{minor}-{hashlib.sha256(text).hexdigest()[:16]}.cubin"

@@ -1,5 +1,6 @@
 """Row and column sums on a GPU by the compiled kernel: one launch for all tensors, one for their many row sums."""
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,14 +44,16 @@ class FusedSums:
         self._places = [list(spans) for spans in zip(_spans(rows, heights), _spans(columns), strict=True)]
         for tensor, *spans in zip(long, _spans(long_rows, long_heights), _spans(long_columns), strict=True):
             self._places[tensor][:1] = spans
-        self._sums = torch.empty(end, dtype=torch.int64, device=device)
-        self._sums[:column_words].zero_()
-        addresses_of_rows = self._sums.data_ptr() + WORD_BYTES * rows[long]
-        self._launch(
-            kernel,
-            _parts(addresses, sizes, rows, columns),
-            _parts(addresses_of_rows, WORD_BYTES * heights[long], long_rows, long_columns),
-        )
+        # The driver launches in the device that is this thread's current one, once torch has worked there.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self._sums = torch.empty(end, dtype=torch.int64, device=device)
+            self._sums[:column_words].zero_()
+            addresses_of_rows = self._sums.data_ptr() + WORD_BYTES * rows[long]
+            self._launch(
+                kernel,
+                _parts(addresses, sizes, rows, columns),
+                _parts(addresses_of_rows, WORD_BYTES * heights[long], long_rows, long_columns),
+            )
 
     def results(self) -> "list[tuple[Words, ...]]":
         """Return what stands for each tensor, in their order: see `sums`."""
