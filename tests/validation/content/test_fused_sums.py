@@ -136,6 +136,18 @@ def test_a_driver_that_refuses_is_an_error(driver: ctypes.CDLL, kernel: DeviceKe
         DeviceKernel(driver, b"damaged!")
 
 
+def test_a_kernel_that_was_damaged_on_the_disk_is_not_loaded(tmp_path: Path) -> None:
+    """A driver reads an image as far as it says itself: half of one would end the process."""
+    path = tmp_path / "kernels" / "one.cubin"
+    device_kernel.keep(path, bytes(range(200)))
+    assert device_kernel.kept(path) == bytes(range(200))
+    content = path.read_bytes()
+    for damaged in (content[:100], content[:-1], b"", content[:50] + b"?" + content[51:]):
+        path.write_bytes(damaged)
+        with pytest.raises(OSError, match="is damaged"):
+            device_kernel.kept(path)
+
+
 def test_where_there_is_no_gpu_there_is_no_kernel() -> None:
     assert device_kernel.device_kernel(torch.device("cpu")) is None
 
@@ -147,12 +159,12 @@ def test_a_gpu_uses_the_kernel_and_keeps_it(cache: Path, monkeypatch: pytest.Mon
     for _ in range(2):
         monkeypatch.setattr(device_kernel, "_made", {})
         assert device_kernel.device_kernel(device) is not None
-    (kept,) = (cache / "kernels").glob("*.cubin")
-    image = kept.read_bytes()
-    kept.write_bytes(image[:100])
+    (path,) = (cache / "kernels").glob("*.cubin")
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
     monkeypatch.setattr(device_kernel, "_made", {})
     assert device_kernel.device_kernel(device) is not None
-    assert kept.read_bytes() == image
+    assert path.read_bytes() == content
 
 
 @pytest.mark.gpu

@@ -32,6 +32,7 @@ PART_WORDS = 5
 _SOURCE = "_sums.cu"
 _FUNCTION = b"ladezeit_sums"
 _FOLDER = "kernels"
+_HASH_BYTES = hashlib.sha256().digest_size
 _LOCK = threading.Lock()
 _made: "dict[torch.device, DeviceKernel | None]" = {}
 
@@ -135,15 +136,13 @@ def _make(device: "torch.device") -> DeviceKernel | None:
 
     if device.type != "cuda" or torch.version.cuda is None:
         return None
+    major, minor = torch.cuda.get_device_capability(device)
+    architecture, text = f"sm_{major}{minor}", source()
+    path = cache_folder() / _FOLDER / f"sums-{architecture}-{hashlib.sha256(text).hexdigest()[:16]}.cubin"
+    # One that is damaged, or that the driver refuses because another version made it, is made again.
+    images: list[Callable[[], bytes]] = [lambda: kept(path), lambda: _compile(text, architecture, path)]
     with torch.cuda.device(device):
-        torch.zeros(
-            1, device=device
-        )  # the driver loads the image into this thread's context, made by work on the device
-        major, minor = torch.cuda.get_device_capability(device)
-        text = source()
-        kept = cache_folder() / _FOLDER / f"sums-sm_{major}{minor}-{hashlib.sha256(text).hexdigest()[:16]}.cubin"
-        # One that the driver refuses was left by another version, or is damaged: it is made again.
-        images: list[Callable[[], bytes]] = [kept.read_bytes, lambda: _compile(text, f"sm_{major}{minor}", kept)]
+        torch.zeros(1, device=device)  # work on the device: the driver loads the image into the context that this has
         for image in images:
             with suppress(OSError, RuntimeError, AttributeError):
                 kernel = DeviceKernel(ctypes.CDLL("libcuda.so.1"), image())
@@ -152,14 +151,31 @@ def _make(device: "torch.device") -> DeviceKernel | None:
     return None
 
 
-def _compile(text: bytes, architecture: str, kept: Path) -> bytes:
+def keep(path: Path, image: bytes) -> None:
+    """Write an image behind the hash of its bytes; raises `OSError`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, hashlib.sha256(image).digest() + image)
+
+
+def kept(path: Path) -> bytes:
+    """Return the image that `keep` wrote; raises `OSError` where it is not there as it was.
+
+    A driver is told no length: it would read beyond half an image.
+    """
+    content = path.read_bytes()
+    digest, image = content[:_HASH_BYTES], content[_HASH_BYTES:]
+    if hashlib.sha256(image).digest() != digest:
+        raise OSError(f"{path} is damaged")
+    return image
+
+
+def _compile(text: bytes, architecture: str, path: Path) -> bytes:
     import torch
 
     # The library by which torch itself finds the compiler, wherever that is installed.
     image = compiled(text, architecture, ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so")))
     with suppress(OSError):  # a folder that cannot be written costs the next process a fifth of a second
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, image)
+        keep(path, image)
     return image
 
 
