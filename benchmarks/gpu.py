@@ -1,13 +1,13 @@
 """The GPU machine's part: all GPU tests, the engines, the proof and the origin case on the 7B shape. No network needed.
 
     python benchmarks/gpu.py [--output FOLDER] [--model qwen2.5-7b-shape] [--samples 3] [--budget-s 470] [--device cuda]
-                             [--steps tests,warm,proof,cold,tmpfs,...]
+                             [--steps tests,proof,warm,cold,tmpfs,...]
 
 It runs from a bare checkout: nothing has to be installed but the libraries (torch, transformers, accelerate,
 safetensors, hydra-core, rich, psutil, nvidia-ml-py, matplotlib, pytest; MLflow where it is there, and what else a
 test imports: a file of tests whose library is missing is an error of that file alone). The package is laid out in a
 temporary folder, where its `conf/` is `ladezeit.conf` as in an install. The 15 GB checkpoint is written by the first
-sweep that needs it, into LADEZEIT_CACHE.
+step that needs it, into LADEZEIT_CACHE.
 
 The steps run in the order of `STEPS`, the most important first, until the budget is spent (eight minutes, unless told
 otherwise). A sweep that the budget ends is interrupted as by Ctrl-C and keeps what it has; a step for which no time is
@@ -61,7 +61,7 @@ SWEEPS = {
     "cold_start": "process=fresh cache=warm loading=cuda_fp16,legacy_manager runtime=origin ceilings=off sample=0,1",
 }
 #: All steps, the most important first: the budget may end before the last one.
-STEPS = ("tests", "warm", "proof", *list(SWEEPS)[1:])
+STEPS = ("tests", "proof", *SWEEPS)
 
 
 @dataclass
