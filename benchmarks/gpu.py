@@ -48,11 +48,14 @@ _TESTS_SHARE = 0.4
 _OURS = "transformers,streamed,auto"
 _ENGINES = f"loading={_OURS},safetensors_mmap,safetensors_prefetch,fastsafetensors,runai_streamer,instanttensor"
 _QUANTISED = "loading=bitsandbytes_8bit,bitsandbytes_4bit,torchao_int8"
+#: Whether more readers, or a larger ring that takes longer to pin, pay.
+_RINGS = f"loading.threads=4,8,16 loading.ring_bytes={64 * 2**20},{256 * 2**20}"
 #: The sweeps by name. `{samples}` of each point; the ceilings are measured where they say something new.
 SWEEPS = {
     "warm": f"process=prewarmed cache=warm {_ENGINES} {{samples}}",
     "cold": f"process=prewarmed cache=cold {_ENGINES} {{samples}}",
     "tmpfs": f"process=prewarmed cache=warm {_ENGINES} {{samples}}",  # in memory, in a file system without a disk
+    "ring": f"process=prewarmed cache=warm loading=streamed {_RINGS} ceilings=off {{samples}}",
     "origin_case": "experiment=origin_case ceilings=off {samples}",
     "half": f"process=prewarmed cache=half loading={_OURS},instanttensor {{samples}}",
     "cast": f"process=prewarmed cache=warm loading={_OURS} loading.dtype=float16 ceilings=off {{samples}}",
