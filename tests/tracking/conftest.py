@@ -14,10 +14,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "results"))  # example_results
 
-from real_parts import PASSWORD, free_port, mlflow_server, require, running
+from real_parts import PASSWORD, free_port, mlflow_server, running
 
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.tracking import open_tracker
+from required_parts import require
 
 
 @pytest.fixture(scope="session")

@@ -10,21 +10,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 PASSWORD = "geh3im-wort"
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-
-
-def require(found: Any, missing: str) -> None:
-    """Skip where a part is not installed; fail where everything is meant to be there."""
-    if found:
-        return
-    if os.environ.get("LADEZEIT_REQUIRE_ALL") == "1":
-        pytest.fail(f"{missing} (LADEZEIT_REQUIRE_ALL=1)")
-    pytest.skip(missing)
 
 
 def free_port() -> int:

@@ -17,6 +17,7 @@ from ladezeit.validation.content.device_kernel import DeviceKernel
 from ladezeit.validation.content.fused_sums import FusedSums
 from ladezeit.validation.content.host_sums import HostSums
 from ladezeit.validation.content.sums import ROW_BYTES, ROW_WORDS
+from required_parts import require
 
 HERE = Path(__file__).parent
 IMAGE = b"emulated"
@@ -24,8 +25,7 @@ IMAGE = b"emulated"
 
 def emulated(source: str, folder: Path) -> ctypes.CDLL:
     """Return a CUDA driver whose device is this host, with the kernel's source in it."""
-    if shutil.which("g++") is None:
-        pytest.skip("needs a C++ compiler")
+    require(shutil.which("g++"), "needs g++: apt-get install g++")
     (folder / "_sums.cu").write_text(source)
     library = folder / "libcuda.so"
     options = ["-O2", "-shared", "-fPIC", f'-DKERNEL_SOURCE="{folder / "_sums.cu"}"']
