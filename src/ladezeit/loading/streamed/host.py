@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ladezeit.loading.streamed import memory
+from ladezeit.loading.streamed.casting import Casting
 from ladezeit.loading.streamed.files import ShardFile
 from ladezeit.loading.streamed.placing import Layout
 from ladezeit.loading.streamed.plan import Extent, How, ShardPlan
@@ -48,6 +49,7 @@ class HostPlace:
     ) -> tuple[Callable[[Extent], None], Callable[[], None]]:
         """Return what brings one extent in thread `number` and tells `arrived`, and what ends that thread's part."""
         slot: list[Tensor] = []
+        casting = Casting()
 
         def read(extent: Extent) -> None:
             bring(extent)
@@ -58,15 +60,19 @@ class HostPlace:
                 self._in_place(extent)
             elif extent.how is How.mapped:
                 with self._processors:
-                    self._from_mapping(extent)
+                    self._from_mapping(extent, casting)
             elif extent.how is How.buffered and not self._layout.casts(extent.shard):
                 self._scattered(extent)
             else:
                 if not slot:
                     slot.append(memory.anonymous(self._extent_bytes))
-                self._through(slot[0], extent)
+                self._through(slot[0], extent, casting)
 
-        return read, slot.clear
+        def finish() -> None:
+            slot.clear()
+            casting.close()
+
+        return read, finish
 
     def _in_place(self, extent: Extent) -> None:
         begin = extent.begin - self._plans[extent.shard].base
@@ -79,11 +85,11 @@ class HostPlace:
                 memory.populate(self.spans[extent.shard][begin : begin + extent.size])
             file.read(extent, self._span_views[extent.shard][begin:])
 
-    def _from_mapping(self, extent: Extent) -> None:
+    def _from_mapping(self, extent: Extent, casting: Casting) -> None:
         base = self._plans[extent.shard].base
         mapped = self.spans[extent.shard][extent.begin - base :]
         memory.touch(extent, mapped, self._files[extent.shard])
-        self._put(extent, mapped, extent.begin)
+        self._put(extent, mapped, casting)
         memory.let_go(extent, mapped)
 
     def _scattered(self, extent: Extent) -> None:
@@ -93,12 +99,12 @@ class HostPlace:
         ]
         self._files[extent.shard].read_scattered(extent, places)
 
-    def _through(self, slot: "Tensor", extent: Extent) -> None:
+    def _through(self, slot: "Tensor", extent: Extent, casting: Casting) -> None:
         self._files[extent.shard].read(extent, memory.writable(slot))
         with self._processors:
-            self._put(extent, slot, extent.begin)
+            self._put(extent, slot, casting)
 
-    def _put(self, extent: Extent, source: "Tensor", begin: int) -> None:
+    def _put(self, extent: Extent, source: "Tensor", casting: Casting) -> None:
+        """Put an extent's bytes, which are the start of `source`, where they belong."""
         for piece in self._layout.of_extent(extent.shard, extent.begin, extent.end):
-            target, elements = piece.move(self.arenas[piece.arena], source, begin)
-            target.copy_(elements)
+            casting.put(*piece.move(self.arenas[piece.arena], source, extent.begin))
