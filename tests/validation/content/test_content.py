@@ -18,7 +18,7 @@ from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.conversion import convert
 from ladezeit.measure.clock import LOAD, Clock
 from ladezeit.validation import Proof
-from ladezeit.validation.content import manifest
+from ladezeit.validation.content import digest, manifest
 
 Load = Callable[..., EngineModel]
 Prove = Callable[..., Proof]
@@ -67,14 +67,25 @@ def test_a_right_load_is_proven_whatever_the_engine(
     """No false alarm: renames, merged experts, casts and ties of every engine are those of the reference."""
     if kind == "experts" and name in BY_NAME:
         pytest.skip("refuses a mixture of experts")
-    pytest.importorskip(
-        {"fastsafetensors": "fastsafetensors", "runai_streamer": "runai_model_streamer"}.get(name, "os")
-    )
+    pytest.importorskip(PACKAGES.get(name, "os"))
     checkpoint = made(kind, cache)
     result = proof(load(checkpoint, name, dtype=dtype), manifest_of(checkpoint, cache, dtype.value), dtype)
     assert result.passed, result.reason
     assert "bit for bit" in result.reason
     assert result.metrics["validation/content_bytes"] > checkpoint.weight_bytes * 0.9
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_proof_says_what_added_up(
+    *, compiled: bool, checkpoint: Checkpoint, file: Path, load: Load, proof: Prove, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person whose proofs are slow finds the reason in the result, and not in our source."""
+    if not compiled:
+        monkeypatch.setattr(digest, "native_kernel", lambda: None)
+    result = proof(load(checkpoint, "streamed"), file)
+    assert result.passed, result.reason
+    by = "a compiled kernel" if compiled else "numpy (nothing was compiled at installation)"
+    assert result.reason.endswith(f"; summed on cpu by {by}")
 
 
 @pytest.mark.parametrize("kind", ["tied", "experts"])

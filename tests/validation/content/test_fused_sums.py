@@ -139,13 +139,13 @@ def test_a_driver_that_refuses_is_an_error(driver: ctypes.CDLL, kernel: DeviceKe
 def test_a_kernel_that_was_damaged_on_the_disk_is_not_loaded(tmp_path: Path) -> None:
     """A driver reads an image as far as it says itself: half of one would end the process."""
     path = tmp_path / "kernels" / "one.cubin"
-    device_kernel.keep(path, bytes(range(200)))
-    assert device_kernel.kept(path) == bytes(range(200))
+    device_kernel.write_image(path, bytes(range(200)))
+    assert device_kernel.read_image(path) == bytes(range(200))
     content = path.read_bytes()
     for damaged in (content[:100], content[:-1], b"", content[:50] + b"?" + content[51:]):
         path.write_bytes(damaged)
         with pytest.raises(OSError, match="is damaged"):
-            device_kernel.kept(path)
+            device_kernel.read_image(path)
 
 
 def test_where_there_is_no_gpu_there_is_no_kernel() -> None:

@@ -140,7 +140,7 @@ def _make(device: "torch.device") -> DeviceKernel | None:
     architecture, text = f"sm_{major}{minor}", source()
     path = cache_folder() / _FOLDER / f"sums-{architecture}-{hashlib.sha256(text).hexdigest()[:16]}.cubin"
     # One that is damaged, or that the driver refuses because another version made it, is made again.
-    images: list[Callable[[], bytes]] = [lambda: kept(path), lambda: _compile(text, architecture, path)]
+    images: list[Callable[[], bytes]] = [lambda: read_image(path), lambda: _compile(text, architecture, path)]
     with torch.cuda.device(device):
         torch.zeros(1, device=device)  # work on the device: the driver loads the image into the context that this has
         for image in images:
@@ -151,14 +151,14 @@ def _make(device: "torch.device") -> DeviceKernel | None:
     return None
 
 
-def keep(path: Path, image: bytes) -> None:
+def write_image(path: Path, image: bytes) -> None:
     """Write an image behind the hash of its bytes; raises `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, hashlib.sha256(image).digest() + image)
 
 
-def kept(path: Path) -> bytes:
-    """Return the image that `keep` wrote; raises `OSError` where it is not there as it was.
+def read_image(path: Path) -> bytes:
+    """Return the image that `write_image` wrote; raises `OSError` where it is not there as it was.
 
     A driver is told no length: it would read beyond half an image.
     """
@@ -175,7 +175,7 @@ def _compile(text: bytes, architecture: str, path: Path) -> bytes:
     # The library by which torch itself finds the compiler, wherever that is installed.
     image = compiled(text, architecture, ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so")))
     with suppress(OSError):  # a folder that cannot be written costs the next process a fifth of a second
-        keep(path, image)
+        write_image(path, image)
     return image
 
 

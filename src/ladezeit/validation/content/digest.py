@@ -17,10 +17,12 @@ from ladezeit.validation.content.device_kernel import device_kernel
 from ladezeit.validation.content.device_sums import DeviceSums
 from ladezeit.validation.content.fused_sums import FusedSums
 from ladezeit.validation.content.host_sums import HostSums
+from ladezeit.validation.content.native_sums import native_kernel
 from ladezeit.validation.content.pieces import flat_pieces, size_bytes
 from ladezeit.validation.content.sums import ROW_BYTES
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _DIGEST_BYTES = 16
@@ -55,6 +57,13 @@ def digests(tensors: "Mapping[str, Tensor]") -> dict[str, str]:
 def digest(tensor: "Tensor") -> str:
     """Return the digest (32 hex digits) of one tensor; see `digests`."""
     return digests({"": tensor})[""]
+
+
+def summed_by(device: "torch.device") -> str:
+    """Return in words what adds up on a device: a compiled kernel, or what gives the same sums in more time."""
+    if device.type == "cpu":
+        return "a compiled kernel" if native_kernel() is not None else "numpy (nothing was compiled at installation)"
+    return "a compiled kernel" if device_kernel(device) is not None else "torch's operations (no kernel was right here)"
 
 
 def _on_host(tensors: "Mapping[str, Tensor]", pool: ThreadPoolExecutor) -> dict[str, str]:

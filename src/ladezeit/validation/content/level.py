@@ -8,7 +8,7 @@ from typing import Any
 from ladezeit.config import ValidationConfig
 from ladezeit.loading.base import EngineModel
 from ladezeit.validation import placement
-from ladezeit.validation.content.digest import digest, digests
+from ladezeit.validation.content.digest import digest, digests, summed_by
 from ladezeit.validation.content.inventory import COMPUTED, QUANTISED, Held, groups, inventory
 from ladezeit.validation.content.manifest import Manifest
 from ladezeit.validation.content.scribble import scribble
@@ -32,7 +32,7 @@ def look(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> L
     held = inventory(loaded.model)
     findings, digested = compare(held, expected.manifest, placed.findings, expected)
     return Look(
-        claim=_claim(placed.claim, digested, expected.manifest),
+        claim=f"{_claim(placed.claim, digested, expected.manifest)}; {_how(held)}",
         modules_seen=placed.modules_seen,
         tensors_seen=placed.tensors_seen,
         findings=[*placed.findings, *findings],
@@ -224,6 +224,13 @@ def _claim(placed: str, read_bytes: int, manifest: Manifest) -> str:
         parts = sum(entry.kind == QUANTISED for entry in manifest.tensors.values())
         claim += f"; {parts} parts of quantised weights are what {quantiser['version']} makes of those on this device"
     return claim
+
+
+def _how(held: list[Held]) -> str:
+    """Return what read the tensors on each device, so that a slow proof explains itself."""
+    devices = {one.tensor.device for one in held if _is_readable(one.tensor)}
+    ways = {f"{device.type} by {summed_by(device)}" for device in devices}
+    return "summed on " + " and ".join(sorted(ways)) if ways else "nothing was summed"
 
 
 def _meaning(manifest: Manifest, held: list[Held]) -> str | None:
