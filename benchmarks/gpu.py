@@ -11,7 +11,8 @@ step that needs it, into LADEZEIT_CACHE.
 
 The steps run in the order of `STEPS`, the most important first, until the budget is spent (eight minutes, unless told
 otherwise). A sweep that the budget ends is interrupted as by Ctrl-C and keeps what it has; a step for which no time is
-left is left out; `gpu.json` says both, and `--steps` runs the others another time.
+left is left out; `gpu.json` says both, and `--steps` runs the others another time. TMPDIR should be on a disk: tests of
+the page cache want one.
 
 What comes back, all small: `gpu.json` (machine, steps, seconds, exit codes), `tests.txt`, `proof.json`, for each sweep
 its `<name>.md` (the table), `<name>.html` (the report) and `<name>.jsonl` (every result), and all of these in
@@ -30,16 +31,35 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = Path("/dev/shm")
-NEEDED = ("torch", "transformers", "accelerate", "safetensors", "hydra", "omegaconf", "rich", "psutil", "pynvml")
+NEEDED = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "hydra",
+    "omegaconf",
+    "antlr4",
+    "rich",
+    "psutil",
+    "pynvml",
+)
 
 #: No step is begun with less than this.
 _LEAST_S = 20
+#: Files of tests that come first, because they say the most, and those that come last, because they take long.
+_FIRST_TESTS = ("tests/validation/", "tests/loading/streamed/", "tests/measure/")
+_LAST_TESTS = (
+    "tests/faults/",
+    "tests/serving/test_memory_given_back.py",
+    "tests/serving/test_many_threads.py",
+    "tests/test_ranks.py",
+)
 #: An interrupted sweep writes its table and its report within this.
 _GRACE_S = 20
 #: The most that tests may take of the budget.
@@ -48,6 +68,10 @@ _TESTS_SHARE = 0.4
 _OURS = "transformers,streamed,auto"
 _ENGINES = f"loading={_OURS},safetensors_mmap,safetensors_prefetch,fastsafetensors,runai_streamer,instanttensor"
 _QUANTISED = "loading=bitsandbytes_8bit,bitsandbytes_4bit,torchao_int8"
+#: Without the manager whose walk copies every weight of 15 GB six times: minutes.
+_ORIGIN = (
+    "transformers,cuda_fp16,device_map_auto,device_map_auto_max_memory,cpu_then_move,single_device_map,legacy_manager"
+)
 #: Whether more readers, or a larger ring that takes longer to pin, pay.
 _RINGS = f"loading.threads=4,8,16 loading.ring_bytes={64 * 2**20},{256 * 2**20}"
 #: The sweeps by name. `{samples}` of each point; the ceilings are measured where they say something new.
@@ -56,7 +80,7 @@ SWEEPS = {
     "cold": f"process=prewarmed cache=cold {_ENGINES} {{samples}}",
     "tmpfs": f"process=prewarmed cache=warm {_ENGINES} {{samples}}",  # in memory, in a file system without a disk
     "ring": f"process=prewarmed cache=warm loading=streamed {_RINGS} ceilings=off {{samples}}",
-    "origin_case": "experiment=origin_case ceilings=off {samples}",
+    "origin_case": f"experiment=origin_case loading={_ORIGIN} ceilings=off {{samples}}",
     "half": f"process=prewarmed cache=half loading={_OURS},instanttensor {{samples}}",
     "cast": f"process=prewarmed cache=warm loading={_OURS} loading.dtype=float16 ceilings=off {{samples}}",
     "quantised": f"process=prewarmed cache=warm {_QUANTISED} ceilings=off",
@@ -95,6 +119,7 @@ class Runner:
         self.deadline = time.monotonic() + arguments.budget_s
         path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
         self.environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        self.environment |= cuda_runtime(site.parent / "runtime")
 
     def step(self, name: str) -> Step:
         """Run the step of that name, one of `STEPS`."""
@@ -196,6 +221,36 @@ def lay_out(site: Path) -> None:
     shutil.copytree(ROOT / "src" / "hydra_plugins", site / "hydra_plugins", ignore=ignored)
 
 
+def cuda_runtime(folder: Path) -> dict[str, str]:
+    """Return the variable by which the loader finds ``libcudart.so`` in `folder`, as fastsafetensors asks for it.
+
+    Packages of pip have it under the name with its version alone; empty where there is no such package.
+    """
+    packages = importlib.util.find_spec("nvidia")
+    places = packages.submodule_search_locations if packages is not None else None
+    found = sorted(file for place in places or () for file in Path(place).glob("*/lib/libcudart.so.*"))
+    if not found:
+        return {}
+    folder.mkdir()
+    (folder / "libcudart.so").symlink_to(found[-1])
+    return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH", "")]))}
+
+
+@contextmanager
+def gpu_kept_awake() -> Iterator[None]:
+    """Hold the driver's library open: without persistence mode a GPU that nobody holds starts anew for each sample."""
+    import pynvml
+
+    with suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        pynvml.nvmlDeviceGetHandleByIndex(0)
+    try:
+        yield
+    finally:
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
 def check_libraries() -> None:
     """Stop with one clear message where a library is missing: there is no network to get it from."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -213,9 +268,13 @@ def describe_machine() -> str:
 
 
 def files_with_gpu_tests() -> list[str]:
-    """Return the files of tests that have any for a GPU: others may import what is not there."""
+    """Return the files of tests that have any for a GPU, those that say the most first.
+
+    Others may import what is not there, and the budget may end before the last.
+    """
     files = (ROOT / "tests").rglob("test_*.py")
-    return sorted(str(file.relative_to(ROOT)) for file in files if "mark.gpu" in file.read_text())
+    found = [str(file.relative_to(ROOT)) for file in files if "mark.gpu" in file.read_text()]
+    return sorted(found, key=lambda file: (file.startswith(_LAST_TESTS), not file.startswith(_FIRST_TESTS), file))
 
 
 def parsed() -> argparse.Namespace:
@@ -242,7 +301,7 @@ def main() -> None:
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
     report = Report(describe_machine())
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, gpu_kept_awake():
         lay_out(Path(folder) / "site")
         runner = Runner(Path(folder) / "site", arguments)
         for name in STEPS:

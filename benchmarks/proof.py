@@ -35,6 +35,7 @@ from ladezeit.config.hydra_schemas import register
 from ladezeit.loading.base import EngineModel
 from ladezeit.loading.touch import touch
 from ladezeit.measure.clock import Clock
+from ladezeit.measure.devices import resolve_device
 from ladezeit.measure.limits import available_cpus
 from ladezeit.validation import Expected, prove
 from ladezeit.validation.content import digest, manifest
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    arguments.device = resolve_device(arguments.device).name
     report: dict[str, Any] = {"benchmark": "proof", "device": arguments.device, "samples": arguments.samples}
     report |= {"cpus": available_cpus(), "torch": torch.__version__, "models": {}}
     if arguments.device != "cpu":

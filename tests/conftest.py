@@ -75,8 +75,13 @@ def supervisor() -> Iterator[Any]:
 
 
 @pytest.fixture
-def warm_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    """References and conversions are made in forks of a warm process: one each, without the seconds of imports."""
+def warm_references(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """References and conversions are made in forks of a warm process: one each, without the seconds of imports.
+
+    Those for a GPU are not: imports of the warm process may have asked for it, after which no fork can have it.
+    """
+    if request.node.get_closest_marker("gpu"):
+        return
     from ladezeit.loading import conversion
     from ladezeit.validation import apart
 

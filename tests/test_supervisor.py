@@ -47,7 +47,7 @@ def measure(supervisor: Supervisor, own_tiny: Any, tmp_path: Path) -> Callable[.
         loading.engine = engine if engine == "transformers" else f"engines_for_tests:{engine}"
         config = make_run_config(tmp_path, **({"loading": loading} | changes))
         identity = Identity("0" * 12, 0, 0, "test", [], "ladezeit")
-        spec = WorkerSpec(config, own_tiny, identity, "cpu", tmp_path, environment={"from": "the supervisor"})
+        spec = WorkerSpec(config, own_tiny, identity, config.device, tmp_path, environment={"from": "the supervisor"})
         set_state(own_tiny.shards, config.cache.state)
         return supervisor.run(spec, progress)
 
@@ -77,6 +77,15 @@ def test_a_load_is_measured_proven_and_spoken_to(
     assert len(result.effective["inference"]["token_ids"]) == 3
     assert ("cold_start/first_token_s" in metrics) == (kind is ProcessKind.fresh)
     assert result.environment["from"] == "the supervisor"
+
+
+@pytest.mark.gpu
+def test_a_prewarmed_sample_finds_its_gpu(measure: Callable[..., Result]) -> None:
+    """Whatever is imported before the fork, torchao and its kernels too, leaves the GPU to the sample."""
+    result = measure(device="cuda:0")
+    assert result.status is Status.ok, result.reason
+    assert result.effective["device"] == "cuda:0"
+    assert result.metrics["memory/gpu_allocated_peak_gib"] > 0
 
 
 def test_a_fresh_process_pays_for_its_imports_and_a_prewarmed_one_does_not(measure: Callable[..., Result]) -> None:

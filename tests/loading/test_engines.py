@@ -232,6 +232,19 @@ def test_gds_without_its_driver_is_refused_not_replaced() -> None:
         registry.check("fastsafetensors_gds", "cuda:0", "safetensors")
 
 
+def test_a_library_that_an_engine_asks_the_system_for_is_asked_for_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch came from pip alone, fastsafetensors fails on every GPU: a sweep skips it and says what to do."""
+    pytest.importorskip("fastsafetensors")
+    entry = registry.ENGINES["fastsafetensors"]
+    assert entry.cuda_library == "libcudart.so"
+    monkeypatch.setitem(registry.ENGINES, "fastsafetensors", replace(entry, cuda_library="libm.so.6"))
+    registry.check("fastsafetensors", "cuda:0", "safetensors")
+    monkeypatch.setitem(registry.ENGINES, "fastsafetensors", replace(entry, cuda_library="libnowhere.so"))
+    with pytest.raises(NotRunnableError, match=r"libnowhere\.so, which is not found\. Install the CUDA toolkit"):
+        registry.check("fastsafetensors", "cuda:0", "safetensors")
+    registry.check("fastsafetensors", "cpu", "safetensors")
+
+
 @pytest.mark.parametrize("name", [*TENSOR_ENGINES, *BUILDERS])
 def test_a_pickled_checkpoint_is_refused(name: str) -> None:
     with pytest.raises(NotRunnableError, match="reads safetensors: the checkpoint is pickle"):

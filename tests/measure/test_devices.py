@@ -122,7 +122,7 @@ def test_the_gpus_found_are_those_of_torch() -> None:
         assert gpu.uuid.removeprefix("GPU-") == str(properties.uuid)
         assert gpu.name == properties.name
         assert gpu.total_bytes >= properties.total_memory
-        assert gpu.pcie_generation is None or gpu.pcie_generation >= 3
+        assert gpu.pcie_generation is None or gpu.pcie_generation >= 1
 
 
 @pytest.mark.gpu

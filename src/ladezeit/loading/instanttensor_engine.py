@@ -15,6 +15,7 @@ from ladezeit.config import InstanttensorLoading
 from ladezeit.loading.base import LoadedTensors, LoadRequest
 from ladezeit.loading.tensor_check import check_complete
 from ladezeit.measure.clock import Clock
+from ladezeit.measure.memory import GPU_BYTES_BESIDE_TORCH
 
 
 class InstanttensorEngine:
@@ -67,4 +68,5 @@ def _effective(opened: Any) -> dict[str, Any]:
         "threads": opened.concurrency,
         "io_depth": opened.io_depth,
         "buffer_bytes": opened.buffer_size,
+        GPU_BYTES_BESIDE_TORCH: opened.buffer_size,  # its ring is from the driver, and gone when the load is over
     }

@@ -4,6 +4,7 @@ Nothing here imports an engine before it is asked for. A name with a colon is a 
 importable where the worker runs.
 """
 
+import ctypes
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -25,7 +26,8 @@ class EngineEntry:
     `target` is ``module:Class``; `packages` are the modules it imports besides torch, transformers and safetensors;
     `devices` and `formats` what it can serve; `yields_tensors` whether it is a `TensorEngine`, whose tensors are made
     a model by `ladezeit.loading.assemble`. `releases` are requirements of package versions (``safetensors>=0.9``),
-    `device_file` a path that a driver makes, without which the engine would do something else. `converter`, as
+    `device_file` a path that a driver makes, without which the engine would do something else; `cuda_library` what it
+    asks the system's loader for on a GPU. `converter`, as
     ``module:Class``, writes checkpoints in the format that the engine reads (see `ladezeit.loading.conversion`).
     """
 
@@ -36,6 +38,7 @@ class EngineEntry:
     yields_tensors: bool = False
     releases: tuple[str, ...] = ()
     device_file: str | None = None
+    cuda_library: str | None = None
     converter: str | None = None
 
 
@@ -88,6 +91,7 @@ ENGINES = {
         packages=("fastsafetensors",),
         yields_tensors=True,
         releases=("fastsafetensors>=0.5",),
+        cuda_library="libcudart.so",
     ),
     "fastsafetensors_gds": EngineEntry(
         "ladezeit.loading.fastsafetensors_engine:FastsafetensorsGdsEngine",
@@ -96,6 +100,7 @@ ENGINES = {
         yields_tensors=True,
         releases=("fastsafetensors>=0.5",),
         device_file="/dev/nvidia-fs0",
+        cuda_library="libcudart.so",
     ),
     "runai_streamer": EngineEntry(
         "ladezeit.loading.runai_engine:RunaiStreamerEngine",
@@ -176,6 +181,8 @@ def check(name: str, device: str, file_format: str) -> None:
             f"loading.engine={name} needs the driver behind {entry.device_file}, which this machine does not have. "
             f"Load the driver's kernel module (in a container: pass the device in), or use another loading method"
         )
+    if kind == "cuda" and entry.cuda_library is not None:
+        _check_library(name, entry.cuda_library)
 
 
 def engine(name: str) -> Engine:
@@ -210,6 +217,17 @@ def _check_releases(name: str, releases: tuple[str, ...]) -> None:
                 f"{'it is not installed' if found is None else f'{found} is installed'}. "
                 f"pip install --pre '{requirement}'"
             )
+
+
+def _check_library(name: str, library: str) -> None:
+    try:
+        ctypes.CDLL(library)
+    except OSError as cause:
+        raise NotRunnableError(
+            f"loading.engine={name} asks the system for {library}, which is not found. Install the CUDA toolkit; or "
+            f"make a link of that name to the {library}.N of pip's packages (site-packages/nvidia/*/lib) in a folder "
+            f"of its own, and start with that folder in LD_LIBRARY_PATH"
+        ) from cause
 
 
 def check_module(key: str, name: str) -> None:

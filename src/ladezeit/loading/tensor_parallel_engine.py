@@ -18,7 +18,7 @@ from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.parts import local_part
 from ladezeit.loading.touch import touch
 from ladezeit.loading.transformers_engine import from_pretrained
-from ladezeit.measure.clock import Clock
+from ladezeit.measure.clock import LOAD, Clock
 
 #: How long ranks wait for each other; the supervisor's limit ends them earlier.
 _PATIENCE = timedelta(hours=2)
@@ -66,7 +66,7 @@ class TensorParallelEngine:
             )
         with clock.span("load/touch"):
             loaded.effective["touched_bytes"] = touch(loaded.model)
-        clock.synchronise()
+        clock.synchronise(LOAD)
         loaded.effective |= {"split_parameters": len(split), "local_bytes": _local_bytes(loaded.model)}
         loaded.effective["own_s"] = (time.monotonic_ns() - started_ns) / 1e9
         with clock.span("load/slowest_rank"):

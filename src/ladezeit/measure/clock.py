@@ -29,7 +29,7 @@ class Clock:
 
     Args:
         origin_ns: the zero of all starts: when the sample's process was asked for.
-        synchronise: waits until the device has done what it was given; called at the end of each span.
+        synchronise: waits until the device has done what the span of the given path gave it; called at its end.
         notify: told the path of each span that opens, for live progress; must return at once.
         detail: whether phases inside ``load`` are looked at; without, the load is one span and nothing observes it.
     """
@@ -37,7 +37,7 @@ class Clock:
     def __init__(
         self,
         origin_ns: int,
-        synchronise: Callable[[], None] = lambda: None,
+        synchronise: Callable[[str], None] = lambda path: None,
         notify: Callable[[str], None] = lambda path: None,
         detail: bool = True,
     ) -> None:
@@ -61,7 +61,7 @@ class Clock:
         self._open.append(entry)
         try:
             yield
-            self.synchronise()
+            self.synchronise(path)
         finally:
             self._close(entry, time.monotonic_ns())
 

@@ -93,11 +93,20 @@ def resolve_device(asked: str) -> ResolvedDevice:
 
 def gpu_memory_used_bytes(gpu: Gpu) -> int:
     """Return the bytes in use on `gpu` by all processes; raises `NotRunnableError` where the driver does not answer."""
+    return int(_memory_of(gpu).used)
+
+
+def gpu_memory_free_bytes(gpu: Gpu) -> int:
+    """Return the bytes that nobody uses on `gpu`; raises `NotRunnableError` where the driver does not answer."""
+    return int(_memory_of(gpu).free)
+
+
+def _memory_of(gpu: Gpu) -> Any:
     import pynvml
 
     try:
         with _nvml():
-            return int(_memory(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)).used)
+            return _memory(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
     except pynvml.NVMLError as cause:
         raise NotRunnableError(f"the driver does not tell how full {gpu.name} ({gpu.uuid}) is: {cause}") from cause
 

@@ -26,17 +26,23 @@ class _Counters:
     time_s: float
 
 
+#: Of what an engine was found to have done: the bytes that it took of the GPU itself, where torch does not see them.
+GPU_BYTES_BESIDE_TORCH = "gpu_bytes_beside_torch"
+
+
 class ResourceMeter:
     """Meters this process (all its threads, not its children) and the GPU where `device` is one.
 
     Use: `mark_load_start`, the load, `mark_load_end`, then `read` as often as wished. Peaks go on until the last
     `read`; counters named ``load/...`` stop at `mark_load_end`. `sources` says how what may come from several places
-    was got, for the record of what was effective.
+    was got, for the record of what was effective. `gpu_beside_torch_bytes` is what an engine took of the GPU itself
+    while it loaded, which no library's counters know: it is added to the peaks.
     """
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.sources: dict[str, str] = {}
+        self.gpu_beside_torch_bytes = 0
         self._start: _Counters | None = None
         self._end: _Counters | None = None
         self._collecting_since_s = 0.0
@@ -82,9 +88,12 @@ class ResourceMeter:
             return {}
         free, total = torch.cuda.mem_get_info(self.device)
         every = range(torch.cuda.device_count())  # a GPU that this process does not use has 0
+        beside = self.gpu_beside_torch_bytes
+        if beside:
+            self.sources["gpu_peaks"] = f"torch's allocator, and {beside} bytes that the engine took itself"
         return {
-            "memory/gpu_allocated_peak_gib": sum(map(torch.cuda.max_memory_allocated, every)) / GIB,
-            "memory/gpu_reserved_peak_gib": sum(map(torch.cuda.max_memory_reserved, every)) / GIB,
+            "memory/gpu_allocated_peak_gib": (beside + sum(map(torch.cuda.max_memory_allocated, every))) / GIB,
+            "memory/gpu_reserved_peak_gib": (beside + sum(map(torch.cuda.max_memory_reserved, every))) / GIB,
             "memory/gpu_used_gib": (total - free) / GIB,
         }
 

@@ -43,14 +43,29 @@ def make_request(
     )
 
 
-def waits_for(loading: LoadingConfig) -> Callable[[], None]:
-    """Return what a clock on a GPU calls at the end of a span: all GPUs are waited for where several may be used."""
+def waits_for(loading: LoadingConfig) -> Callable[[str], None]:
+    """Return what a clock on a GPU calls at the end of a span: all GPUs are waited for where several may be used.
+
+    On one GPU a phase of the load waits for the stream of its own thread alone: what an engine copies meanwhile on
+    another is that engine's to wait for, and a phase that waited for it would slow the load down by being looked at.
+    The load as a whole waits for everything.
+    """
     import torch
 
     from ladezeit.loading import placement
     from ladezeit.measure.memory import synchronise_gpus
 
-    return torch.cuda.synchronize if placement.single_device(loading) else synchronise_gpus
+    single = placement.single_device(loading)
+
+    def wait(path: str) -> None:
+        if not single:
+            synchronise_gpus()
+        elif path.startswith(f"{LOAD}/"):
+            torch.cuda.current_stream().synchronize()
+        else:
+            torch.cuda.synchronize()
+
+    return wait
 
 
 def load(engine: "Engine", request: "LoadRequest", clock: Clock) -> "EngineModel":

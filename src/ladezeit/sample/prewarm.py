@@ -18,10 +18,12 @@ import socket
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ladezeit.errors import WorkerError
+from ladezeit.loading.process_environment import variables
 from ladezeit.sample import worker
 from ladezeit.sample.lifetime import die_with_parent
 
@@ -114,6 +116,7 @@ def serve(connection: socket.socket) -> None:
 def _import(model_config: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     try:
+        _import_torchao()
         from ladezeit.loading.model_class import model_class
 
         model_class(model_config)
@@ -125,6 +128,16 @@ def _import(model_config: dict[str, Any]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
     gc.freeze()
     return {"seconds": time.monotonic() - started}
+
+
+def _import_torchao() -> None:
+    """Import torchao, where it is installed, without the GPU that it would ask for its kinds of kernels.
+
+    `transformers` imports it with any model. Only this import must not see the GPU: others remember what they saw.
+    """
+    with variables({"CUDA_VISIBLE_DEVICES": ""}), contextlib.suppress(ImportError):
+        import_module("torchao.prototype.safetensors.safetensors_support")
+        import_module("torch.utils._triton").has_triton.cache_clear()
 
 
 def _fork(connection: socket.socket, spec: Path, origin_ns: int, events: int, log: int) -> None:

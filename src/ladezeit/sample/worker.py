@@ -186,11 +186,12 @@ class Sample:
     def _look_at(self, loaded: "EngineModel", meter: "ResourceMeter") -> None:
         from ladezeit.checkpoint.page_cache import resident_share
         from ladezeit.loading.parts import weights_bytes
-        from ladezeit.measure.memory import GIB
+        from ladezeit.measure.memory import GIB, GPU_BYTES_BESIDE_TORCH
 
         self.result.metrics["cache/resident_after_share"] = resident_share(self.spec.files)
         effective = load_steps.effective_of(loaded)
         self.result.effective.update(effective)
+        meter.gpu_beside_torch_bytes = effective.get(GPU_BYTES_BESIDE_TORCH, 0)
         if "offloaded_bytes" in effective:
             self.result.metrics["memory/offloaded_gib"] = sum(effective["offloaded_bytes"].values()) / GIB
         self.result.metrics["memory/weights_gib"] = weights_bytes(loaded.model) / GIB

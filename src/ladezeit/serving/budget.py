@@ -166,9 +166,11 @@ def bytes_of(model: Any) -> Bytes:
 def _free_gpu_bytes() -> int:
     import torch
 
-    if not torch.cuda.is_available():
-        return 0
-    cached = sum(
-        torch.cuda.memory_reserved(i) - torch.cuda.memory_allocated(i) for i in range(torch.cuda.device_count())
-    )
-    return cached + sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
+    from ladezeit.measure.devices import cuda_devices, gpu_memory_free_bytes, torch_has_cuda
+
+    # The driver's management library is asked, not CUDA, which would open a context on every GPU to answer.
+    free = sum(map(gpu_memory_free_bytes, cuda_devices())) if torch_has_cuda() else 0
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        every = range(torch.cuda.device_count())
+        free += sum(torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index) for index in every)
+    return free

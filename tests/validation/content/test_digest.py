@@ -250,10 +250,9 @@ def test_what_has_no_bytes_is_refused() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_host_and_gpu_find_the_same_digest(dtype: torch.dtype) -> None:
     """A manifest made on the host proves a model on the GPU."""
-    whole = (
-        torch.ones(70 * ROW_BYTES + 16, dtype=torch.uint8) if dtype is torch.bool else random_bytes(70 * ROW_BYTES + 16)
-    )
-    for size in (16, ROW_BYTES, 2 * ROW_BYTES, 70 * ROW_BYTES + 16):
+    longest = 70 * ROW_BYTES + 64  # four elements of any dtype, and a row that is not full
+    whole = torch.ones(longest, dtype=torch.uint8) if dtype is torch.bool else random_bytes(longest)
+    for size in (64, ROW_BYTES, 2 * ROW_BYTES, longest):
         tensor = whole[:size].view(dtype)
         assert digest(tensor.cuda()) == digest(tensor)
         assert digest(tensor.cuda()[1:]) == digest(tensor[1:])
