@@ -30,12 +30,12 @@ class Casting:
             target.copy_(elements)
             return
         if self._floats is None:
-            self._floats = torch.empty(_BLOCK, dtype=torch.float32)
+            self._floats = torch.empty(_BLOCK, dtype=torch.float32, device="cpu")
         for begin in range(0, elements.numel(), _BLOCK):
             block = elements[begin : begin + _BLOCK]
             floats = self._floats[: block.numel()]
             floats.copy_(block)
-            # Of what is no number each way makes another one; the greatest of a block is none where any is none.
+            # Only what is NaN comes out otherwise by the other way; the maximum is NaN where any element is.
             all_numbers = not math.isnan(floats.numpy().max())
             target[begin : begin + _BLOCK].copy_(floats if all_numbers else block)
 
