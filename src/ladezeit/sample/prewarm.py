@@ -135,7 +135,7 @@ def _import_torchao() -> None:
 
     `transformers` imports it with any model. Only this import must not see the GPU: others remember what they saw.
     """
-    with variables({"CUDA_VISIBLE_DEVICES": ""}), contextlib.suppress(ImportError):
+    with variables({"CUDA_VISIBLE_DEVICES": ""}), contextlib.suppress(ImportError, AttributeError):
         import_module("torchao.prototype.safetensors.safetensors_support")
         import_module("torch.utils._triton").has_triton.cache_clear()
 

@@ -21,8 +21,9 @@ from ladezeit.loading.streamed.memory import dtype_of, shape_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Tensors of an arena start at multiples of this many bytes, as torch's own allocations do.
-ALIGNED = 64
+#: Tensors of an arena start at multiples of this many bytes, and so does a GPU's memory for a shard: as torch's own
+#: allocations on a GPU do, for its libraries may choose another kernel for less, which would round otherwise.
+ALIGNED = 512
 #: What a GPU's kernels want of a weight's address: some refuse any other (grouped products of experts), some take
 #: slower ways. Files only promise 8: where a header ends is where the first tensor begins.
 _KERNELS_WANT = 16

@@ -80,9 +80,14 @@ def reference_load(folder: str, dtype: str, device: str, **arguments: Any) -> tu
     import torch
     from transformers import AutoModelForCausalLM
 
-    placed = {} if device == "cpu" else {"device_map": {"": device}}
+    # The CPU is named too: without a map bitsandbytes takes a GPU where it finds one.
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True, **{**placed, **arguments}
+        folder,
+        dtype=getattr(torch, dtype),
+        device_map={"": device},
+        output_loading_info=True,
+        local_files_only=True,
+        **arguments,
     )
     made_up = [*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])]
     if made_up:

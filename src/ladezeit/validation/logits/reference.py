@@ -117,7 +117,6 @@ def _said(request: dict[str, Any]) -> Spoken:
         arguments["attn_implementation"] = request["runtime"]["attn_implementation"]
     if request["scheme"]:
         arguments["quantization_config"] = quantization_config(Scheme(**request["scheme"]), request["dtype"])
-        arguments["device_map"] = {"": request["device"]}  # without one bitsandbytes takes a GPU where it finds one
     model, _ = reference_load(request["folder"], request["dtype"], request["device"], **arguments)
     spoken = speak(model)
     del model
