@@ -160,17 +160,22 @@ class Sample:
         return as_asked
 
     def _touch_memory(self) -> None:
-        """Have the machine fetch the memory that the load will take: right here, for it is taken back in seconds."""
+        """Have the machine fetch the memory that the load will take, right here, for it is taken back in seconds.
+
+        What this process has already comes after it: gigabytes touched make the machine lose sight of that.
+        """
         from ladezeit.measure.first_touch import TOUCHED_TIMES, touch_free_memory
+        from ladezeit.measure.own_memory import touch_own_memory
         from ladezeit.plan import weights_bytes
 
-        if self.spec.device != "cpu":
-            return  # little more than a ring is taken of host memory
-        checkpoint = self.spec.checkpoint
-        weights = weights_bytes(self.spec.config.loading, checkpoint.weight_bytes, checkpoint.dtype)
+        checkpoint, effective = self.spec.checkpoint, self.result.effective
         with self.clock.span(FIRST_TOUCH):
-            touched = touch_free_memory(TOUCHED_TIMES * (weights + _BESIDES_WEIGHTS_BYTES))
-        self.result.effective["memory_touched_bytes"] = touched
+            if self.spec.device == "cpu":  # of host memory, a load to a GPU takes little more than a ring
+                weights = weights_bytes(self.spec.config.loading, checkpoint.weight_bytes, checkpoint.dtype)
+                effective["memory_touched_bytes"] = touch_free_memory(
+                    TOUCHED_TIMES * (weights + _BESIDES_WEIGHTS_BYTES)
+                )
+            effective["own_memory_touched_bytes"] = touch_own_memory()
 
     def _load(self, chosen: "Engine", request: "LoadRequest", meter: "ResourceMeter") -> "EngineModel":
         meter.mark_load_start()
