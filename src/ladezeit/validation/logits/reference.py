@@ -2,7 +2,8 @@
 
     python -m ladezeit.validation.logits.reference <request.json> <output.json>
 
-The second load calibrates: what differs between two loads of the same files by the same code is the device's own noise.
+The second load calibrates: its weights lie elsewhere, as another engine's would, and what it says differently is the
+device's own noise. Libraries choose their kernels by a weight's address too, and each rounds in its own way.
 """
 
 import gc
@@ -25,20 +26,25 @@ from ladezeit.validation.subject import Subject
 FOLDER = "logits"
 #: The noise of two loads is a sample of one: what is let pass is a multiple of it.
 _TIMES_NOISE = 4.0
+#: How far into memory of their own the second load's weights begin: the least that every engine here keeps to on a GPU.
+_SHIFT_BYTES = 16
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the reference said, the greatest difference of logits that is let pass, and whether tokens must agree."""
+    """What the reference said, the greatest difference of logits that is let pass, and how many tokens are sure.
+
+    A token is sure where both loads said it, and no difference that is let pass could put another in its place.
+    """
 
     spoken: Spoken
     tolerance: float
     noise: float
-    steady_tokens: bool
+    sure_tokens: int
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain data for `from_plain`."""
-        plain = {"tolerance": self.tolerance, "noise": self.noise, "steady_tokens": self.steady_tokens}
+        plain = {"tolerance": self.tolerance, "noise": self.noise, "sure_tokens": self.sure_tokens}
         return {"spoken": self.spoken.to_plain(), **plain}
 
     @classmethod
@@ -65,6 +71,7 @@ def reference_file(subject: Subject, runtime: RuntimeConfig, building: Callable[
         "cpus": available_cpus(),
         "runtime": settings,
         "tokens": [PROMPT_TOKENS, NEW_TOKENS],
+        "shift_bytes": _SHIFT_BYTES,
     }
 
     def build() -> dict[str, Any]:
@@ -91,9 +98,20 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
     if settings["matmul_precision"] is not None:
         settings["matmul_precision"] = MatmulPrecision(settings["matmul_precision"])
     runtime.apply(RuntimeConfig(**settings), request["device"])
-    one, other = _said(request), _said(request)
+    one, other = _said(request), _said(request, _SHIFT_BYTES)
     noise = one.difference(other)
-    return Reference(one, tolerance(one, noise, request["dtype"]), noise, one.token_ids == other.token_ids).to_plain()
+    passing = tolerance(one, noise, request["dtype"])
+    return Reference(one, passing, noise, sure_tokens(one, other, passing)).to_plain()
+
+
+def sure_tokens(one: Spoken, other: Spoken, passing: float) -> int:
+    """Return how many of the first tokens every load has to say whose logits differ by no more than `passing`.
+
+    Of two logits one may fall by that much and the other rise: a token that is ahead by no more than twice as much may
+    lose its place.
+    """
+    leading = (number for number, lead in enumerate(one.leads) if not lead > 2 * passing)
+    return min(one.agreed(other), next(leading, len(one.leads)))
 
 
 def tolerance(spoken: Spoken, noise: float, dtype: str) -> float:
@@ -108,7 +126,7 @@ def tolerance(spoken: Spoken, noise: float, dtype: str) -> float:
     return max(_TIMES_NOISE * noise, float(finite.max(initial=0.0)) * torch.finfo(getattr(torch, dtype)).eps)
 
 
-def _said(request: dict[str, Any]) -> Spoken:
+def _said(request: dict[str, Any], shift_bytes: int = 0) -> Spoken:
     from ladezeit.validation.content.reference import reference_load
     from ladezeit.validation.logits.spoken import speak
 
@@ -118,10 +136,24 @@ def _said(request: dict[str, Any]) -> Spoken:
     if request["scheme"]:
         arguments["quantization_config"] = quantization_config(Scheme(**request["scheme"]), request["dtype"])
     model, _ = reference_load(request["folder"], request["dtype"], request["device"], **arguments)
+    if shift_bytes:
+        shift(model, shift_bytes)
     spoken = speak(model)
     del model
     gc.collect()
     return spoken
+
+
+def shift(model: Any, bytes_: int) -> None:
+    """Move each weight so that it begins `bytes_` into memory of its own; those with a layout of their own stay."""
+    import torch
+
+    for parameter in model.parameters():
+        weight = parameter.data
+        if type(parameter) is torch.nn.Parameter and type(weight) is torch.Tensor and weight.is_contiguous():
+            first = bytes_ // weight.element_size()
+            moved = torch.empty(first + weight.numel(), dtype=weight.dtype, device=weight.device)[first:]
+            parameter.data = moved.view(weight.shape).copy_(weight)
 
 
 if __name__ == "__main__":
