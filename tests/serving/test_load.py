@@ -164,3 +164,21 @@ def test_on_a_gpu_the_model_is_the_one_of_from_pretrained(method: str, plain: An
     theirs = dict(plain(loaded.checkpoint.folder).named_parameters())
     assert all(value.is_cuda for value in loaded.model.parameters())
     assert all(bits_of(value.cpu()) == bits_of(theirs[name]) for name, value in loaded.model.named_parameters())
+
+
+@pytest.mark.gpu
+def test_what_torch_keeps_of_a_gpu_is_given_back_before_a_reference_load(tmp_path: Path, monkeypatch: Any) -> None:
+    """A service that had a large model before has its memory back where another process loads the reference."""
+    monkeypatch.setenv("LADEZEIT_CACHE", str(tmp_path))
+    large = torch.zeros(2**30, dtype=torch.uint8, device="cuda")
+    assert torch.cuda.memory_reserved() >= large.nbytes
+    del large
+    kept: dict[str, int] = {}
+    ladezeit.load(
+        model_config("tiny"),
+        device="cuda",
+        validation="logits",
+        progress=lambda what, *_: kept.setdefault(what, torch.cuda.memory_reserved()),
+    )
+    (reserved,) = [reserved for what, reserved in kept.items() if "two reference loads" in what]
+    assert reserved < 2**30

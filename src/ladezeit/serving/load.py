@@ -21,6 +21,7 @@ from ladezeit.measure.clock import Clock
 from ladezeit.measure.devices import ResolvedDevice, resolve_device
 from ladezeit.sample import load_steps
 from ladezeit.serving.asked import Asked, config_of
+from ladezeit.serving.holding import give_back
 from ladezeit.serving.loaded import LoadedModel
 
 if TYPE_CHECKING:
@@ -143,10 +144,7 @@ class _Load:
         except BaseException as error:
             _clear(error)
             gc.collect()
-            if self.device.name != "cpu":
-                import torch
-
-                torch.cuda.empty_cache()
+            give_back()
             raise
 
     def _make(self, checkpoint: Checkpoint, scratch: Path) -> LoadedModel:
@@ -225,8 +223,13 @@ class _Load:
                 subject = subject_of(
                     self.config, checkpoint, device=self.device.name, hardware=hardware, cache=cache_folder()
                 )
-                proof_files = make_proof_files(self.config, subject, lambda what: self.progress(what, 0, 0))
+                proof_files = make_proof_files(self.config, subject, self._making)
         return load_steps.expected(self.config, checkpoint, self.device.name, proof_files)
+
+    def _making(self, what: str) -> None:
+        """Make room for a reference load: another process cannot have what this one's allocators keep."""
+        give_back()
+        self.progress(what, 0, 0)
 
     def _prove(self, loaded: "EngineModel", wanted: Any) -> "Proof":
         from ladezeit.validation import prove, prove_spoken
