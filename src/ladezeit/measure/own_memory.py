@@ -2,8 +2,8 @@
 
 A virtual machine's host keeps sight of so much of its memory. Where gigabytes were touched a moment ago, it has lost
 that of a process's own code and objects, and each page of them costs an exit to the host when it is next used: Python
-then ran at a half to a fifth of its speed for as long as a load takes. Reading every page once, by way of the kernel,
-brings them back; nothing becomes resident that was not.
+then ran at half its speed for as long as a load takes. Reading every page once, by way of the kernel, brings them back;
+nothing becomes resident that was not.
 """
 
 import os
@@ -23,6 +23,8 @@ _WINDOW_BYTES = 2**30  # of addresses that are looked up at once: some allocator
 def touch_own_memory() -> int:
     """Read what of this process is in memory; return how many bytes that was, 0 where the system does not let us."""
     done = 0
+    if not hasattr(psutil.Process, "memory_maps"):  # where the system has no smaps
+        return done
     with suppress(OSError, psutil.Error), Path("/proc/self/mem").open("rb", buffering=0) as memory:
         buffer = memoryview(bytearray(_CHUNK_BYTES))
         for begin, end in _resident():
