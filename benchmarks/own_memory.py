@@ -97,7 +97,10 @@ def main() -> None:
 def measured(model: str, state: str, method: str, way: str) -> dict[str, float]:
     """Set the page cache, then load in a process of its own."""
     shards = prepare(read_option("model", model), cache_folder()).shards
-    drop(shards) if state == "cold" else warm(shards)
+    if state == "cold":
+        drop(shards)
+    else:
+        warm(shards)
     command = [sys.executable, __file__, "--model", model, "--once", method, way]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
