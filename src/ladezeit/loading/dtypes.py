@@ -3,6 +3,7 @@
 Source: https://github.com/safetensors/safetensors, bindings/python/py_src/safetensors/torch.py.
 """
 
+from functools import cache
 from typing import Any
 
 _TORCH_NAMES = {
@@ -31,6 +32,7 @@ _TORCH_NAMES = {
 _PACKED = {"F4": "float4_e2m1fn_x2"}
 
 
+@cache
 def torch_dtype(name: str, *, packed: bool = False) -> Any:
     """Return torch's dtype of safetensors' `name`, None where this torch has none.
 

@@ -14,7 +14,7 @@ from ladezeit.config import StreamedLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.loading.streamed.staging import HostDevice, Lane, Moves, slot_bytes
+from ladezeit.loading.streamed.staging import HostDevice, Lane, Moves, Ring, slot_bytes
 from ladezeit.measure.clock import Clock
 
 
@@ -25,6 +25,9 @@ class LateLane:
 
     def __init__(self) -> None:
         self._waiting: dict[int, list[Any]] = {}
+
+    def memory(self, slot: torch.Tensor) -> torch.Tensor:
+        return slot
 
     def copy(self, slot: int, moves: Moves) -> None:
         self._waiting.setdefault(slot, []).extend(moves)
@@ -38,13 +41,17 @@ class LateDevice(HostDevice):
     """A device whose lanes are late."""
 
     def __init__(self) -> None:
-        self.closed = 0
+        self.synchronized = self.unpinned = 0
 
-    def lane(self, memory: torch.Tensor) -> Lane:
+    def lane(self) -> Lane:
         return LateLane()
 
-    def close(self) -> None:
-        self.closed += 1
+    def synchronize(self) -> None:
+        self.synchronized += 1
+
+    def unpin(self) -> None:
+        assert self.synchronized
+        self.unpinned += 1
 
 
 class FailingDevice(LateDevice):
@@ -54,7 +61,7 @@ class FailingDevice(LateDevice):
         super().__init__()
         self._left = after
 
-    def lane(self, memory: torch.Tensor) -> Lane:
+    def lane(self) -> Lane:
         lane = LateLane()
         copy = lane.copy
 
@@ -66,6 +73,12 @@ class FailingDevice(LateDevice):
 
         lane.copy = failing  # type: ignore[method-assign]
         return lane
+
+
+def assert_given_back(device: LateDevice) -> None:
+    for thread in Ring._unpinning:  # it goes on behind the load
+        thread.join()
+    assert (device.synchronized, device.unpinned) == (1, 1)
 
 
 @pytest.fixture
@@ -91,7 +104,7 @@ def test_a_device_that_copies_late_still_gets_every_byte(threads: int, checkpoin
     found = load(checkpoint, device, threads=threads)
     for entry in checkpoint.tensors:
         assert found[entry.name].numpy().tobytes() == raw[entry.begin : entry.end]
-    assert device.closed == 1
+    assert_given_back(device)
 
 
 @pytest.mark.parametrize("threads", [1, 8])
@@ -110,7 +123,7 @@ def test_a_device_that_fails_is_closed_and_its_error_shown(checkpoint: Checkpoin
     device = FailingDevice(after=5)
     with pytest.raises(LoadError, match="the device is gone"):
         load(checkpoint, device, threads=4)
-    assert device.closed == 1
+    assert_given_back(device)
 
 
 def test_slots_are_whole_pages_within_the_budget() -> None:

@@ -24,7 +24,7 @@ from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import CacheState, Reading, StreamedLoading
 from ladezeit.errors import CheckpointError, ConfigError, LadezeitError, LoadError
 from ladezeit.loading.base import LoadRequest
-from ladezeit.loading.streamed import engine as engine_module
+from ladezeit.loading.streamed import files as files_module
 from ladezeit.loading.streamed import plan as plan_module
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.files import ShardFile
@@ -159,7 +159,7 @@ def test_a_file_cached_in_many_scattered_pieces_is_loaded(tmp_path: Path, monkey
     checkpoint = checkpoint_of(shard)
     wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
     monkeypatch.setattr(
-        engine_module, "resident_ranges", lambda fd, path, ranges: ([n % 2 == 1 for n in range(len(ranges))], "test")
+        files_module, "resident_ranges", lambda fd, path, ranges: ([n % 2 == 1 for n in range(len(ranges))], "test")
     )
     loaded = load(checkpoint)
     assert_same(loaded.tensors, wanted)
@@ -268,7 +268,7 @@ def test_where_direct_io_is_refused_the_load_goes_on_and_says_so(
     """On a file system without direct I/O the load works, and the result tells that it was buffered and why."""
     checkpoint = checkpoint_of(shard)
     wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
-    monkeypatch.setattr(engine_module, "resident_ranges", lambda fd, path, ranges: ([False] * len(ranges), "unknown"))
+    monkeypatch.setattr(files_module, "resident_ranges", lambda fd, path, ranges: ([False] * len(ranges), "unknown"))
     honest_open, honest_preadv = os.open, os.preadv
     refused: set[int] = set()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ladezeit.checkpoint.residency import ResidencyProbe, resident_ranges
 from ladezeit.errors import CheckpointError, LoadError
 from ladezeit.loading.streamed.plan import PAGE, Extent, How
 
@@ -33,8 +34,11 @@ class ShardFile:
         self.path = path
         self.direct_refused: str | None = None
         self.read_bytes = {How.buffered: 0, How.direct: 0}
+        #: Who said what of it is in the page cache; None before anybody was asked.
+        self.residency_by: str | None = None
         self._lock = threading.Lock()
         self._direct: int | None = None
+        self._probe: ResidencyProbe | None = None
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as cause:
@@ -46,6 +50,11 @@ class ShardFile:
                 f"{path} has {self._status.st_size} bytes, and had {file_bytes} when its header was read: it was "
                 f"changed meanwhile. Let its writer finish, or fetch the checkpoint again"
             )
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes when it was opened."""
+        return self._status.st_size
 
     def __enter__(self) -> Self:
         return self
@@ -61,6 +70,20 @@ class ShardFile:
             if descriptor is not None and descriptor >= 0:
                 os.close(descriptor)
         self.descriptor, self._direct = -1, None
+
+    def resident_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bool]:
+        """Return whether each range of bytes is in the page cache, by a few of its pages."""
+        found, self.residency_by = resident_ranges(self.descriptor, self.path, ranges)
+        return found
+
+    def resident(self, begin: int, end: int) -> bool:
+        """Return whether a range of bytes is in the page cache; for threads that ask just before they read."""
+        with self._lock:
+            if self._probe is None:
+                self._probe = ResidencyProbe(self.descriptor, self.path)
+        found = self._probe.resident(begin, end)
+        self.residency_by = self._probe.teller
+        return found
 
     def read(self, extent: Extent, memory: memoryview) -> None:
         """Read `extent` to the start of `memory`, which begins on a page and holds whole pages.

@@ -50,36 +50,23 @@ class HostPlace:
         self._span_views = {shard: memory.writable(span) for shard, span in self.spans.items()}
         self._arena_views = {arena: memory.writable(bytes_) for arena, bytes_ in self.arenas.items()}
 
-    def reader(
-        self, number: int, arrived: Callable[[Extent], None]
-    ) -> tuple[Callable[[Extent], None], Callable[[], None]]:
-        """Return what brings one extent in thread `number` and tells `arrived`, and what ends that thread's part."""
-        slot: list[Tensor] = []
-        casting = Casting()
-        first_reads = deque(_FIRST_READS)
+    def reader(self, arrived: Callable[[Extent], None]) -> "HostReader":
+        """Return what brings extents in one thread, and tells `arrived` of each."""
+        return HostReader(self, arrived)
 
-        def read(extent: Extent) -> None:
-            bring(extent)
-            arrived(extent)
-
-        def bring(extent: Extent) -> None:
-            if extent.shard not in self._layout.pieces:
-                self._in_place(extent, first_reads)
-            elif extent.how is How.mapped:
-                with self._processors:
-                    self._from_mapping(extent, casting)
-            elif extent.how is How.buffered and not self._layout.casts(extent.shard):
-                self._scattered(extent)
-            else:
-                if not slot:
-                    slot.append(memory.anonymous(self._extent_bytes))
-                self._through(slot[0], extent, casting)
-
-        def finish() -> None:
-            slot.clear()
-            casting.close()
-
-        return read, finish
+    def bring(self, extent: Extent, own: "HostReader") -> None:
+        """Bring an extent to its place by what the thread that asks has of its own."""
+        if extent.shard not in self._layout.pieces:
+            self._in_place(extent, own.first_reads)
+        elif extent.how is How.mapped:
+            with self._processors:
+                self._from_mapping(extent, own.casting)
+        elif extent.how is How.buffered and not self._layout.casts(extent.shard):
+            self._scattered(extent)
+        else:
+            if own.slot is None:
+                own.slot = memory.anonymous(self._extent_bytes)
+            self._through(own.slot, extent, own.casting)
 
     def _in_place(self, extent: Extent, first_reads: deque[int]) -> None:
         span, base = self.spans[extent.shard], self._plans[extent.shard].base
@@ -119,3 +106,26 @@ class HostPlace:
         """Put an extent's bytes, which are the start of `source`, where they belong."""
         for piece in self._layout.of_extent(extent.shard, extent.begin, extent.end):
             casting.put(*piece.move(self.arenas[piece.arena], source, extent.begin))
+
+
+class HostReader:
+    """Brings extents into host memory, in one thread. See `readers.Reader`."""
+
+    def __init__(self, place: HostPlace, arrived: Callable[[Extent], None]) -> None:
+        self._place, self._arrived = place, arrived
+        self.slot: Tensor | None = None
+        self.casting = Casting()
+        self.first_reads = deque(_FIRST_READS)
+
+    def begin(self) -> None:
+        """Nothing: where the bytes go was found before."""
+
+    def read(self, extent: Extent) -> None:
+        """Bring one extent to its place."""
+        self._place.bring(extent, self)
+        self._arrived(extent)
+
+    def finish(self) -> None:
+        """Let go of the thread's memory."""
+        self.slot = None
+        self.casting.close()

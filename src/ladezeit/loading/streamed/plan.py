@@ -32,11 +32,12 @@ AskResidency = Callable[[int, Sequence[tuple[int, int]]], list[bool]]
 
 
 class How(Enum):
-    """How an extent gets into memory."""
+    """How an extent gets into memory; `by_residency` is settled by the thread that reads it, just before it does."""
 
     mapped = "mapped"
     buffered = "buffered"
     direct = "direct"
+    by_residency = "by_residency"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class ShardPlan:
 def make_plan(
     checkpoint: Checkpoint,
     extent_bytes: int,
-    ask: AskResidency,
+    ask: AskResidency | None,
     *,
     maps: Callable[[int], bool],
     stays: Callable[[int], bool],
@@ -84,7 +85,7 @@ def make_plan(
     Args:
         checkpoint: whose headers were checked.
         extent_bytes: the most that is looked up or goes through a buffer at once, a multiple of a page.
-        ask: tells which parts are in the page cache.
+        ask: tells which parts are in the page cache; None leaves that to the threads that read.
         maps: tells of a shard, by its number, whether what is in memory is mapped instead of copied.
         stays: tells of a shard whether its bytes stay where they are read to.
         reading: `by_residency`, or one way for all; what cannot be mapped is read through the page cache instead.
@@ -95,7 +96,10 @@ def make_plan(
     plans = []
     for shard, tensors in enumerate(of_shard):
         ranges = list(_ranges(tensors, extent_bytes))
-        if reading is Reading.by_residency:
+        if reading is Reading.by_residency and ask is None:
+            hows = [How.by_residency] * len(ranges)
+        elif reading is Reading.by_residency:
+            assert ask is not None
             hows = _decide(ask(shard, ranges) if ranges else [], maps(shard))
         else:
             how = How[reading.value]

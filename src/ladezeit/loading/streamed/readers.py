@@ -1,89 +1,157 @@
 """Runs many reads at once, stops them all at the first error, and lets others do their part meanwhile."""
 
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import Progress
 from ladezeit.loading.streamed.plan import Extent
 
+#: How long a thread may keep the interpreter while others want it, during a load. Between two reads a thread needs it
+#: for some 50 µs; with Python's 5 ms each of them waits for the thread that builds the model.
+_SWITCH_S = 1e-4
+
+_LOCK = threading.Lock()
+_switching_for = 0
+_switched_before = 0.0
+
+
+@contextmanager
+def quick_switching() -> Iterator[None]:
+    """Have Python's threads take turns more often in the block; as before when the last of several has left it."""
+    global _switching_for, _switched_before
+    with _LOCK:
+        if _switching_for == 0:
+            _switched_before = sys.getswitchinterval()
+            sys.setswitchinterval(min(_SWITCH_S, _switched_before))
+        _switching_for += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _switching_for -= 1
+            if _switching_for == 0:
+                sys.setswitchinterval(_switched_before)
+
+
+class ExtentQueue:
+    """What is to be read, for threads that may be there before it is known."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Extent] = deque()
+        self._known = threading.Event()
+        self.total_bytes = 0
+        #: When it became known what to read, on the monotonic clock; when the queue was made, before that.
+        self.began = time.monotonic()
+        self.stopped = False
+
+    def give(self, extents: Sequence[Extent]) -> None:
+        """Say what is to be read, in order; called once."""
+        self._waiting.extend(extents)
+        self.total_bytes = sum(extent.size for extent in extents)
+        self.began = time.monotonic()
+        self._known.set()
+
+    def stop(self) -> None:
+        """Let nothing more be taken."""
+        self.stopped = True
+        self._known.set()
+
+    def wait(self) -> bool:
+        """Wait until it is known what to read, and return whether anything of it may be taken."""
+        self._known.wait()
+        return not self.stopped
+
+    def take(self) -> Extent | None:
+        """Return the next extent, waiting until it is known; None where none is left, or after `stop`."""
+        self._known.wait()
+        try:
+            return None if self.stopped else self._waiting.popleft()
+        except IndexError:
+            return None
+
+
+class Reader(Protocol):
+    """What one thread does; used by that thread alone."""
+
+    def begin(self) -> None:
+        """Make ready what can be before it is known what to read."""
+        ...
+
+    def read(self, extent: Extent) -> None:
+        """Bring one extent to its place."""
+        ...
+
+    def finish(self) -> None:
+        """Wait for what is still under way and let go of the thread's memory; called after an error too."""
+        ...
+
 
 class _Crew:
-    """The extents not yet taken, what is done, and the first error."""
+    """The threads of one load: what is done, and the first error."""
 
-    def __init__(self, extents: Sequence[Extent], progress: Progress | None, stop: threading.Event) -> None:
-        self._waiting = deque(extents)
-        self._total = sum(extent.size for extent in extents)
+    def __init__(self, queue: ExtentQueue, progress: Progress | None) -> None:
+        self._queue = queue
         self._done = 0
         self._progress = progress
         self._lock = threading.Lock()
-        self._started = time.monotonic()
-        self.stop = stop
         self.error: BaseException | None = None
 
-    def work(self, read: Callable[[Extent], None], finish: Callable[[], None]) -> None:
+    def work(self, reader: Reader) -> None:
         try:
-            while not self.stop.is_set():
-                try:
-                    extent = self._waiting.popleft()
-                except IndexError:
-                    break
-                read(extent)
+            reader.begin()
+            while (extent := self._queue.take()) is not None:
+                reader.read(extent)
                 self._report(extent.size)
         except BaseException as error:  # whatever it is, it is raised in the thread that waits
             self.fail(error)
         finally:
             try:
-                finish()
+                reader.finish()
             except BaseException as error:
                 self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         with self._lock:
             self.error = self.error or error
-        self.stop.set()
+        self._queue.stop()
 
     def _report(self, size: int) -> None:
-        with self._lock:
-            self._done += size
-            if self._progress is not None:
-                self._progress(self._done, self._total, time.monotonic() - self._started)
+        if self._progress is not None:
+            with self._lock:
+                self._done += size
+                self._progress(self._done, self._queue.total_bytes, time.monotonic() - self._queue.began)
 
 
-def run(
-    extents: Sequence[Extent],
-    threads: int,
-    reader: Callable[[int], tuple[Callable[[Extent], None], Callable[[], None]]],
-    stop: threading.Event,
-    progress: Progress | None = None,
-) -> None:
-    """Read `extents` in about their order, each in one of `threads` threads; when this returns, none is left.
+def run(queue: ExtentQueue, readers: Iterable[Reader], progress: Progress | None = None) -> None:
+    """Read what is in `queue` in about its order, by a thread for each of `readers`; when this returns, none is left.
 
     Args:
-        extents: what to read.
-        threads: how many at once.
-        reader: called once a thread with its number; returns what reads an extent, and what to call at the end.
-        stop: ends the reading before its end, once it is set.
+        queue: what to read; the reading ends before its end once it is stopped.
+        readers: made in the calling thread, one after the other, while those before are at work.
         progress: see `Progress`; an exception in it ends the reading.
 
     Raises:
         LoadError: threads cannot be started, or whatever a reader raised first.
     """
-    crew = _Crew(extents, progress, stop)
+    crew = _Crew(queue, progress)
     started: list[threading.Thread] = []
     try:
-        for number in range(min(threads, len(extents))):
-            thread = threading.Thread(target=crew.work, args=reader(number), name=f"streamed-{number}", daemon=True)
+        for number, reader in enumerate(readers):
+            thread = threading.Thread(target=crew.work, args=(reader,), name=f"streamed-{number}", daemon=True)
             thread.start()
             started.append(thread)
         for thread in started:
             thread.join()
     except RuntimeError as cause:
-        raise LoadError(f"thread {len(started) + 1} of {threads} cannot be started: {cause}. Lower threads") from cause
+        raise LoadError(f"thread {len(started) + 1} cannot be started: {cause}. Lower loading.threads") from cause
     finally:  # an interrupt too must not leave threads that write into memory nobody holds
-        crew.stop.set()
+        queue.stop()
         for thread in started:
             thread.join()
     _raise_error(crew)
@@ -103,26 +171,35 @@ class Reading:
     """A read in a thread of its own, from when it is made.
 
     Args:
-        read: reads all and returns, or ends early once the event that it is given is set.
-        ended: called when nothing more will be read, whatever the reason.
+        read: reads all that is in the queue and returns, or ends early once that is stopped.
+        queue: what is read; it may be filled later.
 
     Raises:
         LoadError: the thread cannot be started.
     """
 
-    def __init__(self, read: Callable[[threading.Event], None], ended: Callable[[], None]) -> None:
-        self._stop = threading.Event()
+    def __init__(self, read: Callable[[], None], queue: ExtentQueue) -> None:
         self._read = read
-        self._ended = ended
+        self._queue = queue
+        self._lock = threading.Lock()
+        self._ended = False
+        self._when_ended: Callable[[], None] = lambda: None
         self.error: BaseException | None = None
         self._failed = False
-        self._began = time.monotonic()
         self.seconds = 0.0
         self._thread = threading.Thread(target=self._run, name="streamed", daemon=True)
         try:
             self._thread.start()
         except RuntimeError as cause:
             raise LoadError(f"the thread that reads cannot be started: {cause}") from cause
+
+    def when_ended(self, call: Callable[[], None]) -> None:
+        """Have `call` called when nothing more will be read, whatever the reason; at once where that is so already."""
+        with self._lock:
+            self._when_ended = call
+            if not self._ended:
+                return
+        call()
 
     def wait(self) -> None:
         """Return when all is read; raises what the reading failed with. `seconds` is then what it took."""
@@ -133,13 +210,15 @@ class Reading:
 
     def close(self) -> None:
         """End it if it is not at its end: no thread may write into memory that nobody holds."""
-        self._stop.set()
+        self._queue.stop()
         self._thread.join()
 
     def _run(self) -> None:
         try:
-            self._read(self._stop)
+            self._read()
         except BaseException as error:  # whatever it is, it is raised in the thread that waits
             self.error, self._failed = error, True
-        self.seconds = time.monotonic() - self._began
-        self._ended()
+        self.seconds = time.monotonic() - self._queue.began
+        with self._lock:
+            self._ended, call = True, self._when_ended
+        call()

@@ -4,20 +4,21 @@ Each thread has a lane of two slots: while the device empties one, the thread fi
 again it waits for that copy alone. Nothing is shared between threads, so nothing can lock up. The ring is all the
 pinned memory there is; nothing is ever copied to the device from a mapping of the file.
 
-A thread makes its own lane: pinning 256 MiB takes as long as a device needs for gigabytes, and so the first lanes carry
-while the last are pinned.
+A thread pins its own slots, each when it is first needed: pinning 256 MiB takes as long as a device needs for
+gigabytes, and so the first lanes carry while the last are pinned, and the first slots are pinned while the load is
+planned. What was pinned is given back behind the load, in a thread that the next load, or the end of the process,
+waits for.
 """
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from ladezeit.errors import LoadError
-from ladezeit.loading.streamed.files import ShardFile
 from ladezeit.loading.streamed.memory import populate, writable
 from ladezeit.loading.streamed.plan import PAGE, Extent
 from ladezeit.measure.host_pages import host_pages
@@ -35,8 +36,12 @@ Moves = Iterable[tuple["Tensor", "Tensor"]]
 class Lane(Protocol):
     """One thread's way to a device; used by that thread alone."""
 
-    #: How much of its memory was pinned.
+    #: How much of its memory was pinned so far.
     pinned_bytes: int
+
+    def memory(self, slot: "Tensor") -> "Tensor":
+        """Return the memory to fill in place of `slot`, pinned as far as the device can; called once for each slot."""
+        ...
 
     def copy(self, slot: int, moves: Moves) -> None:
         """Begin to copy what lies in a slot."""
@@ -57,12 +62,16 @@ class Device(Protocol):
         """Return `size` bytes on the device."""
         ...
 
-    def lane(self, memory: "Tensor") -> Lane:
-        """Return the calling thread's lane, whose slots are in `memory`."""
+    def lane(self) -> Lane:
+        """Return the calling thread's lane."""
         ...
 
-    def close(self) -> None:
-        """Wait for all copies and let go of the lanes' memory; called once, after an error too."""
+    def synchronize(self) -> None:
+        """Wait for all copies; called once, after an error too."""
+        ...
+
+    def unpin(self) -> None:
+        """Let go of the lanes' memory; called once, after `synchronize`, from any thread."""
         ...
 
 
@@ -76,9 +85,13 @@ class HostDevice:
         """Return `size` bytes of host memory."""
         return torch.empty(size, dtype=torch.uint8)
 
-    def lane(self, memory: "Tensor") -> Lane:
-        """Pin nothing: there is no device to copy for."""
+    def lane(self) -> Lane:
+        """Return itself: nothing differs between threads."""
         return self
+
+    def memory(self, slot: "Tensor") -> "Tensor":
+        """Pin nothing: there is no device to copy for."""
+        return slot
 
     def copy(self, slot: int, moves: Moves) -> None:
         """Copy at once."""
@@ -88,7 +101,10 @@ class HostDevice:
     def wait(self, slot: int) -> None:
         """Nothing to wait for."""
 
-    def close(self) -> None:
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def unpin(self) -> None:
         """Nothing to undo."""
 
 
@@ -102,7 +118,8 @@ class CudaDevice:
         # Memory that the allocator hands out may still be in use by work queued before.
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         self.near = near_cpus(_pci_address(self.device))
-        self._pinned: list[Tensor] = []
+        self._registered: list[Tensor] = []
+        self._registers = True
         self._lock = threading.Lock()
 
     def allocate(self, size: int) -> "Tensor":
@@ -114,31 +131,42 @@ class CudaDevice:
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         return memory
 
-    def lane(self, memory: "Tensor") -> Lane:
-        """Make the calling thread one that works for the device, near it, and pin its memory.
-
-        Where the driver refuses to pin, copies go through its own buffer: slower, and reported.
-        """
+    def lane(self) -> Lane:
+        """Make the calling thread one that works for the device, near it."""
         if self.near:
             with suppress(OSError):  # a sandbox may forbid it, and loads without it
                 os.sched_setaffinity(0, self.near)  # of this thread; its memory comes from where it first touches it
         torch.cuda.set_device(self.device)
         torch.cuda.set_stream(self._stream)
-        populate(memory)  # the driver takes several times as long to find pages as to pin them
-        pinned = int(_driver().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) == 0
-        if pinned:
-            with self._lock:
-                self._pinned.append(memory)
-        else:
-            self._forget_refusal()
-        return CudaLane(self.device, memory.numel() if pinned else 0)
+        return CudaLane(self)
 
-    def close(self) -> None:
-        """Wait for the stream, then give the memory back: the driver must not read what is gone."""
+    def pinned(self, slot: "Tensor") -> "Tensor | None":
+        """Return `slot` pinned, or other pinned memory where the driver refuses that; None where it gives none."""
+        if self._registers:
+            populate(slot)  # the driver takes several times as long to find pages as to pin them
+            if int(_driver().cudaHostRegister(slot.data_ptr(), slot.numel(), 0)) == 0:
+                with self._lock:
+                    self._registered.append(slot)
+                return slot
+            self._registers = False
+            self._forget_refusal()
+        try:
+            # Where memory cannot be registered (some sandboxes and kernels), the driver may still have its own to give.
+            memory = torch.empty(slot.numel() + PAGE, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError:
+            self._forget_refusal()
+            return None
+        return memory[-memory.data_ptr() % PAGE :][: slot.numel()]
+
+    def synchronize(self) -> None:
+        """Wait for the stream: the driver must not read what is gone."""
         self._stream.synchronize()
+
+    def unpin(self) -> None:
+        """Have the driver forget the memory."""
         with torch.cuda.device(self.device):
-            while self._pinned:
-                _driver().cudaHostUnregister(self._pinned.pop().data_ptr())
+            while self._registered:
+                _driver().cudaHostUnregister(self._registered.pop().data_ptr())
 
     def _forget_refusal(self) -> None:
         """Have torch see the error that the runtime keeps, or it takes it for that of this thread's next kernel."""
@@ -147,19 +175,32 @@ class CudaDevice:
 
 
 class CudaLane:
-    """A thread's lane to a CUDA device, whose stream is that thread's current one."""
+    """A thread's lane to a CUDA device, whose stream is that thread's current one.
 
-    def __init__(self, device: torch.device, pinned_bytes: int) -> None:
-        self.pinned_bytes = pinned_bytes
+    Where nothing can be pinned, copies go through the driver's own buffer: slower, and reported.
+    """
+
+    def __init__(self, device: CudaDevice) -> None:
+        self.pinned_bytes = 0
         self._device = device
         event: Any = torch.cuda.Event  # untyped in some releases
         # A wait that spins takes a processor from a thread that reads.
         self._copied = [event(blocking=True) for _ in range(SLOTS_A_THREAD)]
+        self._slot_bytes = 0
+        self._uncast: Tensor | None = None
+
+    def memory(self, slot: "Tensor") -> "Tensor":
+        """See `Lane.memory`."""
+        self._slot_bytes = slot.numel()
+        pinned = self._device.pinned(slot)
+        self.pinned_bytes += 0 if pinned is None else slot.numel()
+        return slot if pinned is None else pinned
 
     def copy(self, slot: int, moves: Moves) -> None:
-        """Queue the copies on the loading stream; a cast follows its copy there, in a block that the stream reuses."""
+        """Queue the copies on the loading stream; where elements are cast, that follows there."""
         for target, source in moves:
-            target.copy_(source if target.dtype == source.dtype else self._on_device(source), non_blocking=True)
+            same = target.dtype == source.dtype
+            target.copy_(source if same else self._on_device(source), non_blocking=True)
         self._copied[slot].record()
 
     def wait(self, slot: int) -> None:
@@ -167,11 +208,15 @@ class CudaLane:
         self._copied[slot].synchronize()
 
     def _on_device(self, source: "Tensor") -> "Tensor":
-        """Return the elements on the device before they are cast: releases of torch differ in where they would be."""
-        try:
-            return source.to(self._device, non_blocking=True)
-        except torch.cuda.OutOfMemoryError as cause:
-            raise _does_not_fit(source.nbytes, self._device) from cause
+        """Return the elements on the device before they are cast: releases of torch differ in where they would be.
+
+        They lie in memory that the lane has for that; the stream has cast what was there before it copies the next.
+        """
+        if self._uncast is None:
+            self._uncast = self._device.allocate(self._slot_bytes)
+        bytes_ = self._uncast[: source.nbytes]
+        bytes_.copy_(source.view(torch.uint8), non_blocking=True)
+        return bytes_.view(source.dtype)
 
 
 class Ring:
@@ -183,7 +228,12 @@ class Ring:
         device: where the slots are emptied to.
     """
 
+    #: Threads that give pinned memory back behind loads that are over.
+    _unpinning: "list[threading.Thread]" = []  # noqa: RUF012
+
     def __init__(self, threads: int, slot_bytes: int, device: Device) -> None:
+        while Ring._unpinning:  # two rings would be twice the pinned memory that was asked for
+            Ring._unpinning.pop().join()
         self.size = threads * SLOTS_A_THREAD * slot_bytes
         self._slot_bytes = slot_bytes
         self._device = device
@@ -196,51 +246,86 @@ class Ring:
         return sum(lane.pinned_bytes for lane in self._lanes)
 
     def close(self) -> None:
-        """Wait for all copies and give the memory back."""
-        self._device.close()
+        """Wait for all copies, and begin to give the memory back."""
+        self._device.synchronize()
+        # No daemon: the end of the process waits for it.
+        thread = threading.Thread(target=self._device.unpin, name="streamed-unpin", daemon=False)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads to be had, or the process ends
+            self._device.unpin()
+            return
+        Ring._unpinning.append(thread)
 
-    def reader(
-        self,
-        number: int,
-        file_of: Callable[[Extent], ShardFile],
-        moves: Callable[[Extent, "Tensor"], Moves],
-        arrived: Callable[[Extent], None],
-    ) -> tuple[Callable[[Extent], None], Callable[[], None]]:
-        """Return what brings one extent to the device in thread `number`, and what waits for that thread's last copies.
-
-        `moves` says where the parts of an extent go, whose bytes are the start of a slot; `arrived` is told of each
-        extent that is on the device, which is found out when its slot is wanted again.
-        """
+    def reader(self, number: int, source: "Source") -> "RingReader":
+        """Return what brings extents to the device in thread `number`."""
         size = SLOTS_A_THREAD * self._slot_bytes
         own = self._memory[number * size : (number + 1) * size]
-        slots = [own[n * self._slot_bytes :][: self._slot_bytes] for n in range(SLOTS_A_THREAD)]
-        views = [writable(slot) for slot in slots]
-        under_way: list[Extent | None] = [None] * SLOTS_A_THREAD
-        turn = 0
-        lane: Lane | None = None
+        return RingReader(own, self._slot_bytes, self._device, self._lanes, source)
 
-        def empty(slot: int) -> None:
-            extent, under_way[slot] = under_way[slot], None
-            if lane is not None and extent is not None:
-                lane.wait(slot)
-                arrived(extent)
 
-        def read(extent: Extent) -> None:
-            nonlocal turn, lane
-            if lane is None:
-                lane = self._device.lane(own)
-                self._lanes.append(lane)
-            empty(turn)
-            file_of(extent).read(extent, views[turn])
-            lane.copy(turn, moves(extent, slots[turn]))
-            under_way[turn] = extent
-            turn = (turn + 1) % SLOTS_A_THREAD
+class Source(Protocol):
+    """Where a ring's bytes come from and go to."""
 
-        def finish() -> None:
-            for slot in (turn, (turn + 1) % SLOTS_A_THREAD):  # the older one first
-                empty(slot)
+    def fill(self, extent: Extent, memory: memoryview) -> None:
+        """Read an extent to the start of `memory`."""
+        ...
 
-        return read, finish
+    def moves(self, extent: Extent, slot: "Tensor") -> Moves:
+        """Return where the parts of an extent go, whose bytes are the start of `slot`."""
+        ...
+
+    def arrived(self, extent: Extent) -> None:
+        """Take note that an extent is on the device, which is found out when its slot is wanted again."""
+        ...
+
+
+class RingReader:
+    """Brings extents to a device, in one thread. See `readers.Reader`."""
+
+    def __init__(
+        self, memory: "Tensor", slot_bytes: int, device: Device, lanes: "list[Lane]", source: "Source"
+    ) -> None:
+        self._own = [memory[n * slot_bytes :][:slot_bytes] for n in range(SLOTS_A_THREAD)]
+        self._slots: dict[int, tuple[Tensor, memoryview]] = {}
+        self._under_way: list[Extent | None] = [None] * SLOTS_A_THREAD
+        self._device, self._lanes, self._source = device, lanes, source
+        self._turn = 0
+        self._lane: Lane | None = None
+
+    def begin(self) -> None:
+        """Make the lane and pin its first slot."""
+        self._lane = self._device.lane()
+        self._lanes.append(self._lane)
+        self._slot(self._lane, 0)
+
+    def read(self, extent: Extent) -> None:
+        """Fill a slot and have the device copy it."""
+        assert self._lane is not None
+        turn = self._turn
+        self._empty(turn)
+        slot, view = self._slot(self._lane, turn)
+        self._source.fill(extent, view)
+        self._lane.copy(turn, self._source.moves(extent, slot))
+        self._under_way[turn] = extent
+        self._turn = (turn + 1) % SLOTS_A_THREAD
+
+    def finish(self) -> None:
+        """Wait for the last copies."""
+        for slot in (self._turn, (self._turn + 1) % SLOTS_A_THREAD):  # the older one first
+            self._empty(slot)
+
+    def _slot(self, lane: Lane, number: int) -> "tuple[Tensor, memoryview]":
+        if number not in self._slots:
+            memory = lane.memory(self._own[number])
+            self._slots[number] = memory, writable(memory)
+        return self._slots[number]
+
+    def _empty(self, slot: int) -> None:
+        extent, self._under_way[slot] = self._under_way[slot], None
+        if self._lane is not None and extent is not None:
+            self._lane.wait(slot)
+            self._source.arrived(extent)
 
 
 def slot_bytes(ring_bytes: int, threads: int, extent_bytes: int) -> int:

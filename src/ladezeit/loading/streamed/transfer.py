@@ -1,0 +1,227 @@
+"""One load under way: what is read, where it goes, and the two ways there, into host memory and to a device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ladezeit.config import StreamedLoading
+from ladezeit.loading.base import LoadRequest
+from ladezeit.loading.streamed import memory, readers
+from ladezeit.loading.streamed.arrivals import Arrivals
+from ladezeit.loading.streamed.files import ShardFile
+from ladezeit.loading.streamed.host import HostPlace
+from ladezeit.loading.streamed.placing import ALIGNED, Layout
+from ladezeit.loading.streamed.plan import PAGE, AskResidency, Extent, How, ShardPlan
+from ladezeit.loading.streamed.readers import ExtentQueue
+from ladezeit.loading.streamed.staging import Device, Moves, Ring, slot_bytes
+from ladezeit.measure.limits import available_cpus
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Enough reads in flight for a disk, on few processors too, for they only wait.
+_THREADS = 16
+#: To a GPU: so many copy as fast as a link of 16 PCIe lanes of the fifth generation takes it (6.5 GB/s each), with some
+#: to spare, and leave processors to the thread that builds the model. See benchmarks/ring_simulation.py.
+_THREADS_TO_DEVICE = 12
+
+
+@dataclass
+class Load:
+    """What is read, from which files, and where it goes."""
+
+    files: list[ShardFile]
+    plans: list[ShardPlan]
+    layout: Layout
+    arrivals: Arrivals
+    spans: "dict[int, Tensor]" = field(default_factory=dict)
+    arenas: "dict[int, Tensor]" = field(default_factory=dict)
+
+    def tensors(self) -> "dict[str, Tensor]":
+        """Return all tensors by name, in the memory that was found for them."""
+        tensors = self.layout.tensors(self.arenas)
+        for plan in self.plans:
+            if plan.shard not in self.layout.pieces:
+                tensors |= memory.tensors_of(plan, self.spans[plan.shard])
+        return tensors
+
+    def has_misaligned(self) -> bool:
+        """Say whether a tensor begins where its dtype cannot, so that it cannot be a view of its shard's memory."""
+        return any(
+            (self.spans[plan.shard].data_ptr() + entry.begin - plan.base) % memory.dtype_of(entry).itemsize
+            for plan in self.plans
+            if plan.shard not in self.layout.pieces
+            for entry in plan.tensors
+        )
+
+    def only_computes(self) -> bool:
+        """Say whether all is copied or cast from the page cache into host memory, and nothing waits for a disk."""
+        on_host = all(arena.device.type == "cpu" for arena in self.arenas.values())
+        cached = all(extent.how in (How.mapped, How.buffered) for extent in self.arrivals.in_order)
+        return bool(self.arenas) and on_host and cached
+
+    def effective(self) -> dict[str, Any]:
+        """Return what was done with the bytes; complete when all are read."""
+        extents = self.arrivals.in_order
+        refusals = [file.direct_refused for file in self.files if file.direct_refused is not None]
+        return {
+            "extents": len(extents),
+            "bytes_read_direct": sum(file.read_bytes[How.direct] for file in self.files),
+            "bytes_read_buffered": sum(file.read_bytes[How.buffered] for file in self.files),
+            "bytes_mapped": sum(extent.size for extent in extents if extent.how is How.mapped),
+            "pieces_placed": sum(map(len, self.layout.pieces.values())),
+            "direct_io_refused": bool(refusals),
+            "direct_io_refused_reason": refusals[0] if refusals else None,
+            "residency_by": ", ".join(sorted({file.residency_by for file in self.files if file.residency_by})),
+        }
+
+
+class Transfer(Protocol):
+    """A way of one load's bytes into memory."""
+
+    #: What is read; filled by `begin`.
+    queue: ExtentQueue
+    #: The most that is looked up or goes through a buffer at once, in bytes.
+    extent_bytes: int
+    #: Whether the bytes go to host memory and may be mapped there; else each tensor is to be aligned for kernels.
+    on_host: bool
+
+    @property
+    def ask(self) -> AskResidency | None:
+        """What tells beforehand which parts are in the page cache; None where each thread asks before it reads."""
+        ...
+
+    def run(self) -> None:
+        """Read all that is in the queue; returns when that is done, or early once the queue is stopped."""
+        ...
+
+    def begin(self, load: Load) -> None:
+        """Find memory for `load` and fill the queue; raises `LoadError` where there is not so much."""
+        ...
+
+    def effective(self) -> dict[str, Any]:
+        """Return what was used for it."""
+        ...
+
+
+class ToHost:
+    """Into host memory, where what is in the page cache is mapped if it may stay as it lies."""
+
+    on_host = True
+
+    def __init__(self, files: list[ShardFile], request: LoadRequest, loading: StreamedLoading) -> None:
+        self.queue = ExtentQueue()
+        self.extent_bytes = loading.extent_bytes
+        self._files, self._progress = files, request.progress
+        self._asked_threads = loading.threads
+        self._threads = 0
+        self._place: HostPlace | None = None
+        self._arrivals: Arrivals | None = None
+
+    def ask(self, shard: int, ranges: Sequence[tuple[int, int]]) -> list[bool]:
+        """See `plan.AskResidency`."""
+        return self._files[shard].resident_ranges(ranges)
+
+    def run(self) -> None:
+        """See `Transfer.run`."""
+        if not self.queue.wait():
+            return
+        place, arrivals = self._place, self._arrivals
+        assert place is not None and arrivals is not None
+        readers.run(self.queue, (place.reader(arrivals.arrived) for _ in range(self._threads)), self._progress)
+
+    def begin(self, load: Load) -> None:
+        """See `Transfer.begin`."""
+        extents = load.arrivals.in_order
+        # Where nothing waits for a disk, each thread that casts has torch's beside it.
+        cached = all(extent.how is not How.direct for extent in extents)
+        threads = self._asked_threads or (available_cpus() if cached else _THREADS)
+        self._threads = min(threads, len(extents))
+        self._arrivals = load.arrivals
+        self._place = HostPlace(load.plans, load.files, load.layout, self.extent_bytes)
+        load.spans, load.arenas = self._place.spans, self._place.arenas
+        self.queue.give(extents)
+
+    def effective(self) -> dict[str, Any]:
+        """See `Transfer.effective`."""
+        return {"threads": self._threads, "ring_bytes": 0, "pinned_bytes": 0, "unpinned_after_load": 0, "near_cpus": 0}
+
+
+class ToDevice:
+    """To a device through a ring, which is pinned while the load is planned. It is the ring's `staging.Source`."""
+
+    on_host = False
+    ask = None
+
+    def __init__(self, device: Device, files: list[ShardFile], request: LoadRequest, loading: StreamedLoading) -> None:
+        self.queue = ExtentQueue()
+        self._device, self._files, self._progress = device, files, request.progress
+        threads = loading.threads or self._default_threads()
+        self.extent_bytes = slot_bytes(loading.ring_bytes, threads, loading.extent_bytes)
+        self._threads = max(1, min(threads, -(-sum(file.size for file in files) // self.extent_bytes)))
+        self._ring = Ring(self._threads, self.extent_bytes, device)
+        self._load: Load | None = None
+
+    def run(self) -> None:
+        """See `Transfer.run`."""
+        try:
+            readers.run(
+                self.queue, (self._ring.reader(number, self) for number in range(self._threads)), self._progress
+            )
+        finally:
+            self._ring.close()
+
+    def begin(self, load: Load) -> None:
+        """See `Transfer.begin`."""
+        for plan in load.plans:
+            if plan.shard not in load.layout.pieces:
+                load.spans[plan.shard] = self._span(plan)
+        load.arenas = {arena: self._device.allocate(bytes_) for arena, bytes_ in load.layout.arena_bytes.items()}
+        self._load = load
+        self.queue.give(load.arrivals.in_order)
+
+    def effective(self) -> dict[str, Any]:
+        """See `Transfer.effective`."""
+        return {
+            "threads": self._threads,
+            "ring_bytes": self._ring.size,
+            "pinned_bytes": self._ring.pinned_bytes,
+            "unpinned_after_load": self._ring.pinned_bytes,
+            "near_cpus": len(self._device.near),
+        }
+
+    def fill(self, extent: Extent, memory: memoryview) -> None:
+        """See `staging.Source.fill`."""
+        file = self._files[extent.shard]
+        if extent.how is How.by_residency:
+            extent = replace(extent, how=How.buffered if file.resident(extent.begin, extent.end) else How.direct)
+        file.read(extent, memory)
+
+    def moves(self, extent: Extent, slot: "Tensor") -> Moves:
+        """See `staging.Source.moves`."""
+        load = self._load
+        assert load is not None
+        if extent.shard not in load.layout.pieces:
+            begin = extent.begin - load.plans[extent.shard].base
+            yield load.spans[extent.shard][begin : begin + extent.size], slot[: extent.size]
+            return
+        for piece in load.layout.of_extent(extent.shard, extent.begin, extent.end):
+            yield piece.move(load.arenas[piece.arena], slot, extent.begin)
+
+    def arrived(self, extent: Extent) -> None:
+        """See `staging.Source.arrived`."""
+        assert self._load is not None
+        self._load.arrivals.arrived(extent)
+
+    def _default_threads(self) -> int:
+        """Return as many as fill a link; for what is cached, no more than there are processors to copy it."""
+        if not any(file.resident(0, PAGE) for file in self._files):
+            return _THREADS_TO_DEVICE
+        return min(_THREADS_TO_DEVICE, len(self._device.near) or available_cpus())
+
+    def _span(self, plan: ShardPlan) -> "Tensor":
+        """Return memory for a shard's span, which begins where the shard's tensors are aligned for kernels."""
+        size = plan.end - plan.base
+        first = min((entry.begin for entry in plan.tensors if entry.begin < entry.end), default=plan.base)
+        shift = (plan.base - first) % ALIGNED
+        return self._device.allocate(size + ALIGNED)[shift : shift + size]
