@@ -4,6 +4,8 @@ Every error a user can cause is a `LadezeitError`. Whoever catches one prints it
 defects, which are everything else.
 """
 
+import errno
+import re
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -15,6 +17,14 @@ if TYPE_CHECKING:
 
 #: Exit code of console scripts: nothing was done, and the user can cure it.
 USAGE = 2
+
+#: What libraries say whose errors have no type for it: torch's host allocator ("can't allocate memory"), its CUDA calls
+#: and other engines' (cudaGetErrorString's "out of memory"), cuBLAS and cuDNN (…_ALLOC_FAILED), C++ (std::bad_alloc),
+#: the C library (ENOMEM), instanttensor.
+_OUT_OF_MEMORY = re.compile(
+    r"\bout of memory\b|\bcan(?:'t|not) allocate memory\b|_ALLOC_FAILED\b|std::bad_alloc|\bdevice memory budget\b",
+    re.IGNORECASE,
+)
 
 
 class LadezeitError(Exception):
@@ -41,6 +51,10 @@ class LoadError(LadezeitError):
     """A load ended without the model that was asked for: missing weights, unasked offload, changed dtype."""
 
 
+class OutOfMemoryError(LoadError):
+    """Memory of a device or of the host ran out while a model was loaded or checked."""
+
+
 class ValidationError(LoadError):
     """A model was loaded and failed its proof; `findings` are all that was found, `proof` the whole of it."""
 
@@ -60,6 +74,36 @@ class WorkerError(LadezeitError):
 
 class TrackingError(LadezeitError):
     """The tracking store could not be reached or written; results on disk are not touched by it."""
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error, or one that it came from, is that memory of a device or of the host ran out.
+
+    Causes are followed as a stack trace shows them: what was raised ``from None`` came from nothing.
+    """
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        if _is_out_of_memory(one):
+            return True
+        seen.add(id(one))
+        one = one.__cause__ if one.__cause__ is not None or one.__suppress_context__ else one.__context__
+    return False
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Say whether a library's words are that memory of a device or of the host ran out."""
+    return _OUT_OF_MEMORY.search(text) is not None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, LadezeitError):  # its words may be about memory for any reason
+        return isinstance(error, OutOfMemoryError)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    return isinstance(error, Exception) and says_out_of_memory(str(error))
 
 
 def run_as(script: str, command: Callable[[], object]) -> None:
