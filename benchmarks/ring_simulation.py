@@ -1,15 +1,16 @@
 """What the ring to a GPU makes of a link, without a GPU: `streamed` as it is, against a link and memory that sleep.
 
-    python benchmarks/ring_simulation.py [--shapes dense,experts] [--link-gb-per-s 55] [--threads 8,10,12,14,16]
-                                         [--slot-mib 8] [--switch-ms 0.1] [--runs 5] [--output FILE]
+    python benchmarks/ring_simulation.py [--shapes dense,experts] [--readers native,python] [--link-gb-per-s 55]
+                    [--threads 8,10,12,14,16] [--slot-mib 8] [--switch-ms 0.1] [--runs 5] [--output FILE]
 
 What is real: the engine with its threads, plan, queue, slots and waits; the interpreter's lock; the model that is built
 meanwhile (on `meta`); one call of cachestat an extent; views and calls a copy. What sleeps, at rates that the arguments
 give: a read (`preadv` out of the page cache, which copies as fast as one core does, 6.5 GB/s here), a copy to the
 device (a link that takes one after the other), pinning and unpinning (0.2 and 0.1 ms a MiB; the driver does one at a
 time). For what torch's `copy_`, the record of an event and the wait for it cost the interpreter, each copy holds it for
-20 µs more. So a machine of two cores can tell how threads, slots and the switch interval behave beside a GPU of
-sixteen; it knows nothing of the memory bus that reads and copies share there.
+20 µs more. *native* readers (`_pump.c`) sleep in the same places, in `tests/loading/streamed/host_runtime.c`, and find
+real pages for their slots. So a machine of two cores can tell how threads, slots and the switch interval behave beside
+a GPU of sixteen; it knows nothing of the memory bus that reads and copies share there.
 
 The time is that of a load: the arrangement, the plan, and the reading until the last copy has ended.
 
@@ -21,16 +22,18 @@ most, all), and what the same ring would make without an interpreter (`ideal_gb_
 """
 
 import argparse
+import ctypes
 import heapq
 import json
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -50,8 +53,12 @@ from ladezeit.loading.model_class import model_class
 from ladezeit.loading.streamed import files, readers
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.plan import Extent
+from ladezeit.loading.streamed.pump import Runtime
 from ladezeit.loading.streamed.staging import SLOTS_A_THREAD, Lane, Moves
 from ladezeit.measure.clock import Clock
+
+sys.path[:0] = [str(Path(__file__).parent.parent / "tests" / folder) for folder in ("", "loading/streamed")]
+import host_runtime  # noqa: E402
 
 MIB = 2**20
 MEMCPY_BYTES_PER_S = 6.5e9
@@ -95,14 +102,18 @@ class SimulatedDevice:
 
     near: frozenset[int] = frozenset()
 
-    def __init__(self, link: Link) -> None:
-        self.link = link
+    def __init__(self, link: Link, native: bool) -> None:
+        self.link, self._native = link, native
         self.driver = threading.Lock()
         self.pinned_bytes = 0
 
     def allocate(self, size: int) -> torch.Tensor:
         """Return `size` bytes of no memory."""
         return torch.empty(size, dtype=torch.uint8, device="meta")
+
+    def runtime(self) -> Runtime | None:
+        """Return functions that sleep, where native readers are to be simulated."""
+        return host_runtime.PumpedDevice().runtime() if self._native else None
 
     def lane(self) -> Lane:
         """Return a thread's lane."""
@@ -185,7 +196,7 @@ def sleeping_reads() -> Iterator[None]:
         files.ShardFile.read, files.ShardFile.resident = read, resident  # type: ignore[method-assign]
 
 
-def simulate(checkpoint: Checkpoint, link: Link, threads: int, slot: int) -> dict[str, float]:
+def simulate(checkpoint: Checkpoint, link: Link, native: bool, threads: int, slot: int) -> dict[str, float]:
     """Load once; returns seconds from the start to the end, and of its parts."""
     loading = StreamedLoading(
         name="streamed", threads=threads, extent_bytes=slot, ring_bytes=threads * SLOTS_A_THREAD * slot
@@ -195,7 +206,7 @@ def simulate(checkpoint: Checkpoint, link: Link, threads: int, slot: int) -> dic
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(str(checkpoint.folder))
-    engine = StreamedEngine(device=lambda name: SimulatedDevice(link))
+    engine = StreamedEngine(device=lambda name: SimulatedDevice(link, native))
     with collector_paused():
         started = time.perf_counter()
         request = replace(request, arrangement=arrange(request))
@@ -238,11 +249,22 @@ def ideal(size: int, link_bytes_per_s: float, threads: int, slot: int) -> float:
     return link_free
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What is compared."""
+
+    readers: str
+    threads: int
+    slot_bytes: int
+    switch_ms: float
+
+
 def main() -> None:
     """Simulate every combination and report."""
     numbers = partial(str.split, sep=",")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", default="dense,experts", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--readers", type=numbers, default=["native", "python"])
     parser.add_argument("--link-gb-per-s", type=float, default=55.0)
     parser.add_argument("--threads", type=numbers, default=["8", "10", "12", "14", "16"])
     parser.add_argument("--slot-mib", type=numbers, default=["8"])
@@ -253,22 +275,28 @@ def main() -> None:
     report: dict[str, Any] = {"benchmark": "ring_simulation", "cpus": os.cpu_count(), "torch": torch.__version__}
     report |= {"link_gb_per_s": arguments.link_gb_per_s, "settings": []}
     with tempfile.TemporaryDirectory(prefix="ladezeit-ring-") as root, sleeping_reads():
+        ctypes.c_double.in_dll(host_runtime.library(), "host_link_rate").value = arguments.link_gb_per_s * 1e9
+        ctypes.c_double.in_dll(host_runtime.library(), "host_read_rate").value = MEMCPY_BYTES_PER_S
+        ctypes.c_double.in_dll(host_runtime.library(), "host_pin_s_per_byte").value = PIN_S_PER_BYTE
         for shape in arguments.shapes.split(","):
             checkpoint = hollow(shape, Path(root))
+            axes = (arguments.readers, arguments.threads, arguments.slot_mib, arguments.switch_ms)
             settings = [
-                (int(threads), int(float(slot) * MIB), float(switch))
-                for threads, slot, switch in product(arguments.threads, arguments.slot_mib, arguments.switch_ms)
+                Setting(kind, int(threads), int(float(slot) * MIB), float(switch))
+                for kind, threads, slot, switch in product(*axes)
             ]
-            runs: dict[tuple[int, int, float], list[dict[str, float]]] = {setting: [] for setting in settings}
+            runs: dict[Setting, list[dict[str, float]]] = {setting: [] for setting in settings}
             for number in range(arguments.runs + 1):
                 for setting in settings:  # in turn, so that a machine that slows down slows all of them
-                    threads, slot, readers._SWITCH_S = *setting[:2], setting[2] / 1000
-                    found = simulate(checkpoint, Link(arguments.link_gb_per_s * 1e9), threads, slot)
+                    readers._SWITCH_S = setting.switch_ms / 1000
+                    link = Link(arguments.link_gb_per_s * 1e9)
+                    native = setting.readers == "native"
+                    found = simulate(checkpoint, link, native, setting.threads, setting.slot_bytes)
                     if number:  # the first round brings in the libraries' own code
                         runs[setting].append(found)
             for setting in settings:
                 line = summary(shape, checkpoint.weight_bytes, setting, runs[setting], arguments.link_gb_per_s)
-                print(json.dumps({key: line[key] for key in list(line)[:8]}), flush=True)
+                print(json.dumps({key: line[key] for key in list(line)[:9]}), flush=True)
                 report["settings"].append(line)
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")
@@ -276,18 +304,18 @@ def main() -> None:
 
 
 def summary(
-    shape: str, size: int, setting: tuple[int, int, float], runs: list[dict[str, float]], link_gb_per_s: float
+    shape: str, size: int, setting: Setting, runs: list[dict[str, float]], link_gb_per_s: float
 ) -> dict[str, Any]:
     """Return the figures of one setting."""
-    threads, slot, switch = setting
     rates = [size / 1e9 / run["load"] for run in runs]
-    best_s = ideal(size, link_gb_per_s * 1e9, threads, slot)
+    best_s = ideal(size, link_gb_per_s * 1e9, setting.threads, setting.slot_bytes)
     read_s = statistics.median(run["read"] for run in runs)
     return {
         "shape": shape,
-        "threads": threads,
-        "slot_mib": slot / MIB,
-        "switch_ms": switch,
+        "readers": setting.readers,
+        "threads": setting.threads,
+        "slot_mib": setting.slot_bytes / MIB,
+        "switch_ms": setting.switch_ms,
         "gb_per_s": round(statistics.median(rates), 2),
         "range_gb_per_s": [round(min(rates), 2), round(max(rates), 2)],
         "read_gb_per_s": round(size / 1e9 / read_s, 2),

@@ -6,8 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import host_runtime
 import pytest
 from streamed_for_tests import EXTENT, random_shard
+
+
+class Gate(threading.Event):
+    """What reads from byte `begin` of a file on wait for, those of threads that know no Python too."""
+
+    def __init__(self, begin: int) -> None:
+        super().__init__()
+        host_runtime.offset("hold").value = begin
+
+    def set(self) -> None:
+        host_runtime.offset("hold").value = -1
+        super().set()
 
 
 @pytest.fixture
@@ -26,13 +39,15 @@ def io_error(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return honest(descriptor, buffers, offset, *flags)
 
     monkeypatch.setattr(os, "preadv", failing)
+    host_runtime.offset("fail").value = 20 * EXTENT
     yield
+    host_runtime.offset("fail").value = -1
 
 
 @pytest.fixture
 def second_half(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """No byte from 20 extents on is read until it is set."""
-    opened, honest = threading.Event(), os.preadv
+    opened, honest = Gate(20 * EXTENT), os.preadv
 
     def waiting(descriptor: int, buffers: Any, offset: int, *flags: int) -> int:
         assert offset < 20 * EXTENT or opened.wait(60)
@@ -46,7 +61,7 @@ def second_half(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """No byte is read until it is set."""
-    opened, honest = threading.Event(), os.preadv
+    opened, honest = Gate(0), os.preadv
 
     def waiting(*arguments: Any) -> int:
         assert opened.wait(60)

@@ -2,11 +2,13 @@
 
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from host_runtime import PumpedDevice
 from safetensors.torch import save_file
 
 from ladezeit.checkpoint.headers import parse_header
@@ -18,8 +20,13 @@ from ladezeit.loading.streamed.staging import HostDevice
 from ladezeit.measure.clock import Clock
 
 EXTENT = 64 * 1024
-#: Both ways to memory: in place, and through the ring that a GPU's weights take.
-WAYS = pytest.mark.parametrize("way", ["in place", "ring"])
+#: All ways to memory: in place, and through the ring that a GPU's weights take, by Python's threads and without them.
+DEVICES: dict[str, Callable[[str], HostDevice | None]] = {
+    "in place": lambda name: None,
+    "ring": lambda name: HostDevice(),
+    "pump": lambda name: PumpedDevice(),
+}
+WAYS = pytest.mark.parametrize("way", list(DEVICES))
 
 
 def checkpoint_of(*shards: Path) -> Checkpoint:
@@ -34,7 +41,7 @@ def checkpoint_of(*shards: Path) -> Checkpoint:
 
 
 def load(checkpoint: Checkpoint, way: str = "in place", progress: Any = None, **arguments: Any) -> LoadedTensors:
-    engine = StreamedEngine((lambda name: HostDevice()) if way == "ring" else (lambda name: None))
+    engine = StreamedEngine(DEVICES[way])
     loading = StreamedLoading(name="streamed", **({"extent_bytes": EXTENT} | arguments))
     request = LoadRequest(checkpoint, loading, "cpu", checkpoint.folder, progress=progress)
     engine.prepare(request)

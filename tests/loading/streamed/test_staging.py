@@ -14,7 +14,8 @@ from ladezeit.config import StreamedLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.loading.streamed.staging import HostDevice, Lane, Moves, Ring, slot_bytes
+from ladezeit.loading.streamed.readers import in_background
+from ladezeit.loading.streamed.staging import HostDevice, Lane, Moves, slot_bytes
 from ladezeit.measure.clock import Clock
 
 
@@ -76,8 +77,7 @@ class FailingDevice(LateDevice):
 
 
 def assert_given_back(device: LateDevice) -> None:
-    for thread in Ring._unpinning:  # it goes on behind the load
-        thread.join()
+    in_background.join()  # it goes on behind the load
     assert (device.synchronized, device.unpinned) == (1, 1)
 
 

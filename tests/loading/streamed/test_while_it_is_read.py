@@ -1,5 +1,7 @@
 """What a caller can do with weights that are still on their way, and what happens when they never arrive."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from streamed_for_tests import EXTENT, WAYS, assert_same, checkpoint_of, descriptors
+from streamed_for_tests import DEVICES, EXTENT, WAYS, assert_same, checkpoint_of, descriptors
 from transformers import core_model_loading
 
 from ladezeit.checkpoint import page_cache
@@ -21,13 +23,13 @@ from ladezeit.errors import LoadError
 from ladezeit.loading.assemble import Assembling
 from ladezeit.loading.base import LoadedTensors, LoadRequest, WhenRead
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.loading.streamed.staging import HostDevice
+from ladezeit.loading.streamed.readers import in_background
 from ladezeit.measure.clock import LOAD, Clock
 
 
 @contextmanager
 def opened(checkpoint: Checkpoint, way: str) -> Iterator[LoadedTensors]:
-    engine = StreamedEngine((lambda name: HostDevice()) if way == "ring" else (lambda name: None))
+    engine = StreamedEngine(DEVICES[way])
     loading = StreamedLoading(name="streamed", extent_bytes=EXTENT, reading=Reading.direct)
     with engine.open(LoadRequest(checkpoint, loading, "cpu", checkpoint.folder), Clock(time.monotonic_ns())) as loaded:
         yield loaded
@@ -152,3 +154,17 @@ def assembled(checkpoint: Checkpoint) -> Any:
     loading = StreamedLoading(name="streamed", extent_bytes=EXTENT, reading=Reading.direct)
     request = LoadRequest(checkpoint, loading, "cpu", checkpoint.folder)
     return Assembling(StreamedEngine()).load(request, Clock(time.monotonic_ns())).model
+
+
+@WAYS
+def test_after_an_interrupt_no_thread_writes(way: str, shard: Path, gate: threading.Event) -> None:
+    """Ctrl-C during a load is raised when nothing is read any more: the memory may belong to somebody else then."""
+    threads_before = threading.active_count()
+    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    threading.Timer(0.6, gate.set).start()
+    with pytest.raises(KeyboardInterrupt), opened(checkpoint_of(shard), way) as loaded:
+        loaded.wait()
+    assert gate.is_set()
+    in_background.join()
+    time.sleep(0.05)  # the timer's own thread
+    assert threading.active_count() == threads_before

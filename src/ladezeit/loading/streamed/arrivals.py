@@ -6,9 +6,9 @@ are read. Extents may come in any order, from any thread.
 
 import re
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ladezeit.checkpoint.headers import TensorEntry
 from ladezeit.loading.arrangement import Arrangement
@@ -21,35 +21,59 @@ _NUMBER = re.compile(r"(\d+)")
 
 
 class Arrivals:
-    """The extents that a load waits for.
+    """The extents that a load waits for; one thread at a time may wait.
+
+    An extent's number is its place in `extents`, where those of a shard follow each other in the file's order.
 
     Args:
-        extents: all there are.
+        extents: all there are, in that order.
         tensors: all of the checkpoint.
         arrangement: which of them become one, under a name of its own.
     """
 
     def __init__(self, extents: Sequence[Extent], tensors: Iterable[TensorEntry], arrangement: Arrangement) -> None:
+        self.extents = extents
+        #: One byte an extent, by its number: 1 where it has arrived.
+        self.flags = bytearray(len(extents))
         self._sources = _sources(tensors, arrangement)
-        self._extents: dict[int, list[Extent]] = defaultdict(list)
-        for extent in sorted(extents, key=lambda extent: extent.begin):
-            self._extents[extent.shard].append(extent)
-        self._begins = {shard: [extent.begin for extent in own] for shard, own in self._extents.items()}
-        names = sorted(self._sources, key=_in_natural_order)
-        wanted = (extent for name in names for extent in self._of(name))
-        #: All extents, each once, as their tensors are wanted.
-        self.in_order = list(dict.fromkeys([*wanted, *extents]))
-        self._missing = set(extents)
+        self._first: dict[int, int] = {}
+        self._begins: dict[int, list[int]] = {}
+        for number, extent in enumerate(extents):
+            self._first.setdefault(extent.shard, number)
+            self._begins.setdefault(extent.shard, []).append(extent.begin)
+        #: Numbers of all extents, each once, as their tensors are wanted.
+        self.order = self._ordered()
+        self._left = len(extents)
         self._step = max(1, len(extents) // _WAKINGS)
         self._wake_at = 0
         self._changed = threading.Condition()
         self._ended = False
+        self._wait_by: Callable[[int, int], bool] | None = None
+
+    @property
+    def in_order(self) -> list[Extent]:
+        """All extents, each once, as their tensors are wanted."""
+        return [self.extents[number] for number in self.order]
+
+    def of_shards(self) -> Iterator[tuple[int, range]]:
+        """Yield each shard and the numbers of its extents."""
+        for shard, begins in self._begins.items():
+            yield shard, range(self._first[shard], self._first[shard] + len(begins))
+
+    def wait_by(self, wait: Callable[[int, int], bool]) -> None:
+        """Leave flags and waiting to somebody else: `wait` returns when extents from one number to another are there.
+
+        It returns False where they will not come.
+        """
+        self._wait_by = wait
 
     def arrived(self, extent: Extent) -> None:
         """Say that the bytes of `extent` are where they belong."""
+        number = self._first[extent.shard] + bisect_right(self._begins[extent.shard], extent.begin) - 1
         with self._changed:
-            self._missing.discard(extent)
-            if len(self._missing) <= self._wake_at:
+            self.flags[number] = 1
+            self._left -= 1
+            if self._left <= self._wake_at:
                 self._changed.notify_all()
 
     def end(self) -> None:
@@ -60,24 +84,35 @@ class Arrivals:
 
     def has(self, name: str) -> bool:
         """Return whether all bytes of a tensor are there."""
-        return not self._missing or self._missing.isdisjoint(self._of(name))
+        return all(self.flags.find(0, begin, end) < 0 for begin, end in self._of(name))
 
     def wait(self, name: str) -> bool:
         """Wait for all bytes of a tensor, and some of what comes after it; return False where they will not come."""
-        own = list(self._of(name))
+        if self._wait_by is not None:
+            for begin, end in self._of(name):
+                self._wait_by(begin, end)
+            return self.has(name)
         with self._changed:
-            while not self._ended and not self._missing.isdisjoint(own):
-                self._wake_at = max(0, len(self._missing) - self._step)
+            while not self._ended and not self.has(name):
+                self._wake_at = max(0, self._left - self._step)
                 self._changed.wait()
-            return self._missing.isdisjoint(own)
+            return self.has(name)
 
-    def _of(self, name: str) -> Iterator[Extent]:
+    def _of(self, name: str) -> Iterator[tuple[int, int]]:
+        """Yield for each shard the numbers of the first extent that a tensor needs, and of the first after these."""
         for shard, (begin, end) in self._sources[name].items():
-            extents = self._extents[shard]
-            for number in range(bisect_right(self._begins[shard], begin) - 1, len(extents)):
-                if extents[number].begin >= end:
-                    break
-                yield extents[number]
+            begins, first = self._begins[shard], self._first[shard]
+            yield first + bisect_right(begins, begin) - 1, first + bisect_left(begins, end)
+
+    def _ordered(self) -> list[int]:
+        taken, order = bytearray(len(self.extents)), []
+        for name in sorted(self._sources, key=_in_natural_order):
+            for begin, end in self._of(name):
+                for number in range(begin, end):
+                    if not taken[number]:
+                        taken[number] = 1
+                        order.append(number)
+        return order + [number for number in range(len(taken)) if not taken[number]]
 
 
 def _sources(tensors: Iterable[TensorEntry], arrangement: Arrangement) -> dict[str, dict[int, tuple[int, int]]]:

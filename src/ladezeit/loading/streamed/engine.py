@@ -18,7 +18,7 @@ from ladezeit.loading.streamed.placing import lay_out
 from ladezeit.loading.streamed.plan import PAGE, make_plan
 from ladezeit.loading.streamed.readers import Reading, quick_switching
 from ladezeit.loading.streamed.staging import SLOTS_A_THREAD, CudaDevice, Device
-from ladezeit.loading.streamed.transfer import Load, ToDevice, ToHost, Transfer
+from ladezeit.loading.streamed.transfer import Load, Transfer, transfer_of
 from ladezeit.measure.clock import Clock
 
 
@@ -56,12 +56,7 @@ class StreamedEngine:
             stack.enter_context(quick_switching())
             with clock.span("load/plan"):
                 files = _opened(request, stack)
-                device = self._device(request.device)
-                transfer: Transfer
-                if device is None:
-                    transfer = ToHost(files, request, loading)
-                else:
-                    transfer = ToDevice(device, files, request, loading)
+                transfer = transfer_of(self._device(request.device), files, request, loading)
                 reading = Reading(transfer.run, transfer.queue)  # on the way to a device it pins meanwhile
                 stack.callback(reading.close)
                 load = _plan(request, loading, files, transfer)

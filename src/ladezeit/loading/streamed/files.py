@@ -85,6 +85,11 @@ class ShardFile:
         self.residency_by = self._probe.teller
         return found
 
+    def told_by_cachestat(self) -> bool:
+        """Say whether one call of cachestat tells what of it is in the page cache."""
+        self.resident(0, PAGE)
+        return self.residency_by == "cachestat"
+
     def read(self, extent: Extent, memory: memoryview) -> None:
         """Read `extent` to the start of `memory`, which begins on a page and holds whole pages.
 
@@ -145,7 +150,7 @@ class ShardFile:
 
     def _read_direct(self, extent: Extent, memory: memoryview) -> int:
         """Return how many bytes were read past the page cache: all, or fewer where that is refused."""
-        descriptor, done = self._direct_descriptor(), 0
+        descriptor, done = self.direct_descriptor(), 0
         whole = -(-extent.size // PAGE) * PAGE  # the file's last block is read whole, its end is cut by the kernel
         # After a read that did not end on a page the next would be misaligned: the rest is left to a buffered one.
         while descriptor is not None and done < extent.size and done % PAGE == 0:
@@ -159,7 +164,8 @@ class ShardFile:
                 descriptor = None
         return min(done, extent.size)
 
-    def _direct_descriptor(self) -> int | None:
+    def direct_descriptor(self) -> int | None:
+        """Return a descriptor that reads past the page cache; None where that was refused."""
         with self._lock:
             if self._direct is None and self.direct_refused is None:
                 try:

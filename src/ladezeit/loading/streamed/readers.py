@@ -1,11 +1,12 @@
 """Runs many reads at once, stops them all at the first error, and lets others do their part meanwhile."""
 
+import os
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from ladezeit.errors import LoadError
@@ -37,6 +38,45 @@ def quick_switching() -> Iterator[None]:
             _switching_for -= 1
             if _switching_for == 0:
                 sys.setswitchinterval(_switched_before)
+
+
+class _Background:
+    """Does behind a load what its result does not wait for."""
+
+    def __init__(self) -> None:
+        self._under_way: list[threading.Event] = []
+
+    def run(self, call: Callable[[], None]) -> None:
+        """Call in a thread of its own; the end of the process waits for it."""
+        done = threading.Event()
+
+        def work() -> None:
+            try:
+                call()
+            finally:
+                done.set()
+
+        self._under_way.append(done)
+        try:
+            threading.Thread(target=work, name="streamed-behind", daemon=False).start()
+        except RuntimeError:  # no more threads to be had, or the process ends
+            work()
+
+    def join(self) -> None:
+        """Wait for all that was begun."""
+        while self._under_way:
+            done = self._under_way[0]
+            done.wait()
+            with suppress(ValueError):  # another thread waited for it as well
+                self._under_way.remove(done)
+
+    def forget(self) -> None:
+        """Wait for nothing that was begun so far."""
+        self._under_way.clear()
+
+
+in_background = _Background()
+os.register_at_fork(after_in_child=in_background.forget)  # whose threads do not exist there
 
 
 class ExtentQueue:
@@ -182,14 +222,15 @@ class Reading:
         self._read = read
         self._queue = queue
         self._lock = threading.Lock()
-        self._ended = False
+        # Not `Thread.join`: where Ctrl-C interrupts it, Python 3.11 and 3.12 take the thread for ended, and the next
+        # join returns while it still writes (bpo-45274).
+        self._ended = threading.Event()
         self._when_ended: Callable[[], None] = lambda: None
         self.error: BaseException | None = None
         self._failed = False
         self.seconds = 0.0
-        self._thread = threading.Thread(target=self._run, name="streamed", daemon=True)
         try:
-            self._thread.start()
+            threading.Thread(target=self._run, name="streamed", daemon=True).start()
         except RuntimeError as cause:
             raise LoadError(f"the thread that reads cannot be started: {cause}") from cause
 
@@ -197,13 +238,13 @@ class Reading:
         """Have `call` called when nothing more will be read, whatever the reason; at once where that is so already."""
         with self._lock:
             self._when_ended = call
-            if not self._ended:
+            if not self._ended.is_set():
                 return
         call()
 
     def wait(self) -> None:
         """Return when all is read; raises what the reading failed with. `seconds` is then what it took."""
-        self._thread.join()
+        self._ended.wait()
         _raise_error(self)
         if self._failed:  # whoever passed over the error must not take what is there for the weights
             raise LoadError("the weights were not read: see the error before this one")
@@ -211,7 +252,7 @@ class Reading:
     def close(self) -> None:
         """End it if it is not at its end: no thread may write into memory that nobody holds."""
         self._queue.stop()
-        self._thread.join()
+        self._ended.wait()
 
     def _run(self) -> None:
         try:
@@ -220,5 +261,6 @@ class Reading:
             self.error, self._failed = error, True
         self.seconds = time.monotonic() - self._queue.began
         with self._lock:
-            self._ended, call = True, self._when_ended
+            call = self._when_ended
+            self._ended.set()
         call()

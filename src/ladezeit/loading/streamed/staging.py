@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from ladezeit.errors import LoadError
+from ladezeit.errors import OutOfMemoryError
 from ladezeit.loading.streamed.memory import populate, writable
 from ladezeit.loading.streamed.plan import PAGE, Extent
+from ladezeit.loading.streamed.pump import Runtime, cuda_functions
+from ladezeit.loading.streamed.readers import in_background
 from ladezeit.measure.host_pages import host_pages
 from ladezeit.measure.limits import near_cpus
 
@@ -62,6 +64,10 @@ class Device(Protocol):
         """Return `size` bytes on the device."""
         ...
 
+    def runtime(self) -> Runtime | None:
+        """Return the functions by which threads that know no Python copy to it; None where there are none."""
+        ...
+
     def lane(self) -> Lane:
         """Return the calling thread's lane."""
         ...
@@ -84,6 +90,10 @@ class HostDevice:
     def allocate(self, size: int) -> "Tensor":
         """Return `size` bytes of host memory."""
         return torch.empty(size, dtype=torch.uint8)
+
+    def runtime(self) -> Runtime | None:
+        """Return nothing: Python copies as well."""
+        return None
 
     def lane(self) -> Lane:
         """Return itself: nothing differs between threads."""
@@ -123,13 +133,20 @@ class CudaDevice:
         self._lock = threading.Lock()
 
     def allocate(self, size: int) -> "Tensor":
-        """Return `size` bytes of device memory; raises `LoadError` where there is not so much."""
+        """Return `size` bytes of device memory; raises `OutOfMemoryError` where there is not so much."""
         try:
             memory = torch.empty(size, dtype=torch.uint8, device=self.device)
         except torch.cuda.OutOfMemoryError as cause:
             raise _does_not_fit(size, self.device) from cause
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         return memory
+
+    def runtime(self) -> Runtime | None:
+        """Return the runtime that torch has loaded; None where it is not found."""
+        functions = cuda_functions()
+        if functions is None:
+            return None
+        return Runtime(functions, self.device.index, self._stream.cuda_stream, self.near, _described)
 
     def lane(self) -> Lane:
         """Make the calling thread one that works for the device, near it."""
@@ -228,12 +245,8 @@ class Ring:
         device: where the slots are emptied to.
     """
 
-    #: Threads that give pinned memory back behind loads that are over.
-    _unpinning: "list[threading.Thread]" = []  # noqa: RUF012
-
     def __init__(self, threads: int, slot_bytes: int, device: Device) -> None:
-        while Ring._unpinning:  # two rings would be twice the pinned memory that was asked for
-            Ring._unpinning.pop().join()
+        in_background.join()  # two rings would be twice the pinned memory that was asked for
         self.size = threads * SLOTS_A_THREAD * slot_bytes
         self._slot_bytes = slot_bytes
         self._device = device
@@ -248,14 +261,7 @@ class Ring:
     def close(self) -> None:
         """Wait for all copies, and begin to give the memory back."""
         self._device.synchronize()
-        # No daemon: the end of the process waits for it.
-        thread = threading.Thread(target=self._device.unpin, name="streamed-unpin", daemon=False)
-        try:
-            thread.start()
-        except RuntimeError:  # no more threads to be had, or the process ends
-            self._device.unpin()
-            return
-        Ring._unpinning.append(thread)
+        in_background.run(self._device.unpin)
 
     def reader(self, number: int, source: "Source") -> "RingReader":
         """Return what brings extents to the device in thread `number`."""
@@ -333,12 +339,16 @@ def slot_bytes(ring_bytes: int, threads: int, extent_bytes: int) -> int:
     return max(PAGE, min(extent_bytes, ring_bytes // (threads * SLOTS_A_THREAD)) // PAGE * PAGE)
 
 
-def _does_not_fit(size: int, device: torch.device) -> LoadError:
+def _does_not_fit(size: int, device: torch.device) -> OutOfMemoryError:
     free = torch.cuda.mem_get_info(device)[0]
-    return LoadError(
+    return OutOfMemoryError(
         f"{size / 2**30:.2f} GiB do not fit on {device}, which has {free / 2**30:.2f} GiB free: end what else uses it, "
         f"or take a smaller model"
     )
+
+
+def _described(code: int) -> str:
+    return f"{_driver().cudaGetErrorString(_driver().cudaError(code))} (CUDA error {code})"
 
 
 def _driver() -> Any:

@@ -1,5 +1,6 @@
 """One load under way: what is read, where it goes, and the two ways there, into host memory and to a device."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,8 +13,9 @@ from ladezeit.loading.streamed.files import ShardFile
 from ladezeit.loading.streamed.host import HostPlace
 from ladezeit.loading.streamed.placing import ALIGNED, Layout
 from ladezeit.loading.streamed.plan import PAGE, AskResidency, Extent, How, ShardPlan
+from ladezeit.loading.streamed.pump import Pump, Runtime, is_built
 from ladezeit.loading.streamed.readers import ExtentQueue
-from ladezeit.loading.streamed.staging import Device, Moves, Ring, slot_bytes
+from ladezeit.loading.streamed.staging import SLOTS_A_THREAD, Device, Moves, Ring, slot_bytes
 from ladezeit.measure.limits import available_cpus
 
 if TYPE_CHECKING:
@@ -144,14 +146,15 @@ class ToHost:
 
     def effective(self) -> dict[str, Any]:
         """See `Transfer.effective`."""
-        return {"threads": self._threads, "ring_bytes": 0, "pinned_bytes": 0, "unpinned_after_load": 0, "near_cpus": 0}
+        none = dict.fromkeys(("ring_bytes", "pinned_bytes", "unpinned_after_load", "near_cpus"), 0)
+        return {"readers": "python", "threads": self._threads, **none}
 
 
-class ToDevice:
-    """To a device through a ring, which is pinned while the load is planned. It is the ring's `staging.Source`."""
+class ToDevice(ABC):
+    """To a device through a ring, which is pinned while the load is planned."""
 
     on_host = False
-    ask = None
+    ask: AskResidency | None = None
 
     def __init__(self, device: Device, files: list[ShardFile], request: LoadRequest, loading: StreamedLoading) -> None:
         self.queue = ExtentQueue()
@@ -159,17 +162,7 @@ class ToDevice:
         threads = loading.threads or self._default_threads()
         self.extent_bytes = slot_bytes(loading.ring_bytes, threads, loading.extent_bytes)
         self._threads = max(1, min(threads, -(-sum(file.size for file in files) // self.extent_bytes)))
-        self._ring = Ring(self._threads, self.extent_bytes, device)
         self._load: Load | None = None
-
-    def run(self) -> None:
-        """See `Transfer.run`."""
-        try:
-            readers.run(
-                self.queue, (self._ring.reader(number, self) for number in range(self._threads)), self._progress
-            )
-        finally:
-            self._ring.close()
 
     def begin(self, load: Load) -> None:
         """See `Transfer.begin`."""
@@ -180,15 +173,83 @@ class ToDevice:
         self._load = load
         self.queue.give(load.arrivals.in_order)
 
+    @abstractmethod
+    def run(self) -> None:
+        """See `Transfer.run`."""
+
+    @abstractmethod
     def effective(self) -> dict[str, Any]:
         """See `Transfer.effective`."""
+
+    def _told(self, readers: str, pinned_bytes: int) -> dict[str, Any]:
         return {
+            "readers": readers,
             "threads": self._threads,
-            "ring_bytes": self._ring.size,
-            "pinned_bytes": self._ring.pinned_bytes,
-            "unpinned_after_load": self._ring.pinned_bytes,
+            "ring_bytes": self._threads * SLOTS_A_THREAD * self.extent_bytes,
+            "pinned_bytes": pinned_bytes,
+            "unpinned_after_load": pinned_bytes,
             "near_cpus": len(self._device.near),
         }
+
+    def _default_threads(self) -> int:
+        """Return as many as fill a link; for what is cached, no more than there are processors to copy it."""
+        if not any(file.resident(0, PAGE) for file in self._files):
+            return _THREADS_TO_DEVICE
+        return min(_THREADS_TO_DEVICE, len(self._device.near) or available_cpus())
+
+    def _span(self, plan: ShardPlan) -> "Tensor":
+        """Return memory for a shard's span, which begins where the shard's tensors are aligned for kernels."""
+        size = plan.end - plan.base
+        first = min((entry.begin for entry in plan.tensors if entry.begin < entry.end), default=plan.base)
+        shift = (plan.base - first) % ALIGNED
+        return self._device.allocate(size + ALIGNED)[shift : shift + size]
+
+
+class Pumped(ToDevice):
+    """By threads that know no Python, for bytes that are only copied."""
+
+    def __init__(
+        self, device: Device, runtime: Runtime, files: list[ShardFile], request: LoadRequest, loading: StreamedLoading
+    ) -> None:
+        super().__init__(device, files, request, loading)
+        # Only cachestat is asked by these threads: where another has to tell, it does so beforehand.
+        if not all(file.told_by_cachestat() for file in files):
+            self.ask = lambda shard, ranges: files[shard].resident_ranges(ranges)
+        self._pump = Pump(runtime, self._threads, self.extent_bytes)
+
+    def run(self) -> None:
+        """See `Transfer.run`."""
+        self._pump.run(self.queue, self._progress)
+
+    def effective(self) -> dict[str, Any]:
+        """See `Transfer.effective`."""
+        return self._told("native", self._pump.pinned_bytes)
+
+    def begin(self, load: Load) -> None:
+        """See `Transfer.begin`."""
+        super().begin(load)
+        memory = {shard: (load.plans[shard].base, span) for shard, span in load.spans.items()}
+        self._pump.give(load.arrivals, load.files, load.layout.pieces, memory, load.arenas)
+
+
+class ThroughRing(ToDevice):
+    """By threads of Python, for bytes that are cast on the device too. It is the ring's `staging.Source`."""
+
+    def __init__(self, device: Device, files: list[ShardFile], request: LoadRequest, loading: StreamedLoading) -> None:
+        super().__init__(device, files, request, loading)
+        self._ring = Ring(self._threads, self.extent_bytes, device)
+
+    def run(self) -> None:
+        """See `Transfer.run`."""
+        try:
+            own = (self._ring.reader(number, self) for number in range(self._threads))
+            readers.run(self.queue, own, self._progress)
+        finally:
+            self._ring.close()
+
+    def effective(self) -> dict[str, Any]:
+        """See `Transfer.effective`."""
+        return self._told("python", self._ring.pinned_bytes)
 
     def fill(self, extent: Extent, memory: memoryview) -> None:
         """See `staging.Source.fill`."""
@@ -213,15 +274,14 @@ class ToDevice:
         assert self._load is not None
         self._load.arrivals.arrived(extent)
 
-    def _default_threads(self) -> int:
-        """Return as many as fill a link; for what is cached, no more than there are processors to copy it."""
-        if not any(file.resident(0, PAGE) for file in self._files):
-            return _THREADS_TO_DEVICE
-        return min(_THREADS_TO_DEVICE, len(self._device.near) or available_cpus())
 
-    def _span(self, plan: ShardPlan) -> "Tensor":
-        """Return memory for a shard's span, which begins where the shard's tensors are aligned for kernels."""
-        size = plan.end - plan.base
-        first = min((entry.begin for entry in plan.tensors if entry.begin < entry.end), default=plan.base)
-        shift = (plan.base - first) % ALIGNED
-        return self._device.allocate(size + ALIGNED)[shift : shift + size]
+def transfer_of(
+    device: Device | None, files: list[ShardFile], request: LoadRequest, loading: StreamedLoading
+) -> Transfer:
+    """Return the way for a request: into host memory where there is no `device`."""
+    if device is None:
+        return ToHost(files, request, loading)
+    runtime = device.runtime() if is_built() else None
+    if runtime is None or (request.arrangement is not None and request.arrangement.dtypes):
+        return ThroughRing(device, files, request, loading)
+    return Pumped(device, runtime, files, request, loading)
