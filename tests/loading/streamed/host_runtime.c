@@ -35,6 +35,8 @@ static double link_free;
 /* What tests and the benchmark set and read. Rates in bytes a second; 0 copies for real. */
 double host_link_rate, host_read_rate, host_pin_s_per_byte;
 int host_refuse_register, host_refuse_alloc, host_fail_copy_after = -1, host_registered, host_allocated, host_events;
+/* When the first read began, by CLOCK_MONOTONIC; set it to 0 beforehand. */
+double host_first_read_at;
 /* Reads from this byte of a file on fail, or wait until the gate is open; -1 where none does. */
 int64_t host_fail_read_at = -1, host_hold_read_at = -1;
 
@@ -168,6 +170,8 @@ int host_last_error(void) { return 0; }
 
 ssize_t host_read(int descriptor, void *memory, size_t size, off_t offset)
 {
+    if (host_first_read_at == 0)
+        host_first_read_at = now();
     if (host_fail_read_at >= 0 && offset >= host_fail_read_at) {
         errno = EIO;
         return -1;
