@@ -46,9 +46,12 @@ def test_bits_are_the_same_on_every_machine(tmp_path: Path, monkeypatch: pytest.
     """Results measured on a synthetic model elsewhere are about the same bytes; threads and batches do not matter."""
     expected = "e8cf0393a965ef8b4e111db3b48f399915f12eb71f6259dca9fe9142a241923e"
     assert sha256(prepare(TINY, tmp_path / "a").folder) == expected
-    monkeypatch.setattr(synthetic, "_THREADS", 1)
+    monkeypatch.setattr(synthetic, "_MOST_THREADS", 1)
     monkeypatch.setattr(synthetic, "_BATCH", 1)
     assert sha256(prepare(TINY, tmp_path / "b").folder) == expected
+    monkeypatch.setattr(synthetic, "_LEAST_THREADS", 16)
+    monkeypatch.setattr(synthetic, "_MOST_THREADS", 16)
+    assert sha256(prepare(TINY, tmp_path / "c").folder) == expected
 
 
 def test_chunks_do_not_repeat_one_another(tmp_path: Path) -> None:

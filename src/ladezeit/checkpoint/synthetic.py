@@ -6,12 +6,14 @@ too. They depend on seed, architecture and `_GENERATOR` alone, not on shards or 
 """
 
 import json
+import os
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +22,16 @@ from ladezeit.checkpoint.layouts import Role, TensorSpec, layout
 from ladezeit.checkpoint.store import Progress, Recipe, build, find
 from ladezeit.config import SyntheticModel
 from ladezeit.errors import ConfigError
+from ladezeit.measure.limits import available_cpus
 
 #: Version of the bits: raise it when the same seed would give other values or files.
 _GENERATOR = 1
 #: Values that come from one seeding, in bf16 elements (1 MiB: stays in a core's second-level cache).
 _CHUNK = 2**19
-#: What a thread makes in one go, in bf16 elements, and how many such batches are in memory at most (16 MiB in all).
+#: What a thread makes and writes in one go, in bf16 elements (4 MiB).
 _BATCH = 2**21
-_AHEAD = 4
-_THREADS = 2
+#: A thread a processor makes values and writes them, two at least: one computes while the other waits for the disk.
+_LEAST_THREADS, _MOST_THREADS = 2, 16
 #: Which random bits of a bf16 (sign 1, exponent 8, fraction 7) are kept, and which are set.
 _PATTERNS: dict[Role, tuple[int, int]] = {
     "weight": (0x81FF, 0x3A00),
@@ -160,13 +163,20 @@ def _write(model: SyntheticModel, folder: Path, progress: Progress) -> None:
     shards = plan(specs, model.shard_bytes)
     total = sum(spec.byte_count for spec in specs)
     done = 0
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="synthetic") as pool:
+
+    def told(written: int) -> None:
+        nonlocal done
+        done += written
+        progress(f"writing {model.name}", done, total)
+
+    threads = min(_MOST_THREADS, max(_LEAST_THREADS, available_cpus()))
+    with ThreadPoolExecutor(threads, thread_name_prefix="synthetic") as pool:
         for shard in shards:
-            with (folder / shard.name).open("wb") as file:
-                file.write(shard.header)
-                for written in _write_values(file, pool, model.seed, specs, shard.tensors):
-                    done += written
-                    progress(f"writing {model.name}", done, total)
+            with (folder / shard.name).open("wb", buffering=0) as file:
+                _put(file.fileno(), 0, memoryview(shard.header))
+                write = partial(_make_and_put, file.fileno(), model.seed)
+                batches = _placed(_batches(specs, shard.tensors), len(shard.header))
+                _write_values(pool, 2 * threads, write, batches, told)
     if len(shards) > 1:
         (folder / "model.safetensors.index.json").write_text(index_json(specs, shards), encoding="utf-8")
     _write_json(folder / "config.json", config_json(model.architecture))
@@ -175,20 +185,47 @@ def _write(model: SyntheticModel, folder: Path, progress: Progress) -> None:
 
 
 def _write_values(
-    file: IO[bytes], pool: ThreadPoolExecutor, seed: int, specs: Sequence[TensorSpec], tensors: Sequence[int]
-) -> Iterator[int]:
-    """Write the values of `tensors`, made a few batches ahead; yields the bytes of each batch when it is written."""
-    waiting: deque[Future[NDArray[np.uint16]]] = deque()
+    pool: ThreadPoolExecutor,
+    most: int,
+    write: Callable[[int, list[_Piece]], int],
+    batches: Iterator[tuple[int, list[_Piece]]],
+    told: Callable[[int], None],
+) -> None:
+    """Write the values of all batches, `most` of them on their way at once; `told` gets the bytes of each when written.
+
+    When this ends, whatever the reason, no thread writes any more.
+    """
+    waiting: deque[Future[int]] = deque()
     try:
-        for batch in _batches(specs, tensors):
-            waiting.append(pool.submit(_values, seed, batch))
-            if len(waiting) >= _AHEAD:
-                yield file.write(waiting.popleft().result().data)
+        for begin, batch in batches:
+            waiting.append(pool.submit(write, begin, batch))
+            if len(waiting) >= most:
+                told(waiting.popleft().result())
         while waiting:
-            yield file.write(waiting.popleft().result().data)
+            told(waiting.popleft().result())
     finally:
         for future in waiting:
             future.cancel()
+        wait(waiting)  # the file is closed next, and its descriptor may then be another file's
+
+
+def _placed(batches: Iterator[list[_Piece]], begin: int) -> Iterator[tuple[int, list[_Piece]]]:
+    """Yield with each batch the byte of the file that it begins at, one behind the other from `begin` on."""
+    for batch in batches:
+        yield begin, batch
+        begin += 2 * sum(piece.elements for piece in batch)
+
+
+def _make_and_put(descriptor: int, seed: int, begin: int, batch: Sequence[_Piece]) -> int:
+    return _put(descriptor, begin, _values(seed, batch).data.cast("B"))
+
+
+def _put(descriptor: int, begin: int, content: memoryview) -> int:
+    """Write all of `content` at byte `begin` and return its length; a disk that fills up takes a part of it first."""
+    written = 0
+    while written < len(content):
+        written += os.pwrite(descriptor, content[written:], begin + written)
+    return written
 
 
 def _batches(specs: Sequence[TensorSpec], tensors: Sequence[int]) -> Iterator[list[_Piece]]:
