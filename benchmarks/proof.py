@@ -1,15 +1,15 @@
 """What the proof of a model costs: content and placement beside one pass over the same memory.
 
-    python benchmarks/proof.py [--model NAME …] [--device cpu] [--samples 10] [--output FILE]
+    python benchmarks/proof.py [--model NAME …] [--manifests DTYPE …] [--device cpu] [--samples 10] [--output FILE]
 
 The model is loaded once by transformers and touched. Then, interleaved: one pass over the memory, the least that
 reading every bit can cost, as `torch.sum` of 64-bit words with torch's own threads and, on the CPU, as sums by numpy
 in a pool of threads (torch's threads wait for one another at every tensor); the digests of all tensors, on a GPU also
-as where its kernel cannot be compiled; the whole level `content`; the level `placement`. Run it on a quiet machine. The
-first run of a model makes its manifest.
+as where its kernel cannot be compiled; the whole level `content`; the level `placement`. Run it on a quiet machine.
+Before, each model's manifests are made where there are none, for the checkpoint's dtype and those of ``--manifests``.
 
-Output: a line a model, and one JSON document as the last line: medians and ranges in seconds, and
-`content_over_pass`, by the faster of the passes.
+Output: a line a model, and one JSON document as the last line: medians and ranges in seconds, `content_over_pass` by
+the faster of the passes, and in `manifest_s` what each manifest took. FILE is written after each part.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from ladezeit.cache_folder import cache_folder
-from ladezeit.checkpoint.resolve import prepare
+from ladezeit.checkpoint.resolve import Checkpoint, prepare
 from ladezeit.config import ValidationConfig, ValidationLevel, build
 from ladezeit.config.hydra_schemas import register
 from ladezeit.loading.base import EngineModel
@@ -37,6 +37,7 @@ from ladezeit.loading.touch import touch
 from ladezeit.measure.clock import Clock
 from ladezeit.measure.devices import resolve_device
 from ladezeit.measure.limits import available_cpus
+from ladezeit.result import write_atomically
 from ladezeit.validation import Expected, prove
 from ladezeit.validation.content import digest, manifest
 from ladezeit.validation.content.device_kernel import device_kernel
@@ -52,6 +53,7 @@ def main() -> None:
     """Measure each model and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=["qwen2.5-1.5b-shape", "qwen3-moe-shape"])
+    parser.add_argument("--manifests", nargs="*", default=[], metavar="DTYPE", help="make these too, as float16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--output", type=Path)
@@ -62,22 +64,39 @@ def main() -> None:
     if arguments.device != "cpu":
         report["gpu"] = torch.cuda.get_device_name(arguments.device)
         report["kernel"] = device_kernel(torch.device(arguments.device)) is not None
+
+    def write() -> None:
+        if arguments.output:
+            write_atomically(arguments.output, json.dumps(report, indent=2) + "\n")
+
+    register()
     for name in arguments.model:
+        seconds = report.setdefault("manifest_s", {}).setdefault(name, {})
+        for dtype in dict.fromkeys(["auto", *arguments.manifests]):
+            started = time.perf_counter()
+            manifest_of(name, arguments.device, dtype)
+            seconds[dtype] = round(time.perf_counter() - started, 2)
+            write()
         report["models"][name] = measured(name, arguments.device, arguments.samples)
         print(name, json.dumps(report["models"][name]))
+        write()
     report["load_average"] = os.getloadavg()
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    write()
     print(json.dumps(report))
+
+
+def manifest_of(name: str, device: str, dtype: str = "auto") -> tuple[Checkpoint, Path]:
+    """Return a model's checkpoint and the manifest of its contents in a dtype, both made where they are not there."""
+    with initialize_config_module("ladezeit.conf", version_base="1.3"):
+        asked = [f"model={name}", f"loading.dtype={dtype}", "outputs=outputs", "hydra/sweeper=basic"]
+        config = build(compose("config", asked))
+    checkpoint = prepare(config.model, cache_folder())
+    return checkpoint, manifest_file(subject_of(config, checkpoint, device=device, hardware="", cache=cache_folder()))
 
 
 def measured(name: str, device: str, samples: int) -> dict[str, Any]:
     """Return what proving one model costs; raises `AssertionError` where it is not proven."""
-    register()
-    with initialize_config_module("ladezeit.conf", version_base="1.3"):
-        config = build(compose("config", [f"model={name}", "outputs=outputs", "hydra/sweeper=basic"]))
-    checkpoint = prepare(config.model, cache_folder())
-    file = manifest_file(subject_of(config, checkpoint, device=device, hardware="", cache=cache_folder()))
+    checkpoint, file = manifest_of(name, device)
     placed = {} if device == "cpu" else {"device_map": {"": device}}
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=getattr(torch, checkpoint.dtype), **placed)
