@@ -8,10 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check ui gpu bench clean
+.PHONY: help demo test check ui gpu gpu-wheels bench clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 12
 
 demo: $(VENV)/.ready  ## set up, then compare loading methods on a small real language model (first time: about 8 minutes)
 	$(BIN)/ladezeit experiment=demo
@@ -31,8 +31,11 @@ check: $(VENV)/.ready-dev  ## the quick part of test: format, lint, types, tests
 ui: $(VENV)/.ready  ## the MLflow UI on everything measured so far; prints where the newest sweep is compared
 	$(BIN)/ladezeit-results ui
 
-gpu:  ## on a machine with an NVIDIA GPU and these libraries: GPU tests, engines, proof and origin case on the 7B shape; no network
-	$(PYTHON) benchmarks/gpu.py
+gpu:  ## on a machine with an NVIDIA GPU and these libraries: GPU tests, engines, proof and origin case on the 7B shape; no network (CALL=1, 2 or 3: a third of it in ten minutes)
+	$(PYTHON) benchmarks/gpu.py $(if $(CALL),--call $(CALL)) $(if $(WHEELS),--wheels $(WHEELS))
+
+gpu-wheels:  ## where a network is: the packages that `make gpu CALL=1 WHEELS=.whl` brings along (CALL=1, 2 or 3)
+	$(PYTHON) benchmarks/gpu_wheels.py --call $(CALL) --into .whl
 
 bench: $(VENV)/.ready-dev  ## benchmarks of ladezeit itself; alone on the machine, please
 	$(BIN)/python benchmarks/overhead.py

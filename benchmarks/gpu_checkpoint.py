@@ -1,0 +1,26 @@
+"""Writes a model's checkpoint into ladezeit's cache folder, beside what else runs: `gpu.py` starts it early.
+
+    python benchmarks/gpu_checkpoint.py MODEL
+
+Output: one JSON document: folder, bytes, seconds.
+"""
+
+import json
+import sys
+import time
+
+from ladezeit.cache_folder import cache_folder
+from ladezeit.checkpoint.resolve import prepare
+from ladezeit.serving.asked import model_of
+
+
+def main() -> None:
+    """Write it, or find it there."""
+    started = time.monotonic()
+    checkpoint = prepare(model_of(sys.argv[1]), cache_folder())
+    seconds = round(time.monotonic() - started, 2)
+    print(json.dumps({"folder": str(checkpoint.folder), "bytes": checkpoint.file_bytes, "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()
