@@ -128,7 +128,7 @@ SWEEPS = {
     "ring": Sweep(f"{_PROVEN} cache=warm loading={','.join(RINGS)} inference=none ceilings=off {{samples}}"),
     "cold": Sweep(f"{_PROVEN} cache=cold loading={_OURS},{_OTHERS} {{samples}}", limit_s=120),
     "cast": Sweep(f"{_PROVEN} cache=warm loading={_OURS} loading.dtype=float16 ceilings=off {{samples}}"),
-    "half": Sweep(f"{_PROVEN} cache=half loading={_OURS},instanttensor ceilings=off {{samples}}"),
+    "half": Sweep(f"{_PROVEN} cache=half loading={_OURS},instanttensor {{samples}}"),
     "origin_case": Sweep(f"experiment=origin_case loading={_ORIGIN} ceilings=off {{samples}}"),
     "validation_cost": Sweep("experiment=validation_cost ceilings=off {samples}"),
     "cold_start": Sweep(
