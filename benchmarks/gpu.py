@@ -39,6 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -274,10 +275,23 @@ def _end_with_parent() -> None:
 
 def lay_out(site: Path) -> None:
     """Make the checkout importable as an install would be, without installing anything."""
-    ignored = shutil.ignore_patterns("__pycache__")
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
     shutil.copytree(ROOT / "src" / "ladezeit", site / "ladezeit", ignore=ignored)
     shutil.copytree(ROOT / "conf", site / "ladezeit" / "conf", ignore=ignored)
     shutil.copytree(ROOT / "src" / "hydra_plugins", site / "hydra_plugins", ignore=ignored)
+    build_extensions(site)
+
+
+def build_extensions(site: Path) -> None:
+    """Compile the extensions of `pyproject.toml`, which are plain C, where there is a compiler; it works without."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    for extension in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]:
+        if compiler is None:
+            print(f"no C compiler: {extension['name']} is left out", flush=True)
+            continue
+        target = site.joinpath(*extension["name"].split(".")).with_suffix(".so")
+        sources = [str(ROOT / source) for source in extension["sources"]]
+        subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-pthread", "-o", str(target), *sources], check=False)
 
 
 def cuda_runtime(folder: Path) -> dict[str, str]:

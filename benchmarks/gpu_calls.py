@@ -114,9 +114,17 @@ _OTHERS = "safetensors_mmap,fastsafetensors,runai_streamer,instanttensor"
 _ORIGIN = (
     "transformers,cuda_fp16,device_map_auto,device_map_auto_max_memory,cpu_then_move,single_device_map,legacy_manager"
 )
-#: Threads of the ring and MiB of a slot: whether more readers pay, and larger slots. Hydra cannot vary two keys
-#: together, so each is an option of its own (`ring_options`).
-RINGS = {"ring_10x8": (10, 8), "ring_12x8": (12, 8), "ring_14x8": (14, 8), "ring_16x8": (16, 8), "ring_16x16": (16, 16)}
+#: Threads of the ring, MiB of a slot, and whose threads they are: whether more readers pay, other slots, and native
+#: ones. Hydra cannot vary two keys together, so each is an option of its own (`ring_options`).
+RINGS = {
+    "ring_10x8": (10, 8, "native"),
+    "ring_12x8": (12, 8, "native"),
+    "ring_12x4": (12, 4, "native"),
+    "ring_14x8": (14, 8, "native"),
+    "ring_16x8": (16, 8, "native"),
+    "ring_16x16": (16, 16, "native"),
+    "ring_12x8_python": (12, 8, "python"),
+}
 
 _PROVEN = "process=prewarmed validation=content"
 #: Every sweep proves all bits, but for the one whose axis is how much is proven: a slot of the ring that is filled too
@@ -150,13 +158,14 @@ def ring_options(folder: Path) -> Path:
     """Write an option of the group ``loading`` for each of `RINGS` below `folder`, for Hydra's ``--config-dir``."""
     group = folder / "loading"
     group.mkdir(parents=True, exist_ok=True)
-    for name, (threads, slot_mib) in RINGS.items():
+    for name, (threads, slot_mib, readers) in RINGS.items():
         lines = [
-            f"# The ring of `streamed` with {threads} threads and slots of {slot_mib} MiB.",
+            f"# The ring of `streamed` with {threads} {readers} threads and slots of {slot_mib} MiB.",
             f"# ladezeit --config-dir {folder} loading={name}",
             "defaults: [/schema/loading/streamed@_here_, _self_]",
             f"name: {name}",
             f"threads: {threads}",
+            f"readers: {readers}",
             f"extent_bytes: {slot_mib * MIB}",
             f"ring_bytes: {2 * threads * slot_mib * MIB}",
         ]

@@ -264,7 +264,7 @@ def load(model: str, dtype: str, device: str) -> Facts:
     dtypes = {str(weight.dtype) for weight in made.model.parameters()}
     if strays or dtypes != {f"torch.{dtype}"} or not made.proof.passed or made.proof.level != "full":
         raise RuntimeError(f"not on {kind}: {strays[:3]}; dtypes {dtypes}; proof {made.proof.level}")
-    told = {key: made.effective.get(key) for key in ("ring_bytes", "pinned_bytes", "threads", "arranged")}
+    told = {key: made.effective.get(key) for key in ("readers", "ring_bytes", "pinned_bytes", "threads", "arranged")}
     return {"load_s": round(made.load_s, 4), "total_s": round(made.total_s, 2), "proof": made.proof.reason, **told}
 
 

@@ -42,6 +42,14 @@ class Reading(Enum):
     mapped = "mapped"
 
 
+class Readers(Enum):
+    """Whose threads read for a GPU: compiled ones where they can (what is cast they leave to Python's), or one kind."""
+
+    auto = "auto"
+    native = "native"
+    python = "python"
+
+
 @dataclass
 class LoadingConfig:
     """What all loading methods share; `engine` names the code that loads."""
@@ -183,13 +191,14 @@ class StreamedLoading(TensorLoading):
 
     `extent_bytes` is the most that goes through a buffer at once, a multiple of a page; where bytes stay in host
     memory, up to four times as much is read at once. `ring_bytes` bounds the pinned host memory on the way to a GPU.
-    `reading` other than `by_residency` is there to be compared with it.
+    `reading` other than `by_residency` and `readers` other than `auto` are there to be compared with these.
     """
 
     engine: str = "streamed"
     extent_bytes: int = 8 * 2**20
     ring_bytes: int = 256 * 2**20
     reading: Reading = Reading.by_residency
+    readers: Readers = Readers.auto
 
 
 @dataclass

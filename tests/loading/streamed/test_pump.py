@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from streamed_for_tests import EXTENT, assert_same, checkpoint_of, load
 
 from ladezeit.checkpoint import page_cache
+from ladezeit.config import Readers
 from ladezeit.errors import LoadError
 from ladezeit.loading.streamed import pump
 from ladezeit.loading.streamed.placing import Piece
@@ -81,6 +82,14 @@ def test_a_device_that_fails_ends_the_load_with_its_own_words(after: int, settin
     setting("fail_copy_after", after)
     with pytest.raises(LoadError, match="copying to the device failed: error 700 of the host"):
         load(checkpoint_of(shard), "pump", threads=4)
+
+
+def test_one_kind_of_readers_is_kept_to(shard: Path) -> None:
+    """Who compares readers gets those that were asked for, or an error that says why not."""
+    assert load(checkpoint_of(shard), "pump", readers=Readers.native).effective["readers"] == "native"
+    assert load(checkpoint_of(shard), "pump", readers=Readers.python).effective["readers"] == "python"
+    with pytest.raises(LoadError, match=r"readers=native cannot be had: .*Use loading\.readers=auto"):
+        load(checkpoint_of(shard), "ring", readers=Readers.native)
 
 
 def test_pieces_are_cut_where_extents_end() -> None:

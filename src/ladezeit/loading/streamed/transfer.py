@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ladezeit.config import StreamedLoading
+from ladezeit.config import Readers, StreamedLoading
+from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.streamed import memory, readers
 from ladezeit.loading.streamed.arrivals import Arrivals
@@ -278,10 +279,24 @@ class ThroughRing(ToDevice):
 def transfer_of(
     device: Device | None, files: list[ShardFile], request: LoadRequest, loading: StreamedLoading
 ) -> Transfer:
-    """Return the way for a request: into host memory where there is no `device`."""
+    """Return the way for a request: into host memory where there is no `device`.
+
+    Raises:
+        LoadError: native readers were asked for and cannot do it.
+    """
     if device is None:
         return ToHost(files, request, loading)
-    runtime = device.runtime() if is_built() else None
-    if runtime is None or (request.arrangement is not None and request.arrangement.dtypes):
-        return ThroughRing(device, files, request, loading)
-    return Pumped(device, runtime, files, request, loading)
+    casts = request.arrangement is not None and bool(request.arrangement.dtypes)
+    runtime = device.runtime() if is_built() and not casts and loading.readers is not Readers.python else None
+    if runtime is not None:
+        return Pumped(device, runtime, files, request, loading)
+    if loading.readers is Readers.native:
+        why = (
+            "weights are cast on the device, which they leave to Python's"
+            if casts
+            else "the CUDA runtime that torch has loaded was not found"
+            if is_built()
+            else "this installation was built without a C compiler"
+        )
+        raise LoadError(f"loading.readers=native cannot be had: {why}. Use loading.readers=auto")
+    return ThroughRing(device, files, request, loading)
