@@ -6,12 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 from ladezeit.checkpoint import page_cache
+from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.quantised_engine import QuantisedEngine
 from ladezeit.loading.tensor_parallel_engine import TensorParallelEngine
+from ladezeit.loading.tensorizer_format import TensorizerConverter
 from ladezeit.loading.transformers_engine import TransformersEngine
 from ladezeit.measure.clock import Clock
 
@@ -59,6 +63,47 @@ class RunsOutOfMemory(TransformersEngine):
         with clock.span("load/read"):
             bytearray(1 << 62)
         raise AssertionError
+
+
+class FillsTheGpu(TransformersEngine):
+    """Wraps a full GPU in an error of its own, as an engine does that says what to do about it."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        import torch
+
+        with clock.span("load/read"):
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.00 GiB.")
+            except RuntimeError as cause:
+                raise LoadError("14.00 GiB do not fit on cuda:0, which has 11.00 GiB free") from cause
+
+
+class FillsTheHost(TransformersEngine):
+    """Asks torch's host allocator for more than there can be."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        import torch
+
+        with clock.span("load/read"):
+            torch.empty(2**50, dtype=torch.uint8)
+        raise AssertionError
+
+
+class FillsTheHostWriting(TensorizerConverter):
+    """A converter that asks for more than there can be."""
+
+    def write(self, checkpoint: Checkpoint, folder: Path, told: Callable[[int], None]) -> None:
+        import torch
+
+        torch.empty(2**50, dtype=torch.uint8)
+
+
+class AbortsForMemory(TransformersEngine):
+    """Ends as a library in C++ does that cannot have memory: the runtime says why, and aborts."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        os.write(2, b"terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\n")
+        os.abort()
 
 
 class Raises(TransformersEngine):
@@ -140,6 +185,17 @@ class OneRankRefuses(TensorParallelEngine):
         if os.environ["RANK"] == "1":
             raise LoadError("a weight is missing")
         return loaded
+
+
+class OneRankIsFull(TensorParallelEngine):
+    """Rank 1's GPU has no memory left, which torch says as it does on one."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        import torch
+
+        if os.environ["RANK"] == "1":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.00 GiB.")
+        return super().load(request, clock)
 
 
 class OneRankUnties(TensorParallelEngine):

@@ -1,5 +1,6 @@
 """Tensor parallelism: a sample of several processes that load together, are proven together and end together."""
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from ladezeit.errors import CombinationError, NotRunnableError
 from ladezeit.measure.devices import Gpu, ResolvedDevice
 from ladezeit.placement_rules import check_on_machine, check_on_model
 from ladezeit.result import Identity, Result, Status
+from ladezeit.sample.ranks import first_to_report, rank_folder
 from ladezeit.sample.supervisor import Supervisor
 from ladezeit.sample.worker_spec import WorkerSpec
 from ladezeit.validation.prepare import prepare, subject_of
@@ -153,6 +155,24 @@ def test_an_error_of_one_rank_is_the_samples(measure: Measure) -> None:
     """What rank 1 found is not drowned in what rank 0 made of its silence."""
     result = measure("OneRankRefuses")
     assert (result.status, result.reason) == (Status.wrong, "rank 1: a weight is missing")
+
+
+def test_a_rank_whose_gpu_is_full_makes_the_sample_out_of_memory(measure: Measure) -> None:
+    """A model that does not fit is `oom` on several GPUs too, and says on which."""
+    result = measure("OneRankIsFull")
+    assert (result.status, str(result.reason)[:26]) == (Status.oom, "rank 1: CUDA out of memory")
+
+
+def test_the_rank_that_reported_first_counts_not_the_one_that_ended_first(tmp_path: Path) -> None:
+    """A process with a full GPU takes longer to end than one that lost its connection to it and says so."""
+    for rank, (error, age_s) in enumerate(
+        [({"type": "RuntimeError"}, 1), ({"type": "OutOfMemoryError"}, 2), (None, 3)]
+    ):
+        rank_folder(tmp_path, rank).mkdir(parents=True)
+        path = rank_folder(tmp_path, rank) / "result.json"
+        path.write_text(json.dumps({"error": error}))
+        os.utime(path, (1000 - age_s, 1000 - age_s))
+    assert first_to_report(tmp_path, 4) == 1
 
 
 def test_the_model_is_proven_only_where_each_part_is(measure: Measure) -> None:

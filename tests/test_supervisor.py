@@ -1,6 +1,7 @@
 """Whatever happens to a worker, the user gets one result that says so, and nothing goes on running."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -147,6 +148,14 @@ def test_a_crash_names_the_signal_and_keeps_the_stack(measure: Callable[..., Res
     assert result.error and "engines_for_tests.py" in result.error.trace
 
 
+def test_a_library_that_aborts_because_memory_ran_out_is_out_of_memory(measure: Callable[..., Result]) -> None:
+    """Nobody looks for a signal from outside where a C++ engine could not have its buffer."""
+    result = measure("AbortsForMemory")
+    assert result.status is Status.oom
+    assert result.reason and "memory ran out" in result.reason
+    assert result.error and "std::bad_alloc" in result.error.trace
+
+
 def test_the_stack_of_a_crash_is_kept_beside_hundreds_of_extension_modules(tmp_path: Path) -> None:
     """The interpreter names them all in one line after the stack: it must not push the stack out of the report."""
     modules = ", ".join(f"package.extension_module_{n}" for n in range(400))
@@ -165,7 +174,13 @@ def test_leaving_without_a_result_is_a_failure(measure: Callable[..., Result]) -
 
 
 @pytest.mark.parametrize(
-    "engine, status, kind", [("RunsOutOfMemory", "oom", "MemoryError"), ("Raises", "failed", "RuntimeError")]
+    "engine, status, kind",
+    [
+        ("RunsOutOfMemory", "oom", "MemoryError"),
+        ("FillsTheGpu", "oom", "LoadError"),
+        ("FillsTheHost", "oom", "RuntimeError"),
+        ("Raises", "failed", "RuntimeError"),
+    ],
 )
 def test_an_error_in_the_engine_keeps_what_was_measured_before_it(
     measure: Callable[..., Result], engine: str, status: str, kind: str
@@ -293,6 +308,21 @@ def test_a_server_that_dies_costs_one_sample(supervisor: Supervisor, measure: Ca
     server._process.wait()
     failed = measure()
     assert failed.status is Status.failed and "server for prewarmed samples" in str(failed.reason)
+    assert measure().status is Status.ok
+
+
+def test_a_server_that_finds_no_memory_is_out_of_memory(supervisor: Supervisor, measure: Callable[..., Result]) -> None:
+    """A host that is full between two samples: that sample is `oom`, as if it had been full in it."""
+    assert measure().status is Status.ok
+    (server,) = supervisor._servers.values()
+    pid = server._process.pid
+    has = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (has, before[1]))
+    full = measure()
+    if server._process.poll() is None:  # it was the sample that found none, and not its server
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+    assert full.status is Status.oom, full.reason
     assert measure().status is Status.ok
 
 

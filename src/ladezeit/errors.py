@@ -7,7 +7,9 @@ defects, which are everything else.
 import errno
 import re
 import sys
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -17,12 +19,15 @@ if TYPE_CHECKING:
 
 #: Exit code of console scripts: nothing was done, and the user can cure it.
 USAGE = 2
+#: Exit code of processes that ladezeit starts besides workers: memory ran out there.
+MEMORY_FULL = errno.ENOMEM
 
 #: What libraries say whose errors have no type for it: torch's host allocator ("can't allocate memory"), its CUDA calls
 #: and other engines' (cudaGetErrorString's "out of memory"), cuBLAS and cuDNN (…_ALLOC_FAILED), C++ (std::bad_alloc),
 #: the C library (ENOMEM), instanttensor.
 _OUT_OF_MEMORY = re.compile(
-    r"\bout of memory\b|\bcan(?:'t|not) allocate memory\b|_ALLOC_FAILED\b|std::bad_alloc|\bdevice memory budget\b",
+    r"\bout of memory\b|\bcan(?:'t|not) allocate memory\b(?! in static TLS)|_ALLOC_FAILED\b|std::bad_alloc"
+    r"|\bdevice memory budget\b",
     re.IGNORECASE,
 )
 
@@ -68,6 +73,10 @@ class ValidationError(LoadError):
         return self.proof.findings
 
 
+#: Why a configuration cannot be measured here, found out before a sample: a sweep records it and goes on.
+REFUSALS = (CheckpointError, CombinationError, NotRunnableError, OutOfMemoryError)
+
+
 class WorkerError(LadezeitError):
     """The measured process could not be started or did not answer."""
 
@@ -94,6 +103,18 @@ def ran_out_of_memory(error: BaseException) -> bool:
 def says_out_of_memory(text: str) -> bool:
     """Say whether a library's words are that memory of a device or of the host ran out."""
     return _OUT_OF_MEMORY.search(text) is not None
+
+
+@contextmanager
+def exit_where_memory_ends() -> Iterator[None]:
+    """Leave the process with exit code `MEMORY_FULL` where the block runs out of memory."""
+    try:
+        yield
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        traceback.print_exc()
+        sys.exit(MEMORY_FULL)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ from configs_for_tests import TINY_MOE, make_run_config, model_config
 from ladezeit.checkpoint import page_cache
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
 from ladezeit.config import LOADINGS, CacheConfig, CacheState, DType
-from ladezeit.errors import CheckpointError, LoadError, NotRunnableError
+from ladezeit.errors import CheckpointError, LoadError, NotRunnableError, OutOfMemoryError
 from ladezeit.loading import registry
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.conversion import Conversion, conversion_for, convert
@@ -261,6 +261,14 @@ def test_a_half_made_conversion_never_stays(checkpoints: dict[str, Checkpoint], 
     with pytest.raises(CheckpointError, match=r"could not be converted: .*became shorter while it was converted"):
         converted("tensorizer", checkpoint, cache)
     assert [path for path in (cache / "tensorizer").iterdir() if path.suffix != ".lock"] == []
+
+
+@pytest.mark.own_process
+def test_a_conversion_that_finds_no_memory_is_out_of_memory(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    """The checkpoint is as it should be: nobody fetches it again because the host was full."""
+    with pytest.raises(OutOfMemoryError, match=r"memory ran out while .* was converted: .*can't allocate memory"):
+        convert("engines_for_tests:FillsTheHostWriting", checkpoints["tied"], "own", tmp_path, lambda *told: None)
+    assert [path for path in (tmp_path / "tensorizer").iterdir() if path.suffix != ".lock"] == []
 
 
 @pytest.mark.own_process

@@ -324,6 +324,16 @@ def test_dcp_refuses_a_folder_with_other_weights(checkpoints: dict[str, Checkpoi
         tensors_of(request_of("torch_dcp", inspect(folder, "own"), tmp_path))
 
 
+def test_dcp_says_what_really_went_wrong(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    """Its library wraps any error in one that is no `Exception`: a sample would end without a result."""
+    folder = shutil.copytree(checkpoints["one shard"].folder, tmp_path / "model")
+    checkpoint = inspect(folder, "own")
+    (shard,) = checkpoint.shards
+    shard.write_bytes(shard.read_bytes().replace(b"model.norm.weight", b"model.gone.weight"))
+    with pytest.raises(RuntimeError, match=r"[Mm]issing key.*model\.norm\.weight"):
+        tensors_of(request_of("torch_dcp", checkpoint, tmp_path)).__enter__()
+
+
 def test_accelerate_refuses_experts_that_were_not_merged(cache: Path, tmp_path: Path) -> None:
     """accelerate alone would leave every expert on `meta`, log a line and call it a success."""
     model = model_config("tiny")

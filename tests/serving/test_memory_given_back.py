@@ -8,8 +8,10 @@ import psutil
 import pytest
 from known_models import Known, says
 
+import ladezeit
 from ladezeit import ModelManager
-from ladezeit.errors import LadezeitError
+from ladezeit.config import TransformersLoading
+from ladezeit.errors import LadezeitError, LoadError, OutOfMemoryError
 from ladezeit.serving.budget import BudgetError, Bytes
 from ladezeit.serving.events import LoadStarted
 
@@ -67,6 +69,17 @@ def test_unloading_gives_back_what_the_model_took() -> None:
     assert report.freed.host > 0.9 * report.held.host
     assert "is unloaded" in str(report)
     assert not manager.unload("tiny").was_loaded
+
+
+def test_a_load_that_finds_no_memory_is_an_error_that_says_so() -> None:
+    """A service catches one class for it, whichever library had asked for the memory, and reads what to do."""
+    full = TransformersLoading(name="full", engine="engines_for_tests:FillsTheHost", device_map="device")
+    with pytest.raises(
+        OutOfMemoryError, match=r"memory ran out while tiny was loaded by full to cpu: .*smaller"
+    ) as said:
+        ladezeit.load("tiny", device="cpu", loading=full)
+    assert "can't allocate memory" in str(said.value.__cause__)
+    assert isinstance(said.value, LoadError)
 
 
 def test_a_model_that_somebody_holds_is_said_to_be_held(known: dict[str, Known], origin_config: Config) -> None:

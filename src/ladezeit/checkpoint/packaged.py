@@ -16,7 +16,8 @@ from ladezeit.checkpoint.digest import sampled_digest
 from ladezeit.checkpoint.store import Progress, Recipe, build, find
 from ladezeit.checkpoint.strict_json import shortened
 from ladezeit.config import PackagedModel
-from ladezeit.errors import CheckpointError
+from ladezeit.errors import CheckpointError, OutOfMemoryError, exit_where_memory_ends
+from ladezeit.measure.limits import ended_for_memory, kernel_kills
 
 #: Version of the conversion: raise it when the same GGUF would give another checkpoint.
 _CONVERTER = 1
@@ -122,6 +123,7 @@ def _recipe(model: PackagedModel, source: Path) -> Recipe:
 
 def _convert_apart(model: PackagedModel, source: Path, folder: Path) -> None:
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    kills_before = kernel_kills()
     done = subprocess.run(
         [sys.executable, "-P", "-m", "ladezeit.checkpoint.packaged", str(source), str(folder)],
         env={**os.environ, **quiet, "CUDA_VISIBLE_DEVICES": ""},
@@ -132,6 +134,8 @@ def _convert_apart(model: PackagedModel, source: Path, folder: Path) -> None:
     )
     if done.returncode != 0:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        if ended_for_memory(done.returncode, kills_before):
+            raise OutOfMemoryError(f"model={model.name}: memory ran out while {source} was converted: {last[0]}")
         raise CheckpointError(
             f"model={model.name}: {source} could not be converted: {shortened(last[0], 400)}. See it fail with: "
             f"{sys.executable} -m ladezeit.checkpoint.packaged {source} FOLDER"
@@ -139,5 +143,6 @@ def _convert_apart(model: PackagedModel, source: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _without_repeated_work()
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    with exit_where_memory_ends():
+        _without_repeated_work()
+        convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -24,8 +24,9 @@ from ladezeit.checkpoint.headers import TensorEntry
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.store import Progress, Recipe, build
 from ladezeit.checkpoint.strict_json import shortened
-from ladezeit.errors import CheckpointError, LoadError
+from ladezeit.errors import CheckpointError, LoadError, OutOfMemoryError, exit_where_memory_ends
 from ladezeit.loading import registry
+from ladezeit.measure.limits import ended_for_memory, kernel_kills
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -103,6 +104,7 @@ def convert(target: str, checkpoint: Checkpoint, model_name: str, cache: Path, p
         NotRunnableError: the format cannot hold this checkpoint.
         CheckpointError: the disk is too small, the conversion failed, or the checkpoint changed meanwhile. Nothing is
             left behind then.
+        OutOfMemoryError: memory of the host ran out.
     """
     converter = converter_of(target)
     converter.check(checkpoint)
@@ -194,6 +196,7 @@ def _write_apart(target: str, checkpoint: Checkpoint, folder: Path, told: Callab
     command = [sys.executable, "-P", "-m", "ladezeit.loading.conversion"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    kills_before = kernel_kills()
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(command, env=environment, stderr=errors, **pipes) as child,
@@ -214,6 +217,8 @@ def _write_apart(target: str, checkpoint: Checkpoint, folder: Path, told: Callab
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     if code != 0:
         reason = shortened((lines or [f"exit code {code}"])[-1], 400)
+        if ended_for_memory(code, kills_before):
+            raise OutOfMemoryError(f"memory ran out while {checkpoint.folder} was converted: {reason}")
         raise CheckpointError(f"{checkpoint.folder} could not be converted: {reason}")
 
 
@@ -225,9 +230,10 @@ def _main() -> int:
     asked = json.loads(sys.stdin.read())
     checkpoint = Checkpoint.from_json(asked["checkpoint"])
     try:
-        converter_of(asked["converter"]).write(
-            checkpoint, Path(asked["folder"]), lambda done: print(done, file=lines, flush=True)
-        )
+        with exit_where_memory_ends():
+            converter_of(asked["converter"]).write(
+                checkpoint, Path(asked["folder"]), lambda done: print(done, file=lines, flush=True)
+            )
     except OSError as cause:
         if cause.errno == errno.ENOSPC:
             return _DISK_FULL

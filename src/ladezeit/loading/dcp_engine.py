@@ -44,7 +44,6 @@ class TorchDcpEngine:
         """See `TensorEngine.open`; the tensors are torch's own."""
         import torch
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-        from torch.distributed.checkpoint.state_dict_loader import load
 
         loading = request.loading
         assert isinstance(loading, TensorLoading)
@@ -59,10 +58,24 @@ class TorchDcpEngine:
             reader = HuggingFaceStorageReader(str(request.checkpoint.folder), thread_count=threads)
             with warnings.catch_warnings():  # it warns that one process is one process
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-                load(tensors, storage_reader=reader, no_dist=True)
+                _load(tensors, reader)
             check_complete(tensors, request)
         yield LoadedTensors(
             tensors,
             borrowed=False,
             effective={"engine": f"torch {torch.__version__}", "backend": "mmap", "threads": threads},
         )
+
+
+def _load(tensors: dict[str, Any], reader: Any) -> None:
+    """Fill the tensors; raises what went wrong, not what the library puts around it, which is no `Exception`."""
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    failure: BaseException | None = None
+    try:
+        load(tensors, storage_reader=reader, no_dist=True)
+    except CheckpointException as failed:
+        failure = next(iter(failed.failures.values()))[0]
+    if failure is not None:  # raised out here, so that it keeps what it came from
+        raise failure

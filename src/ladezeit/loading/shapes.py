@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ladezeit.errors import LoadError
+from ladezeit.errors import LoadError, ran_out_of_memory
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.model_class import model_class
 
@@ -21,7 +21,8 @@ def naming_misshapen(request: LoadRequest) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as cause:
-        refuse_misshapen(_skeleton(request), request, cause)
+        if not ran_out_of_memory(cause):
+            refuse_misshapen(_skeleton(request), request, cause)
         raise
 
 

@@ -6,11 +6,14 @@ of control groups are read; `root` stands for the file system's root.
 
 import math
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from ladezeit.errors import MEMORY_FULL
 
 _ROOT = Path("/")
 #: Above this a limit means none: version 1 writes the largest number of pages it can count.
@@ -72,6 +75,22 @@ def near_cpus(pci_address: str | None, root: Path = _ROOT) -> frozenset[int]:
     near = frozenset(_listed(_text(root / "sys/bus/pci/devices" / (pci_address or "none") / "local_cpulist")) & ours)
     enough = len(near) >= _FILL_A_LINK or 2 * len(near) >= len(ours)
     return near if enough and near != ours else frozenset()
+
+
+def kernel_kills(root: Path = _ROOT) -> int:
+    """Return how many processes the kernel's out-of-memory killer has ended since boot; 0 where it does not say."""
+    counts = dict(line.split(" ", 1) for line in _text(root / "proc/vmstat").splitlines() if " " in line)
+    return int(counts.get("oom_kill", 0))
+
+
+def ended_for_memory(exit_code: int, kills_before: int) -> bool:
+    """Return whether a process ended because memory ran out: it said so, or the kernel ended it.
+
+    Args:
+        exit_code: negative for a signal.
+        kills_before: what `kernel_kills` returned before the process started.
+    """
+    return exit_code == MEMORY_FULL or (exit_code == -signal.SIGKILL and kernel_kills() > kills_before)
 
 
 def _listed(text: str) -> set[int]:

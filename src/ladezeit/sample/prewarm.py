@@ -22,12 +22,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ladezeit.errors import WorkerError
+from ladezeit.errors import MEMORY_FULL, OutOfMemoryError, WorkerError, exit_where_memory_ends, ran_out_of_memory
 from ladezeit.loading.process_environment import variables
 from ladezeit.sample import worker
 from ladezeit.sample.lifetime import die_with_parent
 
 _MESSAGE_BYTES = 1 << 20
+_END_S = 5.0
 
 #: Lets `torch.cuda.is_available` ask the driver's management library: CUDA, once called, does not survive a fork.
 _NO_CUDA_CALLS = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
@@ -74,7 +75,7 @@ class PrewarmServer:
         """End the server; a worker that still runs dies with it."""
         self._socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=5)
+            self._process.wait(_END_S)
             return
         self._process.kill()
         self._process.wait()
@@ -82,20 +83,28 @@ class PrewarmServer:
     def _ask(self, request: dict[str, Any], descriptors: list[int] | None = None) -> dict[str, Any]:
         try:
             socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors or [])
-        except OSError as cause:
-            raise WorkerError(self._gone()) from cause
+        except OSError:
+            raise WorkerError(self._gone()) from self._why_gone()
         return self._receive()
 
     def _receive(self) -> dict[str, Any]:
-        message = self._socket.recv(_MESSAGE_BYTES)
+        message = b""
+        with contextlib.suppress(ConnectionError):  # it ended with a message unread
+            message = self._socket.recv(_MESSAGE_BYTES)
         if not message:
-            raise WorkerError(self._gone())
+            raise WorkerError(self._gone()) from self._why_gone()
         answer: dict[str, Any] = json.loads(message)
         if "error" in answer:
-            raise WorkerError(f"the prewarmed server could not do what it was asked: {answer['error']}")
+            cause = OutOfMemoryError(answer["error"]) if answer["out_of_memory"] else None
+            raise WorkerError(f"the prewarmed server could not do what it was asked: {answer['error']}") from cause
         return answer
 
+    def _why_gone(self) -> OutOfMemoryError | None:
+        return OutOfMemoryError("memory ran out in it") if self._process.poll() == MEMORY_FULL else None
+
     def _gone(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)  # its socket closes a moment before it has ended
         return f"the server for prewarmed samples has ended (exit code {self._process.poll()}): see {self.log}"
 
 
@@ -123,11 +132,15 @@ def _import(model_config: dict[str, Any]) -> dict[str, Any]:
         import torch
 
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            return {"error": "the GPU was touched by an import; use process=fresh"}
+            raise WorkerError("the GPU was touched by an import; use process=fresh")
     except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}"}
+        return _failed(error)
     gc.freeze()
     return {"seconds": time.monotonic() - started}
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    return {"error": f"{type(error).__name__}: {error}", "out_of_memory": ran_out_of_memory(error)}
 
 
 def _import_torchao() -> None:
@@ -143,7 +156,11 @@ def _import_torchao() -> None:
 def _fork(connection: socket.socket, spec: Path, origin_ns: int, events: int, log: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        connection.send(json.dumps(_failed(error)).encode())
+        return
     if pid == 0:
         connection.close()
         _be_worker(spec, origin_ns, events, log)
@@ -196,7 +213,8 @@ def main(arguments: list[str]) -> None:
     """Entry of ``python -m ladezeit.sample.prewarm``."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    serve(socket.socket(fileno=int(arguments[0])))
+    with exit_where_memory_ends():
+        serve(socket.socket(fileno=int(arguments[0])))
 
 
 if __name__ == "__main__":

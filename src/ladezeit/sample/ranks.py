@@ -24,6 +24,7 @@ from ladezeit.sample.lifetime import die_with_parent
 
 #: Names the rank that was lost, for whoever explains the end of the sample.
 LOST_FILE = "lost_rank.json"
+RESULT_FILE = "result.json"
 #: How long the others may go on after rank 0 has ended well.
 _GRACE_S = 30.0
 
@@ -58,13 +59,31 @@ def main(arguments: list[str]) -> int:
         process.kill()
     for process in started:
         process.wait()
+    if (rank_folder(folder, lost) / RESULT_FILE).exists():
+        first = first_to_report(folder, ranks)
+        lost = lost if first is None else first
     print(f"rank {lost} of {ranks} was lost ({_end_of(started[lost])}); the others were ended", file=sys.stderr)
-    if (rank_folder(folder, lost) / "result.json").exists():
-        _name_the_rank(rank_folder(folder, lost) / "result.json", lost)
+    if (rank_folder(folder, lost) / RESULT_FILE).exists():
+        _name_the_rank(rank_folder(folder, lost) / RESULT_FILE, lost)
         _keep(folder, lost)
         return 0
     (folder / LOST_FILE).write_text(json.dumps({"rank": lost}), encoding="utf-8")
     return started[lost].returncode
+
+
+def first_to_report(sample: Path, ranks: int) -> int | None:
+    """Return the rank that was the first to write of an error, None where none did.
+
+    The others lose their connection to it and report that. A process with a GPU takes so long to end that one of them
+    may have ended before it.
+    """
+    reports = []
+    for rank in range(ranks):
+        path = rank_folder(sample, rank) / RESULT_FILE
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(path.read_text(encoding="utf-8"))["error"] is not None:
+                reports.append((path.stat().st_mtime_ns, rank))
+    return min(reports)[1] if reports else None
 
 
 def _start(
@@ -119,7 +138,7 @@ def _first_lost(started: "list[subprocess.Popen[bytes]]") -> int | None:
 
 def _keep(sample: Path, rank: int) -> None:
     """Make what a rank wrote the sample's, its result last."""
-    for path in sorted(rank_folder(sample, rank).glob("*"), key=lambda path: path.name == "result.json"):
+    for path in sorted(rank_folder(sample, rank).glob("*"), key=lambda path: path.name == RESULT_FILE):
         if path.is_file():
             path.replace(sample / path.name)
 

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Protocol
 
 from ladezeit.config import ProcessKind, TensorParallelLoading, to_plain
-from ladezeit.errors import WorkerError
+from ladezeit.errors import WorkerError, says_out_of_memory
+from ladezeit.measure.limits import kernel_kills
 from ladezeit.result import FILE_NAME, ErrorReport, Result, Status, read, save
 from ladezeit.sample.prewarm import PrewarmServer
 from ladezeit.sample.ranks import lost_rank
-from ladezeit.sample.worker import STACKS_SIGNAL
+from ladezeit.sample.worker import STACKS_SIGNAL, status_of
 from ladezeit.sample.worker_spec import WorkerSpec
 
 LOG_FILE = "worker.log"
@@ -54,15 +55,18 @@ class FreshWorker:
     """A worker in a new interpreter; where a sample is several ranks, the process that starts them."""
 
     def __init__(self, command: list[str], events: int, log: int, environment: dict[str, str]) -> None:
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **environment},
-            pass_fds=[events],
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **environment},
+                pass_fds=[events],
+                start_new_session=True,
+            )
+        except OSError as cause:
+            raise WorkerError(f"the measured process could not be started: {cause}") from cause
         self.pid = self._process.pid
         self._handle = os.pidfd_open(self.pid)
 
@@ -131,11 +135,13 @@ class Supervisor:
         spec.started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         if spec.config.process.kind is ProcessKind.inline:
             return _inline(spec, progress)
+        killed_before = kernel_kills()
         try:
             return self._apart(spec, progress)
         except WorkerError as error:
             self.close()  # the next sample starts with a new server
-            result = _result(spec, Status.failed, str(error), 0.0)
+            status = Status.oom if kernel_kills() > killed_before else status_of(error)
+            result = _result(spec, status, str(error), 0.0)
             save(result, spec.folder)
             return result
 
@@ -183,7 +189,7 @@ def _inline(spec: WorkerSpec, progress: Progress) -> Result:
 
 def _watch(worker: Worker, events: int, spec: WorkerSpec, origin_ns: int, progress: Progress) -> Result:
     """Sleep until the worker has ended or has to be, and return its result or what is known without one."""
-    killed_before = _kernel_kills()
+    killed_before = kernel_kills()
     try:
         reason = _sleep_until_end(worker, events, spec.config.process.time_limit_s, progress)
     except BaseException:
@@ -192,7 +198,7 @@ def _watch(worker: Worker, events: int, spec: WorkerSpec, origin_ns: int, progre
         raise
     if reason is not None:
         _end(worker)
-    ended = Ended(worker.exit_code(), reason, _kernel_kills() > killed_before)
+    ended = Ended(worker.exit_code(), reason, kernel_kills() > killed_before)
     if reason is None and (spec.folder / FILE_NAME).exists():
         return read(spec.folder)
     result = _without_result(spec, ended, origin_ns)
@@ -246,7 +252,7 @@ def _without_result(spec: WorkerSpec, ended: Ended, origin_ns: int) -> Result:
     """Return what is known of a worker that left no result."""
     rank = lost_rank(spec.folder)
     who = "the worker" if rank is None else f"rank {rank}"
-    status, reason = _explain(ended, spec.config.process.time_limit_s, who)
+    status, reason = _explain(ended, spec.config.process.time_limit_s, who, last_words(spec.folder))
     return _result(spec, status, reason, (time.monotonic_ns() - origin_ns) / 1e9)
 
 
@@ -263,7 +269,7 @@ def _result(spec: WorkerSpec, status: Status, reason: str, wall_s: float) -> Res
     )
 
 
-def _explain(ended: Ended, limit_s: float, who: str) -> tuple[Status, str]:
+def _explain(ended: Ended, limit_s: float, who: str, words: str) -> tuple[Status, str]:
     if ended.reason is Status.timeout:
         return (
             Status.timeout,
@@ -279,6 +285,8 @@ def _explain(ended: Ended, limit_s: float, who: str) -> tuple[Status, str]:
     name = signal.Signals(-ended.exit_code).name
     if name == "SIGKILL" and ended.kernel_out_of_memory:
         return Status.oom, f"the kernel ended {who} because host memory ran out"
+    if name == "SIGABRT" and says_out_of_memory(words):  # C++ ends the process where nobody catches std::bad_alloc
+        return Status.oom, f"{who} was aborted by a library because memory ran out; see {LOG_FILE}"
     return Status.killed, f"{who} was ended by {name} from outside; see {LOG_FILE}"
 
 
@@ -295,12 +303,3 @@ def last_words(folder: Path) -> str:
     except OSError:
         return ""
     return "".join(line for line in lines if not line.startswith("Extension modules:"))[-LAST_WORDS:]
-
-
-def _kernel_kills() -> int:
-    """Return how many processes the kernel's out-of-memory killer has ended since boot; 0 where it does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0

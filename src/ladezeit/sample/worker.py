@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ladezeit.config import CacheState, ProcessKind, TensorParallelLoading, to_plain
-from ladezeit.errors import LadezeitError, LoadError
+from ladezeit.errors import LadezeitError, LoadError, ran_out_of_memory
 from ladezeit.measure.clock import LOAD, Clock
 from ladezeit.result import ErrorReport, Result, Status, save, write_atomically
 from ladezeit.sample import load_steps
@@ -287,12 +287,10 @@ def cold_start_s(clock: Clock) -> float:
 
 
 def status_of(error: BaseException) -> Status:
-    """Return the status that an error stands for."""
-    if isinstance(error, LoadError):
-        return Status.wrong
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    """Return the status that an error stands for; what is behind it counts before what it says itself."""
+    if ran_out_of_memory(error):
         return Status.oom
-    return Status.failed
+    return Status.wrong if isinstance(error, LoadError) else Status.failed
 
 
 def run(spec_path: Path, event_descriptor: int, origin_ns: int, started_ns: int) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ladezeit.cache_folder import cache_folder
 from ladezeit.checkpoint.resolve import Checkpoint, Progress, prepare
 from ladezeit.config import LoadingConfig, ModelConfig, RunConfig, RuntimeConfig, TransformersLoading
-from ladezeit.errors import ValidationError
+from ladezeit.errors import OutOfMemoryError, ValidationError, ran_out_of_memory
 from ladezeit.measure.clock import Clock
 from ladezeit.measure.devices import ResolvedDevice, resolve_device
 from ladezeit.sample import load_steps
@@ -65,6 +65,7 @@ def load(
         ConfigError: a name or value means nothing, or values do not go together.
         CheckpointError: the checkpoint cannot be had, is damaged, or not safe to read.
         NotRunnableError: no such device, a package is missing, or the model does not fit; nothing was read.
+        OutOfMemoryError: memory of the device or of the host ran out; what was loaded is let go.
         LoadError: the load did not end with the model that was asked for.
         ValidationError: it did not pass its proof; its memory is free again.
     """
@@ -145,7 +146,17 @@ class _Load:
             _clear(error)
             gc.collect()
             give_back()
+            if isinstance(error, Exception) and ran_out_of_memory(error) and not isinstance(error, OutOfMemoryError):
+                raise self._too_large(error) from error
             raise
+
+    def _too_large(self, error: Exception) -> OutOfMemoryError:
+        said = str(error).strip().split("\n")[0] or type(error).__name__
+        return OutOfMemoryError(
+            f"memory ran out while {self.config.model.name} was loaded by {self.config.loading.name} to "
+            f"{self.device.name}: {said}. What was loaded is let go. End what else uses the memory, take a smaller "
+            f"dtype or model, or allow offload (loading='device_map_auto', allow_offload=True)"
+        )
 
     def _make(self, checkpoint: Checkpoint, scratch: Path) -> LoadedModel:
         from ladezeit.loading.registry import engine

@@ -6,7 +6,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,14 +15,7 @@ from omegaconf import DictConfig
 
 from ladezeit.combination import check_combination
 from ladezeit.config import RunConfig, build
-from ladezeit.errors import (
-    CheckpointError,
-    CombinationError,
-    ConfigError,
-    LadezeitError,
-    NotRunnableError,
-    TrackingError,
-)
+from ladezeit.errors import REFUSALS, ConfigError, LadezeitError, NotRunnableError, TrackingError
 from ladezeit.measure.environment import git_state
 from ladezeit.placement_rules import check_on_model
 from ladezeit.plan import Job, TooLittleMemoryError, check_runnable, in_blocks, point_id, varying_keys
@@ -57,7 +50,7 @@ def conduct(overrides: list[list[str]], compose: Compose, launch: Launch, folder
 
     Raises:
         ConfigError: a point cannot be composed or has no meaning; nothing was started.
-        CheckpointError, NotRunnableError: none of the points can run here; nothing was started.
+        CheckpointError, NotRunnableError, OutOfMemoryError: none of the points can run here; nothing was started.
     """
     session = current()
     jobs = plan(session, overrides, compose)
@@ -125,7 +118,7 @@ def _refusal(session: Session, config: RunConfig) -> LadezeitError | None:
         check_runnable(config, device, session.sizes(config.model))
         check_on_model(config.loading, session.checkpoint(config.model).config)
         session.conversion(config)
-    except (CheckpointError, CombinationError, NotRunnableError) as refusal:
+    except REFUSALS as refusal:
         return refusal
     return None
 
@@ -161,7 +154,7 @@ def _id(folder: Path, now: datetime) -> str:
 
 def _unmeasured(job: Job) -> Result:
     identity = Identity("", job.config.sample, 0, "", job.overrides, "")
-    return one_job.skipped(job.config, identity, "")
+    return one_job.not_started(job.config, identity, NotRunnableError(""))
 
 
 @contextmanager
@@ -226,7 +219,8 @@ def _warm_up(session: Session, jobs: Sequence[Job], folder: Path) -> None:
     own.mkdir()
     identity = Identity(point_id(job.config), 0, -1, "warm-up", job.overrides, one_job.command(job.overrides, True))
     session.display.sample("warm-up")
-    session.display.done(one_job.measure(session, job.config, identity, own), counted=False)
+    with suppress(*REFUSALS):  # its samples will say why
+        session.display.done(one_job.measure(session, job.config, identity, own), counted=False)
 
 
 def _make_proof_files(session: Session, jobs: Sequence[Job]) -> None:
@@ -235,7 +229,7 @@ def _make_proof_files(session: Session, jobs: Sequence[Job]) -> None:
         if job.refusal is None:
             try:
                 session.proof_files(job.config, session.device(job.config.device), session.checkpoint(job.config.model))
-            except (CheckpointError, NotRunnableError) as refusal:
+            except REFUSALS as refusal:
                 session.display.note(f"cannot be proven: {refusal}", "yellow")
 
 

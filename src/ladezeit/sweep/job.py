@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from ladezeit.checkpoint.page_cache import set_state
 from ladezeit.combination import check_combination
 from ladezeit.config import RunConfig, TransformersLoading, build, to_plain
-from ladezeit.errors import CheckpointError, CombinationError, LadezeitError, NotRunnableError, TrackingError
+from ladezeit.errors import REFUSALS, LadezeitError, TrackingError, ran_out_of_memory
 from ladezeit.loading import placement
 from ladezeit.measure.ceilings import Ceilings, binding
 from ladezeit.measure.devices import ResolvedDevice, wait_until_drained
@@ -34,8 +34,8 @@ def run(composed: DictConfig) -> float:
     """Measure one composed point; return ``load/total_s``, infinite where there is none (sweepers may minimise it).
 
     Raises:
-        ConfigError, CheckpointError, NotRunnableError: outside of a sweep, where nothing can be measured; inside of
-            one the sample is `skipped` with that reason.
+        ConfigError, CheckpointError, NotRunnableError, OutOfMemoryError: outside of a sweep, where nothing can be
+            measured; inside of one the sample is `skipped` (`oom` where memory ran out) with that reason.
     """
     config = build(composed)
     hydra = HydraConfig.get()
@@ -54,10 +54,10 @@ def run(composed: DictConfig) -> float:
         if sweep is None and config.ceilings:
             session.ceilings(session.device(config.device), session.checkpoint(config.model))
         result = measure(session, config, identity, folder)
-    except (CheckpointError, CombinationError, NotRunnableError) as reason:
+    except REFUSALS as refusal:
         if sweep is None:
             raise
-        result = skipped(config, identity, str(reason))
+        result = not_started(config, identity, refusal)
         save(result, folder)
     session.results.append(result)
     session.display.done(result)
@@ -169,14 +169,14 @@ def track(session: Session, config: RunConfig, result: Result, folder: Path, swe
         session.display.note(f"not in MLflow: {error}", "yellow")
 
 
-def skipped(config: RunConfig, identity: Identity, reason: str) -> Result:
-    """Return the result of a sample that was never started."""
+def not_started(config: RunConfig, identity: Identity, refusal: LadezeitError) -> Result:
+    """Return the result of a sample that was never started: `oom` where memory ran out before it, else `skipped`."""
     return Result(
-        status=Status.skipped,
+        status=Status.oom if ran_out_of_memory(refusal) else Status.skipped,
         identity=identity,
         config=to_plain(config),
         started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        reason=reason,
+        reason=str(refusal),
         metrics={"sample/wall_s": 0.0},
     )
 

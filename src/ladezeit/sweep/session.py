@@ -14,7 +14,7 @@ from ladezeit.checkpoint.resolve import Checkpoint, Progress, prepare
 from ladezeit.checkpoint.synthetic import synthetic_sizes
 from ladezeit.config import ModelConfig, RunConfig, SyntheticModel, TrackingConfig
 from ladezeit.console.display import Display
-from ladezeit.errors import CheckpointError, LadezeitError, NotRunnableError
+from ladezeit.errors import REFUSALS, LadezeitError
 from ladezeit.loading.conversion import Conversion, conversion_for
 from ladezeit.loading.quantisation import scheme
 from ladezeit.loading.registry import converter
@@ -170,7 +170,7 @@ class Session:
         """Return what the config's validation level proves a sample by, made at the first call where it is not there.
 
         Raises:
-            CheckpointError, NotRunnableError: it cannot be made; the same at every call.
+            CheckpointError, NotRunnableError, OutOfMemoryError: it cannot be made; the same at every call.
         """
         loading = config.loading
         made = (loading.dtype, scheme(loading), ranks_of(loading))
@@ -178,7 +178,7 @@ class Session:
         if key not in self._proof_files:
             try:
                 self._proof_files[key] = self._make_proof_files(config, device, checkpoint)
-            except (CheckpointError, NotRunnableError) as refusal:
+            except REFUSALS as refusal:
                 self._proof_files[key] = refusal
         found = self._proof_files[key]
         if isinstance(found, LadezeitError):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.config import RuntimeConfig
-from ladezeit.errors import CheckpointError, LadezeitError
+from ladezeit.errors import CheckpointError, LadezeitError, OutOfMemoryError, exit_where_memory_ends, ran_out_of_memory
+from ladezeit.measure.limits import ended_for_memory, kernel_kills
 
 #: A reference load from a slow disk takes minutes; one that takes longer hangs.
 LIMIT_S = 1800.0
@@ -27,6 +28,7 @@ def run_apart(module: str, request: dict[str, Any], who: str, runtime: RuntimeCo
 
     Raises:
         CheckpointError: it refused, failed, or took longer than `LIMIT_S`.
+        OutOfMemoryError: memory of the device or of the host ran out there.
     """
     from ladezeit.sample.runtime import import_environment
 
@@ -34,12 +36,15 @@ def run_apart(module: str, request: dict[str, Any], who: str, runtime: RuntimeCo
         asked, output = Path(folder) / "request.json", Path(folder) / "output.json"
         asked.write_text(json.dumps(request))
         environment = {**os.environ, **import_environment(runtime or RuntimeConfig())}
+        kills_before = kernel_kills()
         try:
             code, said = start(module, [str(asked), str(output)], environment, LIMIT_S)
         except subprocess.TimeoutExpired:
             raise CheckpointError(f"{who}: its reference load was not done within {LIMIT_S:g} s") from None
         if code != 0:
             last = (said.strip().splitlines() or [f"exit code {code}"])[-1]
+            if ended_for_memory(code, kills_before):
+                raise OutOfMemoryError(f"{who}: memory ran out in its reference load: {last}")
             raise CheckpointError(f"{who}: its reference load failed: {last}")
         answer = json.loads(output.read_text())
     if "refused" in answer:
@@ -69,9 +74,12 @@ def answer(make: Callable[[dict[str, Any]], dict[str, Any]], arguments: list[str
     from ladezeit.sample.lifetime import die_with_parent
 
     die_with_parent()
-    try:
-        made = make(json.loads(Path(arguments[0]).read_text()))
-    except LadezeitError as refusal:
-        made = {"refused": str(refusal)}
+    with exit_where_memory_ends():
+        try:
+            made = make(json.loads(Path(arguments[0]).read_text()))
+        except LadezeitError as refusal:
+            if ran_out_of_memory(refusal):
+                raise
+            made = {"refused": str(refusal)}
     Path(arguments[1]).write_text(json.dumps(made))
     return 0

@@ -70,6 +70,8 @@ int launches = 0;
 int cuModuleLoadData(void **module, const void *image)
 {
     *module = (void *)image;
+    if (std::memcmp(image, "toolarge", 8) == 0)
+        return 2; // CUDA_ERROR_OUT_OF_MEMORY
     return std::memcmp(image, "emulated", 8) == 0 ? 0 : 200; // CUDA_ERROR_INVALID_IMAGE
 }
 

@@ -1,5 +1,7 @@
 """What the level `content` finds in real loads of real checkpoints, and that it raises no false alarm."""
 
+import errno
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ladezeit.checkpoint.resolve import Checkpoint, inspect
 from ladezeit.config import LOADINGS, DType
-from ladezeit.errors import CheckpointError
+from ladezeit.errors import CheckpointError, ran_out_of_memory
 from ladezeit.loading import registry
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.conversion import convert
@@ -246,6 +248,23 @@ def test_offloaded_tensors_are_read_where_they_are_kept(
     hook = loaded.model.model.layers[1].mlp.up_proj._hf_hook
     hook.weights_map.dataset.state_dict[UP] = torch.zeros_like(hook.weights_map["weight"])
     assert found(proof(loaded, file, **asked)) == {("content", UP)}
+
+
+def test_memory_that_ran_out_is_no_fault_of_the_model(
+    checkpoint: Checkpoint, file: Path, load: Load, proof: Prove, tmp_path: Path
+) -> None:
+    """A host too full to bring an offloaded tensor in says nothing of the tensor: the sample is `oom`, not `wrong`."""
+    places = {"model": "disk", "lm_head": "disk"}
+    loaded = load(checkpoint, device_map=places, disable_cpu_offload=False, offload_folder=str(tmp_path / "away"))
+
+    class Full(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    loaded.model.model.layers[1].mlp.up_proj._hf_hook.weights_map.dataset = Full()
+    with pytest.raises(OSError, match="Cannot allocate memory") as full:
+        proof(loaded, file, single_device=False, offload_allowed=True)
+    assert ran_out_of_memory(full.value)
 
 
 def test_silent_offload_is_found_although_its_content_is_right(

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ladezeit.errors import OutOfMemoryError
 from ladezeit.validation.content import device_kernel, digest
 from ladezeit.validation.content.device_kernel import DeviceKernel
 from ladezeit.validation.content.fused_sums import FusedSums
@@ -134,6 +135,12 @@ def test_a_driver_that_refuses_is_an_error(driver: ctypes.CDLL, kernel: DeviceKe
     """A damaged file in the cache folder is refused by the driver, and made again."""
     with pytest.raises(RuntimeError, match="error 200"):
         DeviceKernel(driver, b"damaged!")
+
+
+def test_a_full_gpu_is_no_damaged_kernel(driver: ctypes.CDLL) -> None:
+    """A check that the GPU has no memory for is out of memory: the kernel is not given up, nor a model called wrong."""
+    with pytest.raises(OutOfMemoryError, match="the GPU has no memory left"):
+        DeviceKernel(driver, b"toolarge")
 
 
 def test_a_kernel_that_was_damaged_on_the_disk_is_not_loaded(tmp_path: Path) -> None:

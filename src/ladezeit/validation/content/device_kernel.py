@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ladezeit.cache_folder import cache_folder
+from ladezeit.errors import OutOfMemoryError, ran_out_of_memory
 from ladezeit.result import write_atomically
 from ladezeit.validation.content.sums import ROW_BYTES, ROW_WORDS, multipliers
 
@@ -32,6 +33,8 @@ PART_WORDS = 5
 _SOURCE = "_sums.cu"
 _FUNCTION = b"ladezeit_sums"
 _FOLDER = "kernels"
+#: CUDA_ERROR_OUT_OF_MEMORY (cuda.h) and NVRTC_ERROR_OUT_OF_MEMORY (nvrtc.h).
+_GPU_FULL, _COMPILER_FULL = 2, 1
 _HASH_BYTES = hashlib.sha256().digest_size
 _LOCK = threading.Lock()
 _made: "dict[torch.device, DeviceKernel | None]" = {}
@@ -94,13 +97,13 @@ def device_kernel(device: "torch.device") -> DeviceKernel | None:
 def compiled(source: bytes, architecture: str, compiler: ctypes.CDLL) -> bytes:
     """Return CUDA source as machine code for an architecture (``sm_90``); raises `RuntimeError` where that fails."""
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    _check(compiler.nvrtcCreateProgram(ctypes.byref(program), source, _SOURCE.encode(), 0, None, None))
+    _check(compiler.nvrtcCreateProgram(ctypes.byref(program), source, _SOURCE.encode(), 0, None, None), _COMPILER_FULL)
     try:
         options = (ctypes.c_char_p * 1)(f"--gpu-architecture={architecture}".encode())
-        _check(compiler.nvrtcCompileProgram(program, len(options), options))
-        _check(compiler.nvrtcGetCUBINSize(program, ctypes.byref(size)))
+        _check(compiler.nvrtcCompileProgram(program, len(options), options), _COMPILER_FULL)
+        _check(compiler.nvrtcGetCUBINSize(program, ctypes.byref(size)), _COMPILER_FULL)
         image = ctypes.create_string_buffer(size.value)
-        _check(compiler.nvrtcGetCUBIN(program, image))
+        _check(compiler.nvrtcGetCUBIN(program, image), _COMPILER_FULL)
         return image.raw
     finally:
         compiler.nvrtcDestroyProgram(ctypes.byref(program))
@@ -144,10 +147,13 @@ def _make(device: "torch.device") -> DeviceKernel | None:
     with torch.cuda.device(device):
         torch.zeros(1, device=device)  # work on the device: the driver loads the image into the context that this has
         for image in images:
-            with suppress(OSError, RuntimeError, AttributeError):
+            try:
                 kernel = DeviceKernel(ctypes.CDLL("libcuda.so.1"), image())
                 if is_right(kernel, device):
                     return kernel
+            except (OSError, RuntimeError, AttributeError) as error:
+                if ran_out_of_memory(error):  # a full GPU is no reason to do without the kernel for good
+                    raise
     return None
 
 
@@ -179,6 +185,9 @@ def _compile(text: bytes, architecture: str, path: Path) -> bytes:
     return image
 
 
-def _check(code: Any) -> None:
+def _check(code: Any, full: int = _GPU_FULL) -> None:
+    if code == full:
+        where = "the GPU has no memory" if full == _GPU_FULL else "the host has no memory"
+        raise OutOfMemoryError(f"{where} left for the kernel that sums the weights: end what else uses it")
     if code != 0:
         raise RuntimeError(f"CUDA answered with the error {code}")

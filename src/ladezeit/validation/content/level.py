@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ladezeit.config import ValidationConfig
+from ladezeit.errors import ran_out_of_memory
 from ladezeit.loading.base import EngineModel
 from ladezeit.validation import placement
 from ladezeit.validation.content.digest import digest, digests, summed_by
@@ -101,7 +102,9 @@ def _fetched(held: Held) -> Any:
         return None
     try:
         tensor = held.fetch()
-    except (KeyError, OSError):
+    except (KeyError, OSError) as error:
+        if ran_out_of_memory(error):  # which says nothing of the model
+            raise
         return None
     return tensor if _is_readable(tensor) else None
 
