@@ -80,6 +80,28 @@ def test_a_kernel_that_adds_up_otherwise_is_not_used(right: str, wrong: str, tmp
     assert device_kernel.is_right(changed, torch.device("cpu")) == (wrong == "false")
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("height < ROWS ? (int)height : ROWS", "height < ROWS ? (int)height : ROWS - (height > ROWS)"),
+        ("sums[part.rows + first + thread] = sum", "sums[part.rows + thread] = sum"),
+        ("(const unsigned char *)part.address + first * ROW_BYTES", "(const unsigned char *)part.address"),
+        ("atomicAdd(sums + part.columns", "if (first == 0) atomicAdd(sums + part.columns"),
+        ("(blockIdx.x - part.first_block) * ROWS", "(blockIdx.x - part.first_block) * (ROWS - 1)"),
+    ],
+)
+def test_a_kernel_that_is_wrong_where_blocks_meet_is_not_used(right: str, wrong: str, tmp_path: Path) -> None:
+    """Weights are thousands of rows: a kernel that is right within one block only would call right models wrong."""
+    text = device_kernel.source().decode()
+    assert text.count(right) == 1
+    changed = DeviceKernel(emulated(text.replace(right, wrong), tmp_path), IMAGE)
+    within = [
+        random_bytes(size, size) for size in (3 * ROW_BYTES + 21, device_kernel.BLOCK_ROWS * ROW_BYTES, ROW_BYTES + 5)
+    ]
+    assert_as_on_the_host(changed, [*within, random_bytes(3 * ROW_BYTES + 13)[8:]])
+    assert not device_kernel.is_right(changed, torch.device("cpu"))
+
+
 @settings(max_examples=25)
 @given(
     tensors=st.lists(

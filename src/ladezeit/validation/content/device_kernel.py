@@ -30,6 +30,19 @@ BLOCK_ROWS, BLOCK_THREADS = 64, 256
 #: A tensor's address, its bytes, where its row and its column sums begin, its first block: 64 bits each.
 PART_WORDS = 5
 
+#: What a kernel is tried on: where a part begins, which decides how it is read, its whole rows, the bytes behind them.
+#: Parts of one block, at addresses of all kinds; parts of several blocks, read in both ways, the last of which is not
+#: full, between others; and so many rows that their sums are summed again.
+_TRIAL = (
+    (0, 3, 21),
+    (8, 3, 13),
+    (5, BLOCK_ROWS + 6, 21),
+    (16, 2, 0),
+    (0, ROW_WORDS + 6, 0),
+    (5, 2, 0),
+    (0, BLOCK_ROWS, 0),
+)
+
 _SOURCE = "_sums.cu"
 _FUNCTION = b"ladezeit_sums"
 _FOLDER = "kernels"
@@ -86,7 +99,7 @@ class DeviceKernel:
 def device_kernel(device: "torch.device") -> DeviceKernel | None:
     """Return the kernel for a device, made where it was not yet; None where there is none that is right.
 
-    A process's first call for a device takes milliseconds, a machine's a fifth of a second.
+    A process's first call for a device takes some hundredths of a second, a machine's a fifth.
     """
     with _LOCK:
         if device not in _made:
@@ -115,23 +128,29 @@ def source() -> bytes:
 
 
 def is_right(kernel: DeviceKernel, device: "torch.device") -> bool:
-    """Say whether a kernel finds the sums of words whose sums are known: whole rows, part of a row, any address."""
+    """Say whether a kernel finds the sums of words whose sums are known: see `_TRIAL`."""
     import torch
 
     from ladezeit.validation.content.fused_sums import FusedSums
 
-    data = np.random.default_rng(0).integers(0, 256, size=3 * ROW_BYTES + 21, dtype=np.uint8)
-    there = torch.from_numpy(data).to(device)
-    parts = {0: data, 8: data[8:], 5: data[5 : 5 + 2 * ROW_BYTES]}
-    found = FusedSums(kernel, [there[at : at + len(part)] for at, part in parts.items()]).results()
-    for part, (rows, columns) in zip(parts.values(), found, strict=True):
-        words = np.concatenate([part, np.zeros(-len(part) % ROW_BYTES, dtype=np.uint8)]).view("<u8")
-        words = words.reshape(-1, ROW_WORDS)
-        if not np.array_equal(rows, (words * multipliers()).sum(axis=1, dtype=np.uint64)):
-            return False
-        if not np.array_equal(columns, words.sum(axis=0, dtype=np.uint64)):
-            return False
-    return True
+    ends = [begin + rows * ROW_BYTES + more for begin, rows, more in _TRIAL]
+    data = np.random.default_rng(0).bytes(max(ends))
+    there = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
+    parts = [slice(begin, end) for (begin, _, _), end in zip(_TRIAL, ends, strict=True)]
+    found = FusedSums(kernel, [there[part] for part in parts]).results()
+    return all(
+        np.array_equal(ours, known)
+        for part, sums in zip(parts, found, strict=True)
+        for ours, known in zip(sums, _known(np.frombuffer(data[part], dtype=np.uint8)), strict=True)
+    )
+
+
+def _known(data: "np.ndarray[Any, np.dtype[np.uint8]]") -> "tuple[np.ndarray[Any, np.dtype[np.uint64]], ...]":
+    """Return what stands for bytes by the definition in `sums`, without any of the code that is fast at it."""
+    filled = np.concatenate([data, np.zeros(-len(data) % ROW_BYTES, dtype=np.uint8)])
+    words = filled.view("<u8").reshape(-1, ROW_WORDS)
+    rows, columns = (words * multipliers()).sum(axis=1, dtype=np.uint64), words.sum(axis=0, dtype=np.uint64)
+    return (rows, columns) if len(rows) <= ROW_WORDS else (*_known(rows.view(np.uint8)), columns)
 
 
 def _make(device: "torch.device") -> DeviceKernel | None:
