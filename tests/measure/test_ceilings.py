@@ -1,12 +1,17 @@
 """The ceilings: real reads and copies that leave the checkpoint as it was, and which of them limits which load."""
 
+import contextlib
+import hashlib
 import json
 import math
+import mmap
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +28,7 @@ from ladezeit.measure.devices import resolve_device
 from ladezeit.sweep.session import CEILINGS_FILE, Session
 
 ON_CPU = ("storage", "page_cache", "mapping", "memcpy")
-ON_GPU = ("host_to_device_pinned", "host_to_device_pageable")
+ON_GPU = ("host_to_device_pinned", "host_to_device_pageable", "staged")
 KNOWN = Ceilings(
     storage_gb_per_s=2.0,
     page_cache_gb_per_s=20.0,
@@ -31,6 +36,7 @@ KNOWN = Ceilings(
     memcpy_gb_per_s=12.0,
     host_to_device_pinned_gb_per_s=50.0,
     host_to_device_pageable_gb_per_s=8.0,
+    staged_gb_per_s=15.0,
 )
 
 
@@ -136,6 +142,69 @@ def test_a_try_moves_each_span_once() -> None:
     assert rates._drive([7], move, 16, limit_s=60).threads == 1
 
 
+class LateDevice:
+    """Host memory as a device whose copies happen as late as they may: when somebody waits for them."""
+
+    def __init__(self, memory: mmap.mmap, slot_bytes: int) -> None:
+        self._memory, self._slot_bytes = memory, slot_bytes
+        self._begun: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self.arrived: Counter[bytes] = Counter()
+        self.most_under_way = 0
+
+    def copy(self, slot: int, size: int) -> None:
+        with self._lock:
+            assert slot not in self._begun, "a slot was filled again before its copy was waited for"
+            self._begun[slot] = size
+            self.most_under_way = max(self.most_under_way, len(self._begun))
+
+    def wait(self, slot: int) -> None:
+        with self._lock:
+            size = self._begun.pop(slot, None)
+        if size is not None:
+            start = slot * self._slot_bytes
+            found = hashlib.sha256(self._memory[start : start + size]).digest()
+            with self._lock:
+                self.arrived[found] += 1
+
+
+@pytest.mark.parametrize("cpus", [1, 3])
+def test_copy_and_transfer_go_on_at_the_same_time_and_lose_nothing(
+    shards: list[Path], monkeypatch: pytest.MonkeyPatch, cpus: int
+) -> None:
+    """The ceiling is that of a load: two slots a thread, one filled while the device still reads the other.
+
+    Every byte that a rate counts is on the device, as it is in the file; and every copy has ended when time is taken.
+    """
+    monkeypatch.setattr(rates, "_STAGED_BYTES", 400 * 2**20)
+    set_state(shards, CacheState.warm)
+    devices: list[LateDevice] = []
+
+    @contextlib.contextmanager
+    def late(memory: mmap.mmap, slot_bytes: int) -> Iterator[LateDevice]:
+        devices.append(LateDevice(memory, slot_bytes))
+        yield devices[0]
+        assert devices[0]._begun == {}
+
+    opened = [os.open(shard, os.O_RDONLY) for shard in shards]
+    try:
+        tries = rates.staged(opened, cpus, late)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    (device,) = devices
+    assert {one.threads for one in tries} == {cpus}
+    assert 2 <= device.most_under_way <= 2 * cpus
+    pieces: dict[bytes, int] = {}
+    for shard in shards:
+        content = shard.read_bytes()
+        for start in range(0, len(content), rates.SPAN_BYTES):
+            piece = content[start : start + rates.SPAN_BYTES]
+            pieces[hashlib.sha256(piece).digest()] = len(piece)
+    assert set(device.arrived) <= set(pieces)
+    assert sum(pieces[digest] * n for digest, n in device.arrived.items()) == sum(one.moved_bytes for one in tries)
+
+
 @pytest.mark.parametrize(
     ("state", "device", "keeps_dtype", "expected"),
     [
@@ -144,8 +213,8 @@ def test_a_try_moves_each_span_once() -> None:
         (CacheState.cold, "cuda:0", True, ("storage", 2.0)),
         (CacheState.warm, "cpu", True, ("mapping", 100.0)),
         (CacheState.warm, "cpu", False, ("memcpy", 12.0)),
-        (CacheState.warm, "cuda:0", True, ("page_cache", 20.0)),
-        (CacheState.warm, "cuda:1", False, ("page_cache", 20.0)),
+        (CacheState.warm, "cuda:0", True, ("staged", 15.0)),
+        (CacheState.warm, "cuda:1", False, ("staged", 15.0)),
     ],
 )
 def test_the_slowest_stage_binds(
@@ -156,10 +225,20 @@ def test_the_slowest_stage_binds(
 
 
 def test_a_fast_disk_meets_the_link_to_the_gpu() -> None:
-    """Where storage or page cache outrun the link, the link is the limit."""
-    fast = Ceilings(storage_gb_per_s=60, page_cache_gb_per_s=90, host_to_device_pinned_gb_per_s=25)
+    """Where storage outruns the link, the link is the limit."""
+    fast = Ceilings(storage_gb_per_s=60, page_cache_gb_per_s=90, host_to_device_pinned_gb_per_s=25, staged_gb_per_s=20)
     assert binding(fast, CacheState.cold, "cuda:0", True) == ("host_to_device_pinned", 25)
-    assert binding(fast, CacheState.warm, "cuda:0", True) == ("host_to_device_pinned", 25)
+
+
+def test_copy_and_transfer_share_the_memory_bus() -> None:
+    """Neither of the two alone limits a warm load to a GPU: a load that reached the limit would seem to have left room.
+
+    As much of each byte as was in memory takes the time that it takes from there.
+    """
+    shared = Ceilings(storage_gb_per_s=5, page_cache_gb_per_s=90, host_to_device_pinned_gb_per_s=50, staged_gb_per_s=30)
+    assert binding(shared, CacheState.warm, "cuda:0", True) == ("staged", 30)
+    half = binding(shared, CacheState.half, "cuda:0", True, resident_share=0.5)
+    assert half == ("staged+storage", pytest.approx(2 / (1 / 30 + 1 / 5)))
 
 
 @pytest.mark.parametrize(("written_per_read", "expected"), [(1.0, 12.0), (2.0, 8.0), (0.5, 16.0)])
@@ -172,7 +251,8 @@ def test_a_conversion_moves_what_it_reads_and_what_it_writes(written_per_read: f
 def test_no_ceiling_where_a_stage_was_not_measured() -> None:
     """A limit that leaves out a stage would be called reached too early."""
     assert binding(Ceilings(mapping_gb_per_s=9.0), CacheState.cold, "cpu", True) is None
-    assert binding(Ceilings(page_cache_gb_per_s=9.0), CacheState.warm, "cuda:0", True) is None
+    apart = Ceilings(page_cache_gb_per_s=9.0, host_to_device_pinned_gb_per_s=9.0)
+    assert binding(apart, CacheState.warm, "cuda:0", True) is None
     for share in (None, math.nan):
         assert binding(KNOWN, CacheState.as_is, "cpu", True, resident_share=share) is None
     on_tmpfs = Ceilings(mapping_gb_per_s=9.0)

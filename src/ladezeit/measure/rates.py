@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from ladezeit.measure.host_pages import host_pages
+from ladezeit.measure.transfer import Transfer
 
 SPAN_BYTES = 8 * 2**20
 #: Numbers of threads to try; more than 16 readers gained nothing on any disk or memory that was measured.
@@ -24,6 +25,8 @@ COPY_BYTES = 256 * 2**20
 _STORAGE_BYTES = 2 * 10**9
 _STORAGE_S = 2.5
 _CACHED_BYTES = 2**30
+_STAGED_BYTES = 8 * 2**30
+_SLOTS_A_THREAD = 2
 _TRY_S = 0.3
 _REPETITIONS = 3
 #: Populates page tables for reading (madvise(2), since Linux 5.14); Python has no name for it.
@@ -40,6 +43,8 @@ _libc.memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 Item = TypeVar("Item")
 #: A piece of an open file: its descriptor, where the piece begins, and its length in bytes.
 Span = tuple[int, int, int]
+#: Makes ready to copy out of slots of memory, whose size in bytes it is told; see `transfer.to_cuda`.
+Device = Callable[[mmap.mmap, int], AbstractContextManager[Transfer]]
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,50 @@ def host_to_device(device: str, pinned: bool) -> list[Try]:
     return tries
 
 
+def staged(descriptors: Sequence[int], cpus: int, device: Device) -> list[Try]:
+    """Copy the first GiB of files that are wholly in the page cache to a device, again and again, through pinned slots.
+
+    Each thread fills one of its two slots while the device empties the other: copy and transfer go on at the same time
+    and share the memory bus, as in a load.
+
+    Args:
+        descriptors: the files.
+        cpus: how many processors there are.
+        device: pins the memory that it is given, whose slots are of `SPAN_BYTES`, for the time of a block.
+    """
+    spans = _spans(descriptors, _CACHED_BYTES)
+    # Filling the first slots and emptying the last ones goes without the other half: there must be many in between.
+    spans *= -(-_STAGED_BYTES // sum(length for _, _, length in spans))
+    slots = _SLOTS_A_THREAD * max(_counts(cpus))
+    memory = host_pages(slots * SPAN_BYTES)
+    _touched(memory)
+    with device(memory, SPAN_BYTES) as transfer:
+        return [_stage(spans, threads, memory, transfer) for threads in _counts(cpus) for _ in range(_REPETITIONS)]
+
+
+def _stage(spans: Sequence[Span], threads: int, memory: mmap.mmap, transfer: Transfer) -> Try:
+    turns = [0] * threads
+    with memoryview(memory) as whole, ExitStack() as stack:
+        views = [
+            stack.enter_context(whole[slot * SPAN_BYTES : (slot + 1) * SPAN_BYTES])
+            for slot in range(threads * _SLOTS_A_THREAD)
+        ]
+
+        def move(span: Span, thread: int) -> int:
+            slot = thread * _SLOTS_A_THREAD + turns[thread]
+            turns[thread] = (turns[thread] + 1) % _SLOTS_A_THREAD
+            transfer.wait(slot)
+            count = os.preadv(span[0], [views[slot]], span[1])
+            transfer.copy(slot, count)
+            return count
+
+        def finish(thread: int) -> None:
+            for turn in range(_SLOTS_A_THREAD):
+                transfer.wait(thread * _SLOTS_A_THREAD + turn)
+
+        return _drive(spans, move, threads, _TRY_S, finish)
+
+
 def _counts(cpus: int) -> list[int]:
     return sorted({min(threads, cpus) for threads in THREADS})
 
@@ -158,8 +207,17 @@ def _read(spans: Sequence[Span], threads: int, limit_s: float) -> Try:
         return _drive(spans, read, threads, limit_s)
 
 
-def _drive(items: Sequence[Item], move: Callable[[Item, int], int], threads: int, limit_s: float) -> Try:
-    """Let `threads` take `items` one after another until none is left or the time is up; each takes one at least."""
+def _drive(
+    items: Sequence[Item],
+    move: Callable[[Item, int], int],
+    threads: int,
+    limit_s: float,
+    finish: Callable[[int], None] = lambda thread: None,
+) -> Try:
+    """Let `threads` take `items` one after another until none is left or the time is up; each takes one at least.
+
+    `finish` waits, on the clock, for what a thread has begun and not seen the end of.
+    """
     threads = min(threads, len(items))
     started: list[float] = []
     ready = threading.Barrier(threads, action=lambda: started.append(time.perf_counter()))
@@ -172,6 +230,7 @@ def _drive(items: Sequence[Item], move: Callable[[Item, int], int], threads: int
             moved += move(item, thread)
             if time.perf_counter() - started[0] > limit_s:
                 break
+        finish(thread)
         return moved, time.perf_counter()
 
     with ThreadPoolExecutor(threads) as pool:
