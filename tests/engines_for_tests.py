@@ -98,6 +98,15 @@ class FillsTheHostWriting(TensorizerConverter):
         torch.empty(2**50, dtype=torch.uint8)
 
 
+class TellsItsGpus(TransformersEngine):
+    """Says which GPUs its process was given."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        loaded = super().load(request, clock)
+        loaded.effective["gpus_given"] = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return loaded
+
+
 class AbortsForMemory(TransformersEngine):
     """Ends as a library in C++ does that cannot have memory: the runtime says why, and aborts."""
 

@@ -12,7 +12,8 @@ from ladezeit.config import TensorParallelLoading, TransformersLoading
 from ladezeit.errors import CombinationError, ConfigError, NotRunnableError
 from ladezeit.loading import placement
 from ladezeit.measure.device_lock import lock_path
-from ladezeit.measure.devices import Gpu, ResolvedDevice
+from ladezeit.measure.devices import ResolvedDevice
+from ladezeit.measure.gpu import Gpu
 from ladezeit.placement_rules import check_on_machine, check_placement, devices_used
 from ladezeit.sweep.session import Session
 

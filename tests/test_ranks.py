@@ -27,7 +27,8 @@ from ladezeit.config import (
     ValidationLevel,
 )
 from ladezeit.errors import CombinationError, NotRunnableError
-from ladezeit.measure.devices import Gpu, ResolvedDevice
+from ladezeit.measure.devices import ResolvedDevice
+from ladezeit.measure.gpu import Gpu
 from ladezeit.placement_rules import check_on_machine, check_on_model
 from ladezeit.result import Identity, Result, Status
 from ladezeit.sample.ranks import first_to_report, rank_folder

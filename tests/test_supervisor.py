@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pynvml
 import pytest
 
 from configs_for_tests import make_run_config
+from known_gpus import Driver, Known
 from ladezeit.checkpoint.page_cache import set_state
 from ladezeit.config import (
     CacheConfig,
@@ -324,6 +326,19 @@ def test_a_server_that_finds_no_memory_is_out_of_memory(supervisor: Supervisor, 
         resource.prlimit(pid, resource.RLIMIT_AS, before)
     assert full.status is Status.oom, full.reason
     assert measure().status is Status.ok
+
+
+def test_a_prewarmed_sample_is_told_its_gpus_after_the_fork(
+    supervisor: Supervisor, measure: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a lost GPU the others are named by UUID: torch asks CUDA then, and a server that did cannot be forked."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    Driver([Known("GPU-a"), Known("GPU-b", error=pynvml.NVML_ERROR_GPU_IS_LOST), Known("GPU-c")]).install(monkeypatch)
+    result = measure("TellsItsGpus")
+    assert result.status is Status.ok, result.reason
+    assert result.effective["gpus_given"] == "GPU-a,GPU-c"
+    for server in supervisor._servers.values():
+        assert b"CUDA_VISIBLE_DEVICES" not in Path(f"/proc/{server._process.pid}/environ").read_bytes()
 
 
 def test_no_load_outlives_its_supervisor(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from ladezeit.config import STRATEGIES, LegacyManagerLoading, LoadingConfig, TensorParallelLoading, TransformersLoading
 from ladezeit.errors import CombinationError, ConfigError, NotRunnableError, did_you_mean
 from ladezeit.loading import placement
-from ladezeit.measure.devices import ResolvedDevice, cuda_devices
+from ladezeit.measure.devices import ResolvedDevice, check_numbers, cuda_devices
 
 #: Places of a mapping that are no GPU.
 _PLACES = ("device", "cpu", "disk")
@@ -53,6 +53,8 @@ def check_on_machine(loading: LoadingConfig, device: ResolvedDevice) -> None:
     needed = _gpus_named(loading, device)
     if not needed:
         return
+    if not isinstance(loading, TensorParallelLoading):  # which asks for a count, whichever GPUs these are
+        check_numbers(needed, f"the placement of {loading.name} names GPUs by number")
     gpus = cuda_devices()
     if max(needed) >= len(gpus):
         found = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in gpus) or "no GPU"

@@ -169,7 +169,7 @@ def check_runnable(config: RunConfig, device: ResolvedDevice, checkpoint: Sizes)
             f"model, cache=cold, or loading.dtype=auto, which keeps the checkpoint's own"
         )
     weights = weights_bytes(loading, checkpoint.weight_bytes, checkpoint.dtype) / ranks_of(loading)
-    if device.gpu is not None and single_device(loading) and weights > device.gpu.total_bytes:
+    if device.gpu is not None and single_device(loading) and weights > device.gpu.total_bytes > 0:
         raise TooLittleMemoryError(
             f"{config.model.name} by {loading.name} needs {weights / 2**30:.1f} GiB on {device.gpu.name}, which has "
             f"{device.gpu.total_bytes / 2**30:.1f} GiB: take a smaller dtype, or a placement over several devices"

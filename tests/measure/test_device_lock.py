@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ladezeit.measure.device_lock import Holder, lock, lock_path
-from ladezeit.measure.devices import Gpu, ResolvedDevice
+from ladezeit.measure.devices import ResolvedDevice
+from ladezeit.measure.gpu import Gpu
 
 CPU = ResolvedDevice("cpu", None, None)
 GPU = ResolvedDevice("cuda:0", Gpu(0, "MIG-GPU-12/1/0", "card", 0, "580", None, None), None)

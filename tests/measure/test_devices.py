@@ -9,7 +9,6 @@ import torch
 from ladezeit.errors import ConfigError, NotRunnableError
 from ladezeit.measure.devices import (
     DRAIN_SLACK_BYTES,
-    Gpu,
     cuda_devices,
     gpu_memory_used_bytes,
     resolve_device,
@@ -17,6 +16,7 @@ from ladezeit.measure.devices import (
     torch_has_cuda,
     wait_until_drained,
 )
+from ladezeit.measure.gpu import Gpu
 
 HAS_GPU = torch.cuda.is_available()
 without_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="this machine has an NVIDIA GPU")

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from ladezeit.measure.devices import Gpu, ResolvedDevice
+from ladezeit.measure.devices import ResolvedDevice
 from ladezeit.measure.environment import LIBRARIES, collect, git_state, telling_variables
+from ladezeit.measure.gpu import Gpu
 from ladezeit.measure.storage import Mount, describe_storage, mount_of, parse_mounts
 
 CPU = ResolvedDevice("cpu", None, "running on the CPU: no NVIDIA driver answers")

@@ -3,9 +3,9 @@
     python -m ladezeit.sample.prewarm <descriptor of its socket>
 
 Requests and answers are JSON documents, one a message. ``{"import": model_config}`` imports the model's class and
-answers with the seconds that took; ``{"run": path, "origin_ns": …}``, sent with the descriptors of the event pipe and
-the log, forks a worker and answers with its pid, and with its exit status when it ended. The server ends when its
-socket closes, and takes a running worker with it.
+answers with the seconds that took; ``{"run": path, "origin_ns": …, "environment": …}``, sent with the descriptors of
+the event pipe and the log, forks a worker and answers with its pid, and with its exit status when it ended. The server
+ends when its socket closes, and takes a running worker with it.
 """
 
 import contextlib
@@ -63,9 +63,13 @@ class PrewarmServer:
         self.import_s += answer["seconds"]
         return float(answer["seconds"])
 
-    def start(self, spec: Path, origin_ns: int, events: int, log: int) -> int:
-        """Fork a worker for the sample that `spec` describes; return its pid, which is also its process group."""
-        return int(self._ask({"run": str(spec), "origin_ns": origin_ns}, [events, log])["pid"])
+    def start(self, spec: Path, origin_ns: int, events: int, log: int, environment: dict[str, str]) -> int:
+        """Fork a worker for the sample that `spec` describes; return its pid, which is also its process group.
+
+        `environment` is added to the worker's.
+        """
+        request = {"run": str(spec), "origin_ns": origin_ns, "environment": environment}
+        return int(self._ask(request, [events, log])["pid"])
 
     def ended(self) -> int:
         """Wait for the running worker's end; return its exit code, negative for a signal."""
@@ -119,7 +123,7 @@ def serve(connection: socket.socket) -> None:
         if "import" in request:
             connection.send(json.dumps(_import(request["import"])).encode())
         else:
-            _fork(connection, Path(request["run"]), request["origin_ns"], *descriptors)
+            _fork(connection, request, *descriptors)
 
 
 def _import(model_config: dict[str, Any]) -> dict[str, Any]:
@@ -153,7 +157,7 @@ def _import_torchao() -> None:
         import_module("torch.utils._triton").has_triton.cache_clear()
 
 
-def _fork(connection: socket.socket, spec: Path, origin_ns: int, events: int, log: int) -> None:
+def _fork(connection: socket.socket, request: dict[str, Any], events: int, log: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     try:
@@ -163,7 +167,8 @@ def _fork(connection: socket.socket, spec: Path, origin_ns: int, events: int, lo
         return
     if pid == 0:
         connection.close()
-        _be_worker(spec, origin_ns, events, log)
+        os.environ.update(request["environment"])
+        _be_worker(Path(request["run"]), request["origin_ns"], events, log)
     os.close(events)
     os.close(log)
     connection.send(json.dumps({"pid": pid}).encode())

@@ -9,6 +9,7 @@ from typing import Any
 
 from ladezeit.config import RuntimeConfig
 from ladezeit.errors import ConfigError, did_you_mean
+from ladezeit.measure.devices import numbering
 
 #: Options of torch's CUDA caching allocator, as of torch 2.9 to 2.13. Torch itself lets a name it does not know pass.
 ALLOCATOR_OPTIONS = (
@@ -37,12 +38,12 @@ _OPTION = re.compile(r"\s*([a-z0-9_]+)\s*:\s*(\[[^\]]*\]|[^,:;\[\]\s]+)\s*(?:,|$
 def import_environment(config: RuntimeConfig) -> dict[str, str]:
     """Return the environment variables that must be there before a process imports torch.
 
-    GPUs are numbered as the driver numbers them, so that ``cuda:N`` is the GPU that was looked up and locked.
+    GPUs are numbered as they were when they were looked up and locked; see `measure.devices`.
 
     Raises:
         ConfigError: `config.allocator` is not what torch's allocator understands.
     """
-    variables = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    variables = numbering()
     if config.threads is not None:
         variables["OMP_NUM_THREADS"] = str(config.threads)
     if config.allocator is not None:

@@ -33,6 +33,7 @@ LOG_FILE = "worker.log"
 LAST_WORDS = 4000
 LOG_END_BYTES = 64 * 1024
 GRACE_S = 3.0
+_GPUS = "CUDA_VISIBLE_DEVICES"
 
 Progress = Callable[[str], None]
 
@@ -84,9 +85,11 @@ class FreshWorker:
 class PrewarmedWorker:
     """A worker forked from a server that has imported everything."""
 
-    def __init__(self, spec: Path, events: int, log: int, origin_ns: int, server: PrewarmServer) -> None:
+    def __init__(
+        self, spec: Path, events: int, log: int, origin_ns: int, *, server: PrewarmServer, environment: dict[str, str]
+    ) -> None:
         self._server = server
-        self.pid = server.start(spec, origin_ns, events, log)
+        self.pid = server.start(spec, origin_ns, events, log, environment)
 
     def fileno(self) -> int:
         """See `Worker.fileno`."""
@@ -149,8 +152,11 @@ class Supervisor:
         """Measure in a process of its own; raises `WorkerError` where the prewarmed server fails."""
         from ladezeit.sample.runtime import import_environment
 
-        environment = import_environment(spec.config.runtime)
+        environment, own = import_environment(spec.config.runtime), {}
         prewarmed = spec.config.process.kind is ProcessKind.prewarmed
+        if prewarmed and _GPUS in environment:
+            # Told GPUs by UUID, torch asks CUDA how many there are, and CUDA, once asked, does not survive a fork.
+            own[_GPUS] = environment.pop(_GPUS)
         server = self._server(spec, environment) if prewarmed else None
         if server is not None:
             spec.environment["prewarm"] = {"import_s": round(server.import_s, 3)}
@@ -160,7 +166,7 @@ class Supervisor:
             worker: Worker = (
                 FreshWorker(_command(spec, path, events_write, origin_ns), events_write, log, environment)
                 if server is None
-                else PrewarmedWorker(path, events_write, log, origin_ns, server)
+                else PrewarmedWorker(path, events_write, log, origin_ns, server=server, environment=own)
             )
             return _watch(worker, events, spec, origin_ns, progress)
 

@@ -118,8 +118,17 @@ class Sample:
                 torch.cuda.set_device(device)
                 torch.zeros(1, device=device)
                 torch.cuda.synchronize()
+            self._check_gpu()
             self.clock.synchronise = load_steps.waits_for(self.spec.config.loading)
         return device
+
+    def _check_gpu(self) -> None:
+        from ladezeit.measure.devices import check_opened
+        from ladezeit.measure.gpu import Gpu
+
+        found = self.spec.environment.get("device", {})
+        if found.get("gpu") and found["name"] == self.spec.device:  # a rank's is its own
+            check_opened(self.spec.device, Gpu(**found["gpu"]))
 
     def _request(self) -> "LoadRequest":
         from ladezeit.loading.reading_progress import told_rarely

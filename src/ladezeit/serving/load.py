@@ -134,6 +134,7 @@ class _Load:
             with self.clock.span("cuda_context"):
                 torch.zeros(1, device=self.device.name)
                 torch.cuda.synchronize()
+            self.device = resolve_device(self.device.name)  # only now torch tells which of the GPUs that is
             self.clock.synchronise = load_steps.waits_for(self.config.loading)
             yield
 

@@ -20,8 +20,9 @@ from ladezeit.loading.quantisation import scheme
 from ladezeit.loading.registry import converter
 from ladezeit.measure.ceilings import Ceilings, measure_apart
 from ladezeit.measure.device_lock import Against, Holder, lock
-from ladezeit.measure.devices import Gpu, ResolvedDevice, gpu_memory_used_bytes, resolve_device
+from ladezeit.measure.devices import ResolvedDevice, gpu_memory_used_bytes, resolve_device
 from ladezeit.measure.environment import collect
+from ladezeit.measure.gpu import Gpu
 from ladezeit.placement_rules import devices_used
 from ladezeit.plan import Sizes, ranks_of
 from ladezeit.result import Result, write_atomically
