@@ -1,12 +1,21 @@
 """Limits of containers are seen, in both versions of control groups: a too large load is refused, not killed."""
 
 import os
+import signal
 from pathlib import Path
 
 import psutil
 import pytest
 
-from ladezeit.measure.limits import available_cpus, available_memory_bytes, memory_limit_bytes, near_cpus
+from ladezeit.errors import MEMORY_FULL
+from ladezeit.measure.limits import (
+    available_cpus,
+    available_memory_bytes,
+    ended_for_memory,
+    kernel_kills,
+    memory_limit_bytes,
+    near_cpus,
+)
 
 GIB = 2**30
 V2 = "sys/fs/cgroup"
@@ -109,3 +118,16 @@ def test_readers_for_a_gpu_stay_on_its_side(
     root = machine(tmp_path, "0::/a\n", {NEAR: listed})
     assert near_cpus("0000:3b:00.0", root) == near
     assert near_cpus("0000:5e:00.0", root) == near_cpus(None, root) == set()
+
+
+def test_a_process_that_the_kernel_ended_for_memory_is_told_from_one_that_somebody_killed(tmp_path: Path) -> None:
+    """Both end by SIGKILL: the kernel counts those that it ended itself."""
+    vmstat = "nr_free_pages 1234\noom_kill 3\npgfault 99"
+    assert kernel_kills(machine(tmp_path, "0::/", {"proc/vmstat": vmstat})) == 3
+    assert kernel_kills(tmp_path / "nothing") == 0
+    now = kernel_kills()
+    assert ended_for_memory(-signal.SIGKILL, now - 1)
+    assert not ended_for_memory(-signal.SIGKILL, now)
+    assert not ended_for_memory(-signal.SIGSEGV, now - 1)
+    assert ended_for_memory(MEMORY_FULL, now)
+    assert not ended_for_memory(1, now)

@@ -4,6 +4,7 @@ import errno
 import math
 import mmap
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ _DROPS = 5
 _READS = 3
 #: File systems whose files have no place but memory.
 _IN_MEMORY = ("tmpfs", "ramfs")
+_PROBE_BYTES = 2**20
 
 _ONLY_OWNERS = (
     ": the system answers only those who own or may write a file. Run as the files' owner, or use cache=as_is"
@@ -154,6 +156,37 @@ def verify(paths: Sequence[Path], state: CacheState) -> tuple[float, bool, str |
     if state is CacheState.half and abs(share - 0.5) > HALF_WITHIN:
         return share, False, f"cache=half was asked, but {_percent(share)} of the checkpoint is in memory{_why(paths)}"
     return share, True, None
+
+
+def why_untold(paths: Sequence[Path]) -> str | None:
+    """Return why nobody tells which pages of `paths` are in memory; None where that is told."""
+    others = next((path for path in paths if not may_ask(path)), None)
+    return None if others is None else f"which pages of {others} are in memory is not told{_ONLY_OWNERS}"
+
+
+def why_never_cold(folder: Path) -> str | None:
+    """Return why files in `folder` cannot be brought out of the page cache, or cannot be seen to be out of it.
+
+    It is tried on a small file of our own there. None is returned where it works, and where no file can be made.
+    """
+    kind = filesystem(folder)
+    if kind in _IN_MEMORY:
+        return f"{folder} lies on {kind}, which is memory and never cold. Put it on a disk (LADEZEIT_CACHE)"
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".ladezeit-probe-", buffering=0) as probe:
+            probe.write(os.urandom(_PROBE_BYTES))
+            drop([Path(probe.name)])
+            # What only in part is out may be next time: a busy system has reasons of its own to keep pages.
+            if resident_bytes(Path(probe.name)) < WARM_ABOVE * _PROBE_BYTES:
+                return None
+    except OSError:
+        return None
+    except CheckpointError as untold:
+        return f"{untold}, so that no load here is known to be cold. Use cache=as_is"
+    return (
+        f"the system (kernel {os.uname().release}) keeps files of {folder} ({kind}) in memory although it was asked to "
+        f"let go of them, or says so of all files, as sandboxes such as gVisor do. Use cache=warm or cache=as_is"
+    )
 
 
 def _check_memory(paths: Sequence[Path]) -> None:

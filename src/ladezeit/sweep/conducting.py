@@ -118,6 +118,7 @@ def _refusal(session: Session, config: RunConfig) -> LadezeitError | None:
         check_runnable(config, device, session.sizes(config.model))
         check_on_model(config.loading, session.checkpoint(config.model).config)
         session.conversion(config)
+        session.check_cache_state(config)
     except REFUSALS as refusal:
         return refusal
     return None

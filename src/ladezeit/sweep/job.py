@@ -73,6 +73,7 @@ def measure(session: Session, config: RunConfig, identity: Identity, folder: Pat
     check_runnable(config, device, checkpoint)
     check_on_model(config.loading, checkpoint.config)
     conversion = session.conversion(config)
+    session.check_cache_state(config)
     proof_files = session.proof_files(config, device, checkpoint)
     spec = WorkerSpec(
         config=config,

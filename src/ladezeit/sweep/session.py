@@ -10,11 +10,12 @@ from typing import Any
 from rich.status import Status
 
 from ladezeit.cache_folder import cache_folder
+from ladezeit.checkpoint.page_cache import why_never_cold, why_untold
 from ladezeit.checkpoint.resolve import Checkpoint, Progress, prepare
 from ladezeit.checkpoint.synthetic import synthetic_sizes
-from ladezeit.config import ModelConfig, RunConfig, SyntheticModel, TrackingConfig
+from ladezeit.config import CacheState, ModelConfig, RunConfig, SyntheticModel, TrackingConfig
 from ladezeit.console.display import Display
-from ladezeit.errors import REFUSALS, LadezeitError
+from ladezeit.errors import REFUSALS, LadezeitError, NotRunnableError
 from ladezeit.loading.conversion import Conversion, conversion_for
 from ladezeit.loading.quantisation import scheme
 from ladezeit.loading.registry import converter
@@ -50,6 +51,7 @@ class Session:
         self._baselines: dict[str, int] = {}
         self._environments: dict[tuple[str, Path], dict[str, Any]] = {}
         self._ceilings: dict[tuple[str, Path], Ceilings | None] = {}
+        self._never_cold: dict[int, str | None] = {}
         self._proof_files: dict[tuple[str, ...], ProofFiles | LadezeitError] = {}
         self._trackers: dict[tuple[str, str, str], Tracker] = {}
 
@@ -82,6 +84,30 @@ class Session:
                 told = _told(status, model.name)
                 self._conversions[key] = conversion_for(engine, checkpoint, model.name, cache_folder(), told)
         return self._conversions[key]
+
+    def check_cache_state(self, config: RunConfig) -> None:
+        """Check that the state of the page cache that `config` asks for can be had; tried once for a file system.
+
+        Raises:
+            NotRunnableError: nothing is ever cold where the files lie, or nobody tells.
+        """
+        state = config.cache.state
+        if state is CacheState.as_is:
+            return
+        conversion = self.conversion(config)
+        files = self.checkpoint(config.model).shards if conversion is None else conversion.files
+        reason = why_untold(files)
+        if reason is None and state is not CacheState.warm:
+            folders = sorted({file.resolve().parent for file in files})
+            reason = next((why for folder in folders if (why := self._why_never_cold(folder))), None)
+        if reason is not None:
+            raise NotRunnableError(f"cache={state.value} cannot be had: {reason}")
+
+    def _why_never_cold(self, folder: Path) -> str | None:
+        number = folder.stat().st_dev
+        if number not in self._never_cold:
+            self._never_cold[number] = why_never_cold(folder)
+        return self._never_cold[number]
 
     def sizes(self, model: ModelConfig) -> Sizes:
         """Return how large the model's checkpoint is, or will be; nothing is written to find out."""
