@@ -98,6 +98,7 @@ def test_causes_in_a_circle_come_to_an_end() -> None:
         OSError(errno.ENOSPC, "out of memory is not what this is"),
         RuntimeError("CUDA error: an illegal memory access was encountered"),
         RuntimeError("size mismatch for model.norm.weight"),
+        ImportError("libgomp.so.1: cannot allocate memory in static TLS block"),
         KeyboardInterrupt("out of memory"),
     ],
     ids=repr,

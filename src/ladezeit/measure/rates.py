@@ -151,7 +151,6 @@ def staged(descriptors: Sequence[int], cpus: int, device: Device) -> list[Try]:
     spans *= -(-_STAGED_BYTES // sum(length for _, _, length in spans))
     slots = _SLOTS_A_THREAD * max(_counts(cpus))
     memory = host_pages(slots * SPAN_BYTES)
-    _touched(memory)
     with device(memory, SPAN_BYTES) as transfer:
         return [_stage(spans, threads, memory, transfer) for threads in _counts(cpus) for _ in range(_REPETITIONS)]
 

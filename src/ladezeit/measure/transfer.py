@@ -4,10 +4,11 @@ It is done as the engine `streamed` does it: the slots are registered with the d
 one stream beside the default one, and whoever wants a slot again waits for that slot's copy alone, asleep.
 """
 
+import ctypes
 import mmap
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
 
 from ladezeit.measure.limits import near_cpus
@@ -38,19 +39,19 @@ def to_cuda(device: str, memory: mmap.mmap, slot_bytes: int) -> Iterator[Transfe
     ours = os.sched_getaffinity(0)
     near = near_cpus(pci_address(number))
     source = torch.frombuffer(memory, dtype=torch.uint8)
+    address, size = source.data_ptr(), source.numel()
     cudart: Any = torch.cuda.cudart  # untyped in some releases
-    with torch.cuda.device(number):
-        if int(cudart().cudaHostRegister(source.data_ptr(), source.numel(), 0)) != 0:
-            raise RuntimeError(f"the driver refuses to pin {source.numel() // 2**20} MiB of host memory")
-        try:
-            if near:
-                with suppress(OSError):  # a sandbox may forbid it
-                    os.sched_setaffinity(0, near)
-            yield _CudaTransfer(source, number, slot_bytes)
-        finally:
-            os.sched_setaffinity(0, ours)
-            torch.cuda.synchronize()  # after an error too: the device must not read what is not pinned any more
-            cudart().cudaHostUnregister(source.data_ptr())
+    with torch.cuda.device(number), ExitStack() as stack:
+        if near:
+            with suppress(OSError):  # a sandbox may forbid it
+                os.sched_setaffinity(0, near)
+                stack.callback(os.sched_setaffinity, 0, ours)
+        ctypes.memset(address, 0, size)  # by this thread: pages come from the side of who touches them first
+        if int(cudart().cudaHostRegister(address, size, 0)) != 0:
+            raise RuntimeError(f"the driver refuses to pin {size // 2**20} MiB of host memory")
+        stack.callback(cudart().cudaHostUnregister, address)
+        stack.callback(torch.cuda.synchronize)  # after an error too: the device must not read what is not pinned
+        yield _CudaTransfer(source, number, slot_bytes)
 
 
 def pci_address(number: int) -> str | None:

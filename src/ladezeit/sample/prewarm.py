@@ -22,8 +22,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ladezeit.errors import MEMORY_FULL, OutOfMemoryError, WorkerError, exit_where_memory_ends, ran_out_of_memory
+from ladezeit.errors import OutOfMemoryError, WorkerError, exit_where_memory_ends, ran_out_of_memory
 from ladezeit.loading.process_environment import variables
+from ladezeit.measure.limits import ended_for_memory, kernel_kills
 from ladezeit.sample import worker
 from ladezeit.sample.lifetime import die_with_parent
 
@@ -39,6 +40,7 @@ class PrewarmServer:
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         self.log = log
+        self._kills_before = kernel_kills()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = ours
         with theirs, log.open("ab") as output:
@@ -104,7 +106,9 @@ class PrewarmServer:
         return answer
 
     def _why_gone(self) -> OutOfMemoryError | None:
-        return OutOfMemoryError("memory ran out in it") if self._process.poll() == MEMORY_FULL else None
+        code = self._process.poll()
+        ended = code is not None and ended_for_memory(code, self._kills_before)
+        return OutOfMemoryError("memory ran out in it") if ended else None
 
     def _gone(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -163,6 +167,8 @@ def _fork(connection: socket.socket, request: dict[str, Any], events: int, log: 
     try:
         pid = os.fork()
     except OSError as error:
+        os.close(events)
+        os.close(log)
         connection.send(json.dumps(_failed(error)).encode())
         return
     if pid == 0:

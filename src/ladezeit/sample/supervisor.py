@@ -138,13 +138,11 @@ class Supervisor:
         spec.started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         if spec.config.process.kind is ProcessKind.inline:
             return _inline(spec, progress)
-        killed_before = kernel_kills()
         try:
             return self._apart(spec, progress)
         except WorkerError as error:
             self.close()  # the next sample starts with a new server
-            status = Status.oom if kernel_kills() > killed_before else status_of(error)
-            result = _result(spec, status, str(error), 0.0)
+            result = _result(spec, status_of(error), str(error), 0.0)
             save(result, spec.folder)
             return result
 

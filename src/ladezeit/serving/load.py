@@ -103,7 +103,7 @@ class _Load:
         self._import(checkpoint)
         scratch = Path(tempfile.mkdtemp(prefix="ladezeit-"))
         try:
-            with self._on_device(), self._freed_on_error():
+            with self._freed_on_error(), self._on_device():
                 made = self._make(checkpoint, scratch)
         except BaseException:
             self._remove(scratch)
