@@ -316,7 +316,9 @@ def gpu_kept_awake() -> Iterator[None]:
 
     with suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
-        pynvml.nvmlDeviceGetHandleByIndex(0)
+        for number in range(pynvml.nvmlDeviceGetCount()):
+            with suppress(pynvml.NVMLError):  # a lost one must not let the others sleep
+                pynvml.nvmlDeviceGetHandleByIndex(number)
     try:
         yield
     finally:

@@ -89,7 +89,8 @@ def _put_anonymous(address: int, size: int, file: ShardFile, offset: int) -> Non
     """Put anonymous memory in the place of a part of a mapping; both go when the mapping goes."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
     if _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != address:
-        raise file.failed(offset, f"no memory to read into ({os.strerror(ctypes.get_errno())})")
+        cause = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        raise file.failed(offset, f"no memory to read into ({cause.strerror})") from cause
     _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _MADV_HUGEPAGE)
 
 
@@ -100,7 +101,8 @@ def touch(extent: Extent, memory: "Tensor", file: ShardFile) -> None:
         return
     number = ctypes.get_errno()
     if number not in (errno.EINVAL, errno.ENOSYS):
-        raise file.failed(extent.begin, f"its mapped pages are gone (error {number}: {errno.errorcode.get(number)})")
+        reason = f"its mapped pages are gone (error {number}: {errno.errorcode.get(number)})"
+        raise file.failed(extent.begin, reason) from OSError(number, os.strerror(number))
     memory[: extent.size : PAGE].max()  # an old kernel: one byte of each page
 
 

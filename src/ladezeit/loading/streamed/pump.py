@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ladezeit.errors import LoadError
+from ladezeit.errors import LoadError, OutOfMemoryError
 from ladezeit.loading.base import Progress
 from ladezeit.loading.streamed.arrivals import Arrivals
 from ladezeit.loading.streamed.files import ShardFile
@@ -79,6 +79,8 @@ class _Failure(ctypes.Structure):
 
 #: What `_pump.c` calls its version: a library left over from another one must not be given these lists.
 _VERSION = 1
+#: cudaErrorMemoryAllocation.
+_CUDA_OUT_OF_MEMORY = 2
 _READ_FAILED, _FILE_SHORTER, _RUNTIME_FAILED, _NO_MEMORY = 1, 2, 3, 4
 
 
@@ -209,7 +211,8 @@ class Pump:
                 self._handle = None
             in_background.run(lambda: call.ladezeit_pump_free(handle))
         if error.kind:
-            raise self._failed(error)
+            by_system = error.kind in (_READ_FAILED, _NO_MEMORY)
+            raise self._failed(error) from (OSError(error.code, os.strerror(error.code)) if by_system else None)
 
     def give(
         self,
@@ -264,7 +267,9 @@ class Pump:
         if error.kind == _FILE_SHORTER:
             return self._files[int(error.file)].failed(error.offset, "the file became shorter")
         if error.kind == _NO_MEMORY:
-            return LoadError(f"there is no memory to read into ({os.strerror(error.code)})")
+            return OutOfMemoryError(f"there is no memory to read into ({os.strerror(error.code)})")
+        if error.code == _CUDA_OUT_OF_MEMORY:
+            return OutOfMemoryError(f"the device has no memory left to copy with: {self._runtime.describe(error.code)}")
         return LoadError(f"copying to the device failed: {self._runtime.describe(error.code)}")
 
 

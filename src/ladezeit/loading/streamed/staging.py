@@ -25,6 +25,7 @@ from ladezeit.loading.streamed.pump import Runtime, cuda_functions
 from ladezeit.loading.streamed.readers import in_background
 from ladezeit.measure.host_pages import host_pages
 from ladezeit.measure.limits import near_cpus
+from ladezeit.measure.transfer import pci_address
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +128,7 @@ class CudaDevice:
         self._stream = stream(self.device)
         # Memory that the allocator hands out may still be in use by work queued before.
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        self.near = near_cpus(_pci_address(self.device))
+        self.near = near_cpus(pci_address(self.device.index))
         self._registered: list[Tensor] = []
         self._registers = True
         self._lock = threading.Lock()
@@ -354,10 +355,3 @@ def _described(code: int) -> str:
 def _driver() -> Any:
     cudart: Any = torch.cuda.cudart
     return cudart()
-
-
-def _pci_address(device: torch.device) -> str | None:
-    """Return a device's address as the system writes it (``0000:3b:00.0``); None where torch does not tell."""
-    properties = torch.cuda.get_device_properties(device)
-    domain, bus, slot = (getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device"))
-    return None if domain is None or bus is None or slot is None else f"{domain:04x}:{bus:02x}:{slot:02x}.0"
