@@ -120,6 +120,14 @@ def checkpoint_of_header_only(path: Path) -> Checkpoint:
 
 
 @WAYS
+def test_a_checkpoint_without_a_byte_is_loaded(way: str, tmp_path: Path) -> None:
+    """Tensors of no elements are there with shape and dtype, though nothing is read."""
+    save_file({"none": torch.empty(0, 3, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    loaded = load(checkpoint_of(tmp_path / "model.safetensors"), way)
+    assert loaded.tensors["none"].shape == (0, 3) and loaded.tensors["none"].dtype == torch.bfloat16
+
+
+@WAYS
 def test_thousands_of_small_tensors_over_several_shards(way: str, tmp_path: Path) -> None:
     """A mixture of experts with many small tensors in several files is loaded whole."""
     shards = []

@@ -33,8 +33,8 @@ class Arrivals:
 
     def __init__(self, extents: Sequence[Extent], tensors: Iterable[TensorEntry], arrangement: Arrangement) -> None:
         self.extents = extents
-        #: One byte an extent, by its number: 1 where it has arrived.
-        self.flags = bytearray(len(extents))
+        #: One byte an extent, by its number: 1 where it has arrived; never empty, so that it can be lent to C.
+        self.flags = bytearray(max(1, len(extents)))
         self._sources = _sources(tensors, arrangement)
         self._first: dict[int, int] = {}
         self._begins: dict[int, list[int]] = {}

@@ -237,7 +237,7 @@ class Pump:
         for shard, file in zip(self._shards, files, strict=True):
             direct = file.direct_descriptor()
             shard.buffered, shard.direct = file.descriptor, -1 if direct is None else direct
-        flags = (ctypes.c_uint8 * max(1, len(arrivals.flags))).from_buffer(arrivals.flags)
+        flags = (ctypes.c_uint8 * len(arrivals.flags)).from_buffer(arrivals.flags)
         self._keep = [extents, copies, flags]
         arrivals.wait_by(self._wait)
         self._library.ladezeit_pump_give(
