@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ladezeit.results.ranking import ranks
+from ladezeit.analysis.statistics import ranks
 
 SWEEPS = 4000
 SEED = 1

@@ -33,10 +33,10 @@ PROGRAM = """
 import contextlib, gc, json, sys, time
 import torch, transformers
 import ladezeit
-from ladezeit.cache_folder import cache_folder
+from ladezeit.system.files import cache_folder
 from ladezeit.checkpoint.resolve import prepare
-from ladezeit.config.option_files import read_option
-from ladezeit.loading import assemble
+from ladezeit.config.compose import read_option
+from ladezeit.loading import build_model as assemble
 way, model, method = sys.argv[1:]
 transformers.AutoModelForCausalLM, transformers.AutoTokenizer
 taken, began = {"load": 0.0, "first_token": 0.0}, {}

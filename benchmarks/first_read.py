@@ -21,18 +21,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ladezeit.cache_folder import cache_folder
-from ladezeit.checkpoint.page_cache import resident_share, warm
 from ladezeit.checkpoint.resolve import Checkpoint, prepare
-from ladezeit.collector import collector_paused
 from ladezeit.config import StreamedLoading
-from ladezeit.config.option_files import read_option
+from ladezeit.config.compose import read_option
 from ladezeit.loading.base import LoadRequest
-from ladezeit.loading.streamed import files
+from ladezeit.loading.streamed import memory as files
+from ladezeit.loading.streamed.device import HostDevice
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.plan import Extent
-from ladezeit.loading.streamed.staging import HostDevice
-from ladezeit.measure.clock import Clock
+from ladezeit.system.files import cache_folder
+from ladezeit.system.gc_pause import collector_paused
+from ladezeit.system.page_cache import resident_share, warm
+from ladezeit.timing.clock import Clock
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "tests" / folder) for folder in ("", "loading/streamed")]
 import host_runtime  # noqa: E402

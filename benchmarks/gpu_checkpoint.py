@@ -9,9 +9,9 @@ import json
 import sys
 import time
 
-from ladezeit.cache_folder import cache_folder
 from ladezeit.checkpoint.resolve import prepare
-from ladezeit.serving.asked import model_of
+from ladezeit.serving.request import model_of
+from ladezeit.system.files import cache_folder
 
 
 def main() -> None:

@@ -28,14 +28,12 @@ from typing import Any
 
 import torch
 
-from ladezeit.cache_folder import cache_folder
-from ladezeit.measure.devices import resolve_device
-from ladezeit.measure.environment import LIBRARIES, cpu_model
-from ladezeit.measure.host_pages import host_pages
-from ladezeit.measure.limits import available_cpus, available_memory_bytes
-from ladezeit.measure.storage import describe_storage
-from ladezeit.result import write_atomically
-from ladezeit.validation.content.device_kernel import DeviceKernel, compiled, device_kernel, is_right, source
+from ladezeit.system.environment import LIBRARIES, cpu_model, describe_storage
+from ladezeit.system.files import cache_folder, write_atomically
+from ladezeit.system.gpus import resolve_device
+from ladezeit.system.limits import available_cpus, available_memory_bytes
+from ladezeit.system.memory_warmup import host_pages
+from ladezeit.validation.cuda_kernel import DeviceKernel, compiled, device_kernel, is_right, source
 
 MIB = 2**20
 COPY_BYTES = 1024 * MIB

@@ -2,8 +2,8 @@
 
     python benchmarks/own_memory.py [--model qwen2.5-1.5b-shape] [--blocks 7] [--methods transformers,streamed]
 
-A sample touches memory before its clock starts (`ladezeit.measure.first_touch`), then reads what its process has in
-memory (`ladezeit.measure.own_memory`). Here each method loads in processes of its own, in shuffled blocks, three ways:
+A sample touches memory before its clock starts, then reads what its process has in memory (both are
+`ladezeit.system.memory_warmup`). Here each method loads in processes of its own, in shuffled blocks, three ways:
 nothing touched, free memory touched, and own memory after it. The phases in which nothing is read are Python alone:
 they show how fast the process runs.
 
@@ -26,18 +26,17 @@ from typing import Any
 
 from scipy.stats import mannwhitneyu
 
-from ladezeit.cache_folder import cache_folder
-from ladezeit.checkpoint.page_cache import drop, warm
 from ladezeit.checkpoint.resolve import prepare
-from ladezeit.config.option_files import read_option
+from ladezeit.config.compose import read_option
 from ladezeit.loading.base import LoadRequest
-from ladezeit.loading.model_class import model_class
 from ladezeit.loading.registry import engine
-from ladezeit.measure.clock import Clock
-from ladezeit.measure.first_touch import TOUCHED_TIMES, touch_free_memory
-from ladezeit.measure.own_memory import touch_own_memory
-from ladezeit.sample import load_steps
-from ladezeit.sample.worker import load_metrics
+from ladezeit.model.classes import model_class
+from ladezeit.runner import pipeline
+from ladezeit.runner.sample import load_metrics
+from ladezeit.system.files import cache_folder
+from ladezeit.system.memory_warmup import TOUCHED_TIMES, touch_free_memory, touch_own_memory
+from ladezeit.system.page_cache import drop, warm
+from ladezeit.timing.clock import Clock
 
 WAYS = ("nothing", "free", "free_then_own")
 _READING = ("load/read_s", "load/touch_s", "load/assign_s")
@@ -57,7 +56,7 @@ def load_once(model: str, method: str, way: str) -> dict[str, float]:
         if way == "free_then_own":
             touch_own_memory()
         clock = Clock(time.monotonic_ns(), detail=True)
-        load_steps.load(chosen, request, clock)
+        pipeline.load(chosen, request, clock)
     found = load_metrics(clock, checkpoint.weight_bytes, checkpoint.file_bytes)
     reading = sum(found.get(name, 0.0) for name in _READING)
     return {"total_s": found["load/total_s"], "python_s": found["load/total_s"] - reading}

@@ -28,23 +28,23 @@ from hydra import compose, initialize_config_module
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from ladezeit.cache_folder import cache_folder
 from ladezeit.checkpoint.resolve import Checkpoint, prepare
 from ladezeit.config import ValidationConfig, ValidationLevel, build
-from ladezeit.config.hydra_schemas import register
+from ladezeit.config.hydra_support import register
 from ladezeit.loading.base import EngineModel
-from ladezeit.loading.touch import touch
-from ladezeit.measure.clock import Clock
-from ladezeit.measure.devices import resolve_device
-from ladezeit.measure.limits import available_cpus
-from ladezeit.result import write_atomically
-from ladezeit.validation import Expected, prove
-from ladezeit.validation.content import digest, manifest
-from ladezeit.validation.content.device_kernel import device_kernel
-from ladezeit.validation.content.digest import digests
-from ladezeit.validation.content.inventory import groups, inventory
-from ladezeit.validation.content.reference import manifest_file
-from ladezeit.validation.prepare import subject_of
+from ladezeit.model.tensors import touch
+from ladezeit.system.files import cache_folder, write_atomically
+from ladezeit.system.gpus import resolve_device
+from ladezeit.system.limits import available_cpus
+from ladezeit.timing.clock import Clock
+from ladezeit.validation import digest, manifest
+from ladezeit.validation.cuda_kernel import device_kernel
+from ladezeit.validation.digest import digests
+from ladezeit.validation.expected import Expected
+from ladezeit.validation.inventory import groups, inventory
+from ladezeit.validation.levels import prove
+from ladezeit.validation.manifest import manifest_file
+from ladezeit.validation.references import subject_of
 
 SLICE_BYTES = 8 * 2**20
 

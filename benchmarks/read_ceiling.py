@@ -24,15 +24,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ladezeit.cache_folder import cache_folder
-from ladezeit.checkpoint.page_cache import drop, resident_share
 from ladezeit.checkpoint.resolve import Checkpoint, prepare
-from ladezeit.config.option_files import read_option
+from ladezeit.config.compose import read_option
 from ladezeit.loading.base import LoadRequest, TensorEngine
 from ladezeit.loading.registry import ENGINES
-from ladezeit.measure.clock import Clock
-from ladezeit.measure.first_touch import TOUCHED_TIMES, touch_free_memory
-from ladezeit.measure.host_pages import host_pages
+from ladezeit.system.files import cache_folder
+from ladezeit.system.memory_warmup import TOUCHED_TIMES, host_pages, touch_free_memory
+from ladezeit.system.page_cache import drop, resident_share
+from ladezeit.timing.clock import Clock
 
 SPAN_BYTES = 8 * 2**20
 

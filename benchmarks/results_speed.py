@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ladezeit.result import Identity, Phase, Result, Status, SweepRecord, save
+from ladezeit.results.records import Identity, Phase, Result, Status, SweepRecord, save
 
 METHODS = 20
 CACHES = {"cold": 2.6, "warm": 1.0}

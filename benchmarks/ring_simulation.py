@@ -42,20 +42,21 @@ from typing import Any
 import torch
 
 from ladezeit.checkpoint import synthetic
-from ladezeit.checkpoint.layouts import layout
 from ladezeit.checkpoint.resolve import Checkpoint, inspect
-from ladezeit.collector import collector_paused
+from ladezeit.checkpoint.synthetic import layout
 from ladezeit.config import StreamedLoading, SyntheticModel
-from ladezeit.config.option_files import read_option
-from ladezeit.loading.arrangement import arrange
+from ladezeit.config.compose import read_option
 from ladezeit.loading.base import LoadRequest
-from ladezeit.loading.model_class import model_class
-from ladezeit.loading.streamed import files, readers
+from ladezeit.loading.streamed import memory as files
+from ladezeit.loading.streamed import readers
+from ladezeit.loading.streamed.device import SLOTS_A_THREAD, Lane, Moves
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.plan import Extent
 from ladezeit.loading.streamed.pump import Runtime
-from ladezeit.loading.streamed.staging import SLOTS_A_THREAD, Lane, Moves
-from ladezeit.measure.clock import Clock
+from ladezeit.loading.weight_mapping import arrange
+from ladezeit.model.classes import model_class
+from ladezeit.system.gc_pause import collector_paused
+from ladezeit.timing.clock import Clock
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "tests" / folder) for folder in ("", "loading/streamed")]
 import host_runtime  # noqa: E402
@@ -98,7 +99,7 @@ class Link:
 
 
 class SimulatedDevice:
-    """A `staging.Device` behind a link; its memory has no bytes."""
+    """A `device.Device` behind a link; its memory has no bytes."""
 
     near: frozenset[int] = frozenset()
 
@@ -128,7 +129,7 @@ class SimulatedDevice:
 
 
 class SimulatedLane:
-    """A `staging.Lane` whose copies sleep until the link has passed them."""
+    """A `device.Lane` whose copies sleep until the link has passed them."""
 
     def __init__(self, device: SimulatedDevice) -> None:
         self.pinned_bytes = 0

@@ -28,17 +28,17 @@ import ladezeit
 def engine_alone(loaded: Any) -> Callable[[], float]:
     """Return what loads the same model by the same engine, with everything else done before; it returns seconds."""
     from ladezeit.loading.registry import engine
-    from ladezeit.measure.clock import Clock
-    from ladezeit.sample import load_steps
+    from ladezeit.runner import pipeline
+    from ladezeit.timing.clock import Clock
 
     scratch = Path(tempfile.mkdtemp(prefix="ladezeit-benchmark-"))
-    request = load_steps.make_request(loaded.config, loaded.checkpoint, loaded.config.device, scratch)
+    request = pipeline.make_request(loaded.config, loaded.checkpoint, loaded.config.device, scratch)
     chosen = engine(loaded.config.loading.engine)
     chosen.prepare(request)
 
     def run() -> float:
         clock = Clock(time.monotonic_ns())
-        load_steps.load(chosen, request, clock)
+        pipeline.load(chosen, request, clock)
         return clock.duration_s("load")
 
     return run

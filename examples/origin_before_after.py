@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit import ModelManager
-from ladezeit.measure.clock import Clock
-from ladezeit.result import Phase
+from ladezeit.results.records import Phase
+from ladezeit.timing.clock import Clock
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ def settings_for(folder: Path, to: Path) -> str:
 
 
 def _tiny() -> Path:
-    from ladezeit.cache_folder import cache_folder
     from ladezeit.checkpoint.resolve import prepare
-    from ladezeit.serving.asked import model_of
+    from ladezeit.serving.request import model_of
+    from ladezeit.system.files import cache_folder
 
     return prepare(model_of("tiny"), cache_folder()).folder
 

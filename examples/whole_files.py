@@ -8,7 +8,7 @@ from safetensors.torch import load
 
 from ladezeit.errors import LoadError, NotRunnableError
 from ladezeit.loading.base import LoadedTensors, LoadRequest
-from ladezeit.measure.clock import Clock
+from ladezeit.timing.clock import Clock
 
 
 class WholeFiles:

@@ -68,7 +68,7 @@ def own_tiny(tiny: Any, tmp_path: Path) -> Any:
 @pytest.fixture(scope="session")
 def supervisor() -> Iterator[Any]:
     """One supervisor for many samples, as in a sweep: its workers are forked from one server that is warm."""
-    from ladezeit.sample.supervisor import Supervisor
+    from ladezeit.runner.supervisor import Supervisor
 
     with Supervisor() as supervisor:
         yield supervisor
@@ -83,9 +83,9 @@ def warm_references(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequ
     if request.node.get_closest_marker("gpu"):
         return
     from ladezeit.loading import conversion
-    from ladezeit.validation import apart
+    from ladezeit.system import processes
 
-    monkeypatch.setattr(apart, "start", answer_apart)
+    monkeypatch.setattr(processes, "start", answer_apart)
     monkeypatch.setattr(conversion, "_write_apart", convert_apart)
 
 

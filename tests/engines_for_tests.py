@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ladezeit.checkpoint import page_cache
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import EngineModel, LoadRequest
-from ladezeit.loading.quantised_engine import QuantisedEngine
-from ladezeit.loading.tensor_parallel_engine import TensorParallelEngine
-from ladezeit.loading.tensorizer_format import TensorizerConverter
-from ladezeit.loading.transformers_engine import TransformersEngine
-from ladezeit.measure.clock import Clock
+from ladezeit.loading.engines.quantized import QuantisedEngine
+from ladezeit.loading.engines.tensor_parallel import TensorParallelEngine
+from ladezeit.loading.engines.transformers import TransformersEngine
+from ladezeit.loading.formats.tensorizer import TensorizerConverter
+from ladezeit.system import page_cache
+from ladezeit.timing.clock import Clock
 
 
 class Hangs(TransformersEngine):

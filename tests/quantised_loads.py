@@ -11,9 +11,11 @@ from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import LOADINGS, LoadingConfig, ValidationConfig, ValidationLevel
 from ladezeit.loading import registry
 from ladezeit.loading.base import EngineModel, LoadRequest
-from ladezeit.loading.quantisation import scheme_asked
-from ladezeit.measure.clock import LOAD, Clock
-from ladezeit.validation import Expected, Proof, prove
+from ladezeit.loading.quantization import scheme_asked
+from ladezeit.timing.clock import LOAD, Clock
+from ladezeit.validation.expected import Expected
+from ladezeit.validation.levels import prove
+from ladezeit.validation.proof import Proof
 
 #: The engines that quantise, with the package that each needs.
 ENGINES = {"bitsandbytes_8bit": "bitsandbytes", "bitsandbytes_4bit": "bitsandbytes", "torchao_int8": "torchao"}

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from ladezeit.validation.apart import answer
+from ladezeit.system.processes import answer
 
 
 def make(request: dict[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.collector import collector_paused
 from ladezeit.config import StreamedLoading
 from ladezeit.errors import LoadError
-from ladezeit.loading.assemble import Assembling
 from ladezeit.loading.base import LoadRequest
+from ladezeit.loading.build_model import Assembling
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.measure.clock import Clock
+from ladezeit.system.gc_pause import collector_paused
+from ladezeit.timing.clock import Clock
 
 
 def test_a_load_pauses_it_by_itself(own_tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,13 @@ from hydra.core.hydra_config import HydraConfig
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladezeit.combination import check_combination
 from ladezeit.config import RunConfig, build, from_plain, to_plain
-from ladezeit.config.hydra_schemas import register
-from ladezeit.console.help_text import GROUPS
+from ladezeit.config.hydra_support import register
+from ladezeit.config.rules import check_combination
+from ladezeit.config.schema import GROUPS
+from ladezeit.config.serialize import point_id
 from ladezeit.errors import CombinationError, ConfigError
-from ladezeit.plan import Job, in_blocks, point_id, varying_keys
+from ladezeit.sweep.plan import Job, in_blocks, varying_keys
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -187,7 +188,7 @@ def test_a_wheel_works_from_another_folder(tmp_path: Path) -> None:
         # without the editable install's finder, which would lend what the wheel lacks
         "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in getattr(f, '__name__', '')]\n"
         f"sys.path.insert(0, {str(site)!r}); sys.argv = ['ladezeit', *sys.argv[1:]]\n"
-        "from ladezeit.console import app; assert app.__file__.startswith(sys.path[0]); app.main()"
+        "from ladezeit.cli import run as app; assert app.__file__.startswith(sys.path[0]); app.main()"
     )
     arguments = [
         "-m",

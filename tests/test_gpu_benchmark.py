@@ -21,9 +21,9 @@ import torch
 from hydra import compose, initialize_config_module
 
 from ladezeit.config import StreamedLoading, ValidationLevel, build
-from ladezeit.config.hydra_schemas import register
-from ladezeit.config.option_files import read_option
-from ladezeit.loading.streamed.staging import slot_bytes
+from ladezeit.config.compose import read_option
+from ladezeit.config.hydra_support import register
+from ladezeit.loading.streamed.device import slot_bytes
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))

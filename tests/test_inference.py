@@ -20,8 +20,8 @@ from transformers import (
 
 from ladezeit.config import InferenceConfig
 from ladezeit.errors import CheckpointError, ConfigError, LoadError
-from ladezeit.measure.clock import Clock
-from ladezeit.sample.inference import Generation, generate
+from ladezeit.runner.generation import Generation, generate
+from ladezeit.timing.clock import Clock
 
 PROMPT = [5, 6, 7, 8, 9, 5, 6]
 ASKED = InferenceConfig(new_tokens=12, token_ids=PROMPT)

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from ladezeit import placement_rules
 from ladezeit.config import TensorParallelLoading, TransformersLoading
+from ladezeit.config.device_map import device_map
+from ladezeit.config.rules import check_placement
 from ladezeit.errors import CombinationError, ConfigError, NotRunnableError
-from ladezeit.loading import placement
-from ladezeit.measure.device_lock import lock_path
-from ladezeit.measure.devices import ResolvedDevice
-from ladezeit.measure.gpu import Gpu
-from ladezeit.placement_rules import check_on_machine, check_placement, devices_used
+from ladezeit.loading import preflight
+from ladezeit.loading.preflight import check_on_machine, devices_used
 from ladezeit.sweep.session import Session
+from ladezeit.system.device_lock import lock_path
+from ladezeit.system.gpus import ResolvedDevice
+from ladezeit.system.nvml import Gpu
 
 GPUS = [Gpu(index, f"GPU-{index}-{os.getpid()}", "a GPU", 2**34, "1", None, None) for index in range(3)]
 FIRST = ResolvedDevice("cuda:0", GPUS[0], None)
@@ -25,7 +26,7 @@ SPLIT = {"model.layers": "cuda:0", "lm_head": 2}
 @pytest.fixture
 def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver's answer of a machine with three GPUs; nothing is run on them."""
-    monkeypatch.setattr(placement_rules, "cuda_devices", lambda: GPUS)
+    monkeypatch.setattr(preflight, "cuda_devices", lambda: GPUS)
 
 
 def loading(**arguments: Any) -> TransformersLoading:
@@ -105,7 +106,7 @@ def test_a_size_that_is_none_is_refused(size: str) -> None:
 def test_gpus_by_number_are_numbers_for_the_library() -> None:
     """From a command line they come as text, which torch takes for the name of a device."""
     asked = loading(device_map={"model": "1", "lm_head": 0, "norm": "device"})
-    assert placement.device_map(asked, "cuda:2") == {"model": 1, "lm_head": 0, "norm": "cuda:2"}
+    assert device_map(asked, "cuda:2") == {"model": 1, "lm_head": 0, "norm": "cuda:2"}
 
 
 def test_several_devices_are_held_and_given_back_in_one_order() -> None:

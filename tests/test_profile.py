@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 
 from configs_for_tests import make_run_config
+from ladezeit.analysis.eligibility import doubt
 from ladezeit.config import ProcessConfig, ProcessKind, TensorParallelLoading, TransformersLoading
 from ladezeit.errors import LadezeitError
-from ladezeit.measure import profiler
-from ladezeit.result import Identity, Result, Status, read
-from ladezeit.results.proven import doubt
-from ladezeit.results.reading import read_paths
-from ladezeit.results.sample_view import as_rich
-from ladezeit.sample.supervisor import Supervisor
-from ladezeit.sample.worker_spec import WorkerSpec
-from ladezeit.tracking.credentials import redact
-from ladezeit.tracking.sample_files import collect
+from ladezeit.report.sample_view import as_rich
+from ladezeit.results.reader import read_paths
+from ladezeit.results.records import Identity, Result, Status, read
+from ladezeit.results.redaction import redact
+from ladezeit.runner.spec import WorkerSpec
+from ladezeit.runner.supervisor import Supervisor
+from ladezeit.timing import profiler
+from ladezeit.tracking.mlflow_tracker import collect
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_missing_profiler_is_said_with_the_cure(monkeypatch: pytest.MonkeyPatc
 
 
 def test_several_processes_are_not_profiled_in_silence(tmp_path: Path) -> None:
-    from ladezeit.combination import check_combination
+    from ladezeit.config.rules import check_combination
 
     loading = TensorParallelLoading(name="tensor_parallel")
     config = make_run_config(tmp_path, loading=loading, process=ProcessConfig(ProcessKind.fresh), profile=True)

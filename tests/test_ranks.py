@@ -11,11 +11,8 @@ import pytest
 import torch
 
 from configs_for_tests import TINY_MOE, make_run_config, model_config
-from ladezeit.cache_folder import cache_folder
-from ladezeit.checkpoint.page_cache import set_state
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.resolve import prepare as resolve
-from ladezeit.combination import check_combination
 from ladezeit.config import (
     DType,
     InferenceConfig,
@@ -26,15 +23,18 @@ from ladezeit.config import (
     ValidationConfig,
     ValidationLevel,
 )
+from ladezeit.config.rules import check_combination
 from ladezeit.errors import CombinationError, NotRunnableError
-from ladezeit.measure.devices import ResolvedDevice
-from ladezeit.measure.gpu import Gpu
-from ladezeit.placement_rules import check_on_machine, check_on_model
-from ladezeit.result import Identity, Result, Status
-from ladezeit.sample.ranks import first_to_report, rank_folder
-from ladezeit.sample.supervisor import Supervisor
-from ladezeit.sample.worker_spec import WorkerSpec
-from ladezeit.validation.prepare import prepare, subject_of
+from ladezeit.loading.preflight import check_on_machine, check_on_model
+from ladezeit.results.records import Identity, Result, Status
+from ladezeit.runner.rank_launcher import first_to_report, rank_folder
+from ladezeit.runner.spec import WorkerSpec
+from ladezeit.runner.supervisor import Supervisor
+from ladezeit.system.files import cache_folder
+from ladezeit.system.gpus import ResolvedDevice
+from ladezeit.system.nvml import Gpu
+from ladezeit.system.page_cache import set_state
+from ladezeit.validation.references import prepare, subject_of
 
 Measure = Callable[..., Result]
 CONTENT = ValidationConfig(ValidationLevel.content)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ladezeit.errors import LadezeitError
-from ladezeit.result import ErrorReport, Identity, Phase, Result, Status, SweepRecord, read, save, write_atomically
+from ladezeit.results.records import ErrorReport, Identity, Phase, Result, Status, SweepRecord, read, save
+from ladezeit.system.files import write_atomically
 
 DOCUMENTED = [
     "schema_version",
@@ -86,7 +87,7 @@ def test_a_process_killed_while_writing_leaves_the_old_file_whole(tmp_path: Path
     """A power cut or `kill -9` in the middle of writing must not cost an older measurement."""
     save(example(reason="old"), tmp_path)
     program = (
-        "import os, signal, pathlib, ladezeit.result as r\n"
+        "import os, signal, pathlib, ladezeit.results.records as r\n"
         "os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"r.write_atomically(pathlib.Path({str(tmp_path / 'result.json')!r}), 'x' * 10**6)\n"
     )

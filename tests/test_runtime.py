@@ -12,7 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ladezeit.config import MatmulPrecision, RuntimeConfig
 from ladezeit.errors import ConfigError
-from ladezeit.sample import runtime
+from ladezeit.system import torch_settings
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +29,11 @@ def settings_as_before() -> Iterator[None]:
 def in_a_new_process(config: str, device: str) -> subprocess.CompletedProcess[str]:
     """Start Python with the environment that `config` asks for, apply it there, and print what is effective."""
     program = (
-        "import json, torch; from ladezeit.sample.runtime import apply; from ladezeit.config import RuntimeConfig; "
+        "import json, torch; from ladezeit.config import RuntimeConfig; "
+        "from ladezeit.system.torch_settings import apply; "
         f"print(json.dumps(apply({config}, {device!r})))"
     )
-    environment = os.environ | runtime.import_environment(eval(config))
+    environment = os.environ | torch_settings.import_environment(eval(config))
     return subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=120
     )
@@ -41,7 +42,7 @@ def in_a_new_process(config: str, device: str) -> subprocess.CompletedProcess[st
 def test_nothing_asked_for_changes_nothing_and_says_what_there_is() -> None:
     """`runtime=default` leaves the library's defaults, and the result says which they were."""
     before = (torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark)
-    effective = runtime.apply(RuntimeConfig(), "cpu")
+    effective = torch_settings.apply(RuntimeConfig(), "cpu")
     assert (effective["threads"], effective["matmul_precision"], effective["cudnn_benchmark"]) == before
     assert json.loads(json.dumps(effective)) == effective
 
@@ -49,7 +50,7 @@ def test_nothing_asked_for_changes_nothing_and_says_what_there_is() -> None:
 def test_settings_are_in_effect_and_read_back() -> None:
     """The origin case's settings are in effect after they were applied, and the record comes from torch."""
     asked = RuntimeConfig(matmul_precision=MatmulPrecision.high, allow_tf32=True, cudnn_benchmark=True, threads=1)
-    effective = runtime.apply(asked, "cpu")
+    effective = torch_settings.apply(asked, "cpu")
     assert effective["threads"] == torch.get_num_threads() == 1
     assert effective["matmul_precision"] == torch.get_float32_matmul_precision() == "high"
     assert effective["allow_tf32"] is torch.backends.cuda.matmul.allow_tf32 is True
@@ -60,13 +61,13 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     """Full float32 precision and TF32 cannot both be had; the one that would win silently is named."""
     asked = RuntimeConfig(matmul_precision=MatmulPrecision.highest, allow_tf32=True)
     with pytest.raises(ConfigError, match=r"matmul_precision=highest was asked for, torch has 'high'"):
-        runtime.apply(asked, "cpu")
+        torch_settings.apply(asked, "cpu")
 
 
 def test_the_environment_holds_only_what_was_asked_for() -> None:
     """A sample's process is given no variable that nobody asked for, but for the GPUs' numbering."""
-    assert runtime.import_environment(RuntimeConfig()) == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    assert runtime.import_environment(RuntimeConfig(threads=3))["OMP_NUM_THREADS"] == "3"
+    assert torch_settings.import_environment(RuntimeConfig()) == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert torch_settings.import_environment(RuntimeConfig(threads=3))["OMP_NUM_THREADS"] == "3"
 
 
 def test_threads_are_set_before_torch_is_imported() -> None:
@@ -83,7 +84,7 @@ def test_the_installed_torch_reads_the_allocator_variable() -> None:
         pytest.skip("this torch tells its allocator's settings on a GPU only")
     done = subprocess.run(
         [sys.executable, "-c", "import torch; print(torch._C._accelerator_getAllocatorSettings())"],
-        env=os.environ | runtime.import_environment(asked),
+        env=os.environ | torch_settings.import_environment(asked),
         capture_output=True,
         text=True,
         check=True,
@@ -105,7 +106,7 @@ def test_the_installed_torch_reads_the_allocator_variable() -> None:
 def test_allocator_options_that_torch_would_ignore_are_refused(allocator: str, message: str) -> None:
     """torch lets a misspelt option pass without a word: the sweep would compare a setting with itself."""
     with pytest.raises(ConfigError, match=message):
-        runtime.import_environment(RuntimeConfig(allocator=allocator))
+        torch_settings.import_environment(RuntimeConfig(allocator=allocator))
 
 
 @pytest.mark.parametrize(
@@ -118,12 +119,12 @@ def test_allocator_options_that_torch_would_ignore_are_refused(allocator: str, m
 )
 def test_allocator_options_of_the_manual_are_taken(allocator: str) -> None:
     """What torch's manual shows can be written as it stands there."""
-    assert allocator in runtime.import_environment(RuntimeConfig(allocator=allocator)).values()
+    assert allocator in torch_settings.import_environment(RuntimeConfig(allocator=allocator)).values()
 
 
 def test_the_allocator_has_no_part_in_a_run_on_the_cpu() -> None:
     """The origin case's settings can be run without a GPU; the result does not claim that they did anything."""
-    assert runtime.apply(RuntimeConfig(allocator="expandable_segments:True"), "cpu")["allocator"] is None
+    assert torch_settings.apply(RuntimeConfig(allocator="expandable_segments:True"), "cpu")["allocator"] is None
 
 
 def test_an_allocator_setting_that_came_too_late_is_refused() -> None:
@@ -131,7 +132,7 @@ def test_an_allocator_setting_that_came_too_late_is_refused() -> None:
     if getattr(torch._C, "_accelerator_getAllocatorSettings", None) is None:
         pytest.skip("this torch tells its allocator's settings on a GPU only")
     with pytest.raises(ConfigError, match="process must start with it"):
-        runtime.apply(RuntimeConfig(allocator="expandable_segments:True"), "cuda:0")
+        torch_settings.apply(RuntimeConfig(allocator="expandable_segments:True"), "cuda:0")
 
 
 @pytest.mark.parametrize("asked", ["eager", "sdpa"])
@@ -141,7 +142,7 @@ def test_the_attention_of_the_model_is_told(asked: str) -> None:
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32
     )
     model = Qwen2ForCausalLM._from_config(config, attn_implementation=asked)
-    assert runtime.effective_attention(model) == asked
+    assert torch_settings.effective_attention(model) == asked
 
 
 def test_parts_with_different_attention_are_told_apart() -> None:
@@ -159,7 +160,7 @@ def test_parts_with_different_attention_are_told_apart() -> None:
     class Model:
         config = Config("sdpa")
 
-    assert runtime.effective_attention(Model()) == "sdpa, text_config=sdpa, vision_config=eager"
+    assert torch_settings.effective_attention(Model()) == "sdpa, text_config=sdpa, vision_config=eager"
 
 
 @pytest.mark.gpu

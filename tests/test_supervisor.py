@@ -16,7 +16,6 @@ import pytest
 
 from configs_for_tests import make_run_config
 from known_gpus import Driver, Known
-from ladezeit.checkpoint.page_cache import set_state
 from ladezeit.config import (
     CacheConfig,
     CacheState,
@@ -29,10 +28,11 @@ from ladezeit.config import (
     ValidationConfig,
     ValidationLevel,
 )
-from ladezeit.measure.clock import LOAD
-from ladezeit.result import Identity, Result, Status, read
-from ladezeit.sample.supervisor import Supervisor, last_words
-from ladezeit.sample.worker_spec import WorkerSpec
+from ladezeit.results.records import Identity, Result, Status, read
+from ladezeit.runner.spec import WorkerSpec
+from ladezeit.runner.supervisor import Supervisor, last_words
+from ladezeit.system.page_cache import set_state
+from ladezeit.timing.clock import LOAD
 
 
 @pytest.fixture(scope="module")
@@ -370,8 +370,8 @@ def _children(pid: int) -> list[int]:
 
 def hang_for_ever(folder: Path) -> None:
     """Start a supervisor whose fresh worker hangs; called in a process of its own."""
-    from ladezeit.cache_folder import cache_folder
     from ladezeit.checkpoint.resolve import prepare
+    from ladezeit.system.files import cache_folder
 
     loading = TransformersLoading(name="Hangs", engine="engines_for_tests:Hangs", device_map="device")
     config = make_run_config(folder, loading=loading, process=limited(300, ProcessKind.fresh))

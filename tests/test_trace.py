@@ -12,13 +12,13 @@ import pytest
 
 import ladezeit
 import own_loaders
-from ladezeit.console.trace_app import importable, write_option
+from ladezeit.analysis.eligibility import doubt
+from ladezeit.cli.trace import importable, write_option
 from ladezeit.errors import ConfigError, LadezeitError
-from ladezeit.loading.traced_engine import named
-from ladezeit.result import Result, Status
-from ladezeit.results.proven import doubt
-from ladezeit.results.reading import read_paths
-from ladezeit.sweep.own_load import Trace, checkpoint_words
+from ladezeit.loading.engines.traced import named
+from ladezeit.results.reader import read_paths
+from ladezeit.results.records import Result, Status
+from ladezeit.tracing.api import Trace, checkpoint_words
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["device=cpu", "ceilings=off"]
@@ -154,7 +154,7 @@ def test_the_verdict_names_the_walk_and_clears_the_settings(tiny: Any, tmp_path:
     words += ["process=prewarmed", "inference=none", "tracking=none", "discard_first=off", *QUICK]
     loader = f"{ROOT}/examples/slow_manager.py:ModelManager.load"
     shown = subprocess.run(
-        [sys.executable, "-m", "ladezeit.console.trace_app", loader, *words],
+        [sys.executable, "-m", "ladezeit.cli.trace", loader, *words],
         cwd=tmp_path,
         env={**os.environ, "COLUMNS": "1000"},
         capture_output=True,

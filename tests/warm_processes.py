@@ -10,10 +10,10 @@ from typing import Any
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
-        "ladezeit.loading.model_class",
-        "ladezeit.validation.content.anchor",
-        "ladezeit.validation.content.quantiser",
-        "ladezeit.validation.logits.reference",
+        "ladezeit.model.classes",
+        "ladezeit.validation.provenance",
+        "ladezeit.validation.manifest",
+        "ladezeit.validation.logits",
         "bitsandbytes",
         "gguf",
         "tensorizer",
@@ -28,7 +28,7 @@ _SERVER.set_forkserver_preload(
 
 
 def answer_apart(module: str, arguments: list[str], environment: dict[str, str], limit_s: float) -> tuple[int, str]:
-    """Do what `ladezeit.validation.apart.start` does: in a process of its own, forked from one that is warm."""
+    """Do what `ladezeit.system.processes.start` does: in a process of its own, forked from one that is warm."""
     return _run(_answer, Path(arguments[1]).parent, (module, arguments, environment), limit_s)
 
 
@@ -51,7 +51,7 @@ def _run(target: Any, folder: Path, arguments: tuple[Any, ...], limit_s: float) 
 
 
 def _answer(errors: Path, module: str, arguments: list[str], environment: dict[str, str]) -> None:
-    from ladezeit.validation.apart import answer
+    from ladezeit.system.processes import answer
 
     _redirect(errors)
     os.environ.update(environment)

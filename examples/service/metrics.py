@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ladezeit.serving.events import Event, LoadFailed, LoadFinished, Proven, Unloaded
-from ladezeit.serving.status import ManagerStatus
+from ladezeit.serving.manager import ManagerStatus
 
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300)
 

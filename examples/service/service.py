@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from ladezeit import ModelManager
 from ladezeit.errors import ConfigError, LadezeitError
-from ladezeit.serving.budget import BudgetError
+from ladezeit.serving.model_cache import BudgetError
 from ladezeit.serving.production_log import ProductionLog
 from metrics import LoadMetrics
 

@@ -7,25 +7,37 @@ __version__ = "0.1.0"
 
 #: Public names and the modules that have them, imported at their first use: ``import ladezeit`` alone costs nothing.
 _HOMES = {
-    "LoadedModel": "ladezeit.serving.loaded",
+    "LoadedModel": "ladezeit.serving.load",
     "ModelManager": "ladezeit.serving.manager",
-    "evict": "ladezeit.serving.page_cache",
+    "ValidationError": "ladezeit.validation.proof",
+    "evict": "ladezeit.serving.prefetch",
     "load": "ladezeit.serving.load",
-    "phase": "ladezeit.phase_marks",
-    "prefetch": "ladezeit.serving.page_cache",
-    "trace": "ladezeit.sweep.own_load",
+    "phase": "ladezeit.timing.clock",
+    "prefetch": "ladezeit.serving.prefetch",
+    "trace": "ladezeit.tracing.api",
 }
 
 if TYPE_CHECKING:
-    from ladezeit.phase_marks import phase as phase
+    from ladezeit.serving.load import LoadedModel as LoadedModel
     from ladezeit.serving.load import load as load
-    from ladezeit.serving.loaded import LoadedModel as LoadedModel
     from ladezeit.serving.manager import ModelManager as ModelManager
-    from ladezeit.serving.page_cache import evict as evict
-    from ladezeit.serving.page_cache import prefetch as prefetch
-    from ladezeit.sweep.own_load import trace as trace
+    from ladezeit.serving.prefetch import evict as evict
+    from ladezeit.serving.prefetch import prefetch as prefetch
+    from ladezeit.timing.clock import phase as phase
+    from ladezeit.tracing.api import trace as trace
+    from ladezeit.validation.proof import ValidationError as ValidationError
 
-__all__ = ["__version__", "LoadedModel", "ModelManager", "evict", "load", "phase", "prefetch", "trace"]
+__all__ = [
+    "__version__",
+    "LoadedModel",
+    "ModelManager",
+    "ValidationError",
+    "evict",
+    "load",
+    "phase",
+    "prefetch",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """``python -m ladezeit``: the console script, where it is not installed as one."""
 
-from ladezeit.console.app import main
+from ladezeit.cli.run import main
 
 main()

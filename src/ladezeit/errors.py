@@ -11,11 +11,6 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ladezeit.validation import Finding, Proof
-
 
 #: Exit code of console scripts: nothing was done, and the user can cure it.
 USAGE = 2
@@ -58,19 +53,6 @@ class LoadError(LadezeitError):
 
 class OutOfMemoryError(LoadError):
     """Memory of a device or of the host ran out while a model was loaded or checked."""
-
-
-class ValidationError(LoadError):
-    """A model was loaded and failed its proof; `findings` are all that was found, `proof` the whole of it."""
-
-    def __init__(self, message: str, proof: "Proof") -> None:
-        super().__init__(message)
-        self.proof = proof
-
-    @property
-    def findings(self) -> "list[Finding]":
-        """What is not as asked, one entry a tensor or module."""
-        return self.proof.findings
 
 
 #: Why a configuration cannot be measured here, found out before a sample: a sweep records it and goes on.

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import write_shard
 
-from ladezeit.checkpoint.headers import DTYPE_BITS, read_header
+from ladezeit.checkpoint.safetensors_header import DTYPE_BITS, read_header
 from ladezeit.errors import CheckpointError
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

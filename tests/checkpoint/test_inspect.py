@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from samples import python, sharded, single, write_json, write_shard
 
-from ladezeit.cache_folder import cache_folder
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, locate, prepare
 from ladezeit.config import FolderModel
 from ladezeit.errors import CheckpointError
+from ladezeit.system.files import cache_folder
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -242,7 +242,7 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from ladezeit.checkpoint import page_cache, resolve
+from ladezeit.system import page_cache; from ladezeit.checkpoint import resolve
 resolve.inspect(Path(sys.argv[1]), "mine")
 print(sorted({"torch", "transformers", "mlflow", "huggingface_hub", "safetensors", "gguf"} & set(sys.modules)))
 """

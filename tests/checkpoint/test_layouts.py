@@ -8,8 +8,8 @@ import safetensors.torch
 from samples import QWEN2, QWEN3_MOE
 
 from ladezeit.checkpoint import synthetic
-from ladezeit.checkpoint.layouts import layout
 from ladezeit.checkpoint.resolve import inspect, prepare
+from ladezeit.checkpoint.synthetic import layout
 from ladezeit.config import SyntheticModel
 from ladezeit.errors import ConfigError
 

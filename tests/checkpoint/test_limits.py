@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from ladezeit.errors import MEMORY_FULL
-from ladezeit.measure.limits import (
+from ladezeit.system.limits import (
     available_cpus,
     available_memory_bytes,
     ended_for_memory,

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from ladezeit.checkpoint import synthetic
 from ladezeit.config import FolderModel, HubModel, ModelConfig, PackagedModel, SyntheticModel
-from ladezeit.config.hydra_schemas import register
+from ladezeit.config.hydra_support import register
 
 FOLDER = Path(ladezeit.conf.__path__[0]) / "model"
 OPTIONS = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from samples import python
 
-from ladezeit.checkpoint.page_cache import (
+from ladezeit.config import CacheState
+from ladezeit.errors import CheckpointError, NotRunnableError
+from ladezeit.system.page_cache import (
     HALF_WITHIN,
     CacheReport,
     drop,
@@ -20,9 +22,7 @@ from ladezeit.checkpoint.page_cache import (
     verify,
     warm,
 )
-from ladezeit.checkpoint.residency import filesystem, pages_by_cachestat, pages_by_mincore, resident_ranges
-from ladezeit.config import CacheState
-from ladezeit.errors import CheckpointError, NotRunnableError
+from ladezeit.system.residency import filesystem, pages_by_cachestat, pages_by_mincore, resident_ranges
 
 PAGE = os.sysconf("SC_PAGESIZE")
 SIZE = 20 * 2**20 + 1
@@ -190,9 +190,9 @@ def test_what_the_system_does_not_tell_is_not_guessed() -> None:
     code = """
 import os, sys
 from pathlib import Path
-from ladezeit.checkpoint import page_cache
+from ladezeit.system import page_cache
 from ladezeit.config import CacheState
-from ladezeit.measure import limits
+from ladezeit.system import limits
 os.setgid(65534); os.setuid(65534)
 shards = [Path(sys.argv[1])]
 for state in CacheState:

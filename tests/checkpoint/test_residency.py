@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ladezeit.checkpoint import page_cache, residency
+from ladezeit.system import page_cache, residency
 
 PAGE = residency._PAGE
 RANGES = [(0, 64 * PAGE), (64 * PAGE, 128 * PAGE), (128 * PAGE, 191 * PAGE + 5)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ladezeit.checkpoint.store import Recipe, build, check_space, find
+from ladezeit.checkpoint.cache import Recipe, build, check_space, find
 from ladezeit.errors import CheckpointError
 
 RECIPE = Recipe(name="mine", kind="test", identity={"version": 1})

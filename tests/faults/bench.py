@@ -22,17 +22,18 @@ from planting import IN_MEMORY
 
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
 from ladezeit.config import RunConfig, ValidationConfig, ValidationLevel, build
-from ladezeit.config.hydra_schemas import register
+from ladezeit.config.hydra_support import register
 from ladezeit.errors import NotRunnableError
 from ladezeit.loading import registry
-from ladezeit.loading.base import EngineModel
-from ladezeit.loading.conversion import Conversion, conversion_for
-from ladezeit.measure.clock import Clock
-from ladezeit.sample import load_steps
-from ladezeit.validation import NEED_REFERENCE, Expected, prove, prove_spoken
+from ladezeit.loading.base import Conversion, EngineModel
+from ladezeit.loading.conversion import conversion_for
+from ladezeit.runner import pipeline
+from ladezeit.timing.clock import Clock
+from ladezeit.validation.expected import Expected
 from ladezeit.validation.faults import Fault
-from ladezeit.validation.prepare import prepare as make_proof_files
-from ladezeit.validation.prepare import subject_of
+from ladezeit.validation.levels import prove, prove_spoken
+from ladezeit.validation.references import NEED_REFERENCE, subject_of
+from ladezeit.validation.references import prepare as make_proof_files
 
 #: Every engine that brings the checkpoint's own weights onto a CPU.
 ENGINES = (
@@ -132,7 +133,7 @@ class Bench:
         checkpoint: Checkpoint,
         conversion: Conversion | None,
     ) -> list[Outcome]:
-        asked = load_steps.expected(config, self.checkpoint, self._device, self._proof_files)
+        asked = pipeline.expected(config, self.checkpoint, self._device, self._proof_files)
         try:
             loaded = self._loaded(config, checkpoint, conversion)
         except Exception as error:
@@ -147,10 +148,10 @@ class Bench:
     def _loaded(self, config: RunConfig, checkpoint: Checkpoint, conversion: Conversion | None) -> EngineModel:
         folder = self._scratch / f"load-{time.monotonic_ns()}"
         folder.mkdir()
-        request = load_steps.make_request(config, checkpoint, self._device, folder, conversion=conversion)
+        request = pipeline.make_request(config, checkpoint, self._device, folder, conversion=conversion)
         chosen = registry.engine(config.loading.engine)
         chosen.prepare(request)
-        return load_steps.load(chosen, request, Clock(time.monotonic_ns(), detail=False))
+        return pipeline.load(chosen, request, Clock(time.monotonic_ns(), detail=False))
 
     def _damage(self, fault: Fault) -> Path:
         folder = self._scratch / fault

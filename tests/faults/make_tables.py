@@ -15,7 +15,7 @@ import peers
 import tables
 from bench import Bench
 
-from ladezeit.cache_folder import cache_folder
+from ladezeit.system.files import cache_folder
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from torch.nn import Parameter
 
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.registry import engine
-from ladezeit.measure.clock import Clock
+from ladezeit.timing.clock import Clock
 from ladezeit.validation.faults import Fault
 
 NORM = "model.layers.1.input_layernorm.weight"

@@ -9,11 +9,11 @@ from typing import Any
 from bench import BY_LUCK, ENGINES, LEVELS, Outcome
 
 from ladezeit.config import ValidationLevel
-from ladezeit.validation import CLAIMS
 from ladezeit.validation.faults import WORDS, Fault
+from ladezeit.validation.levels import CLAIMS
 
 ROOT = Path(__file__).parents[2]
-CATCHES = ROOT / "src" / "ladezeit" / "results" / "fault_catches.json"
+CATCHES = ROOT / "src" / "ladezeit" / "report" / "fault_catches.json"
 PEERS = ROOT / "benchmarks" / "results" / "fault_peers.json"
 COST = ROOT / "benchmarks" / "results" / "validation_cost.json"
 #: Of benchmarks/proof.py, whose larger models no sweep of all levels is needed for.

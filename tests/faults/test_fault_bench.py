@@ -11,8 +11,8 @@ from file_faults import IN_FILES
 from planting import IN_MEMORY
 
 from ladezeit.config import ValidationLevel
-from ladezeit.validation import CLAIMS
 from ladezeit.validation.faults import WORDS, Fault
+from ladezeit.validation.levels import CLAIMS
 
 pytestmark = pytest.mark.slow
 #: A forward says that something is wrong; it cannot say where.

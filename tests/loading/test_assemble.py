@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, conversion_mapping
 
 from configs_for_tests import TINY_MOE, model_config
-from ladezeit.checkpoint import page_cache
 from ladezeit.checkpoint.resolve import Checkpoint, prepare
 from ladezeit.config import DType, StreamedLoading, TensorLoading
 from ladezeit.errors import LoadError
-from ladezeit.loading.arrangement import Arrangement, Names, arrange
-from ladezeit.loading.assemble import Assembling
-from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.loading.base import Arrangement, LoadedTensors, LoadRequest
+from ladezeit.loading.build_model import Assembling
+from ladezeit.loading.streamed.device import HostDevice
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.loading.streamed.staging import HostDevice
-from ladezeit.measure.clock import LOAD, Clock
+from ladezeit.loading.weight_mapping import Names, arrange
+from ladezeit.system import page_cache
+from ladezeit.timing.clock import LOAD, Clock
 
 
 class Reads:
@@ -236,7 +236,7 @@ def test_what_cannot_be_arranged_is_left_to_the_library_and_told(cache: Path, mo
     def other_release(*_: Any) -> None:
         raise ImportError("cannot import name 'no_init_weights'")
 
-    monkeypatch.setattr("ladezeit.loading.arrangement._skeleton", other_release)
+    monkeypatch.setattr("ladezeit.loading.weight_mapping._skeleton", other_release)
     loaded = load(Reads(), checkpoint)[0]
     assert "no_init_weights" in loaded.effective["arranged"]["left_to_the_library"]
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded.model.state_dict().items())

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ladezeit.checkpoint import page_cache
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import AutoLoading, DType
 from ladezeit.errors import NotRunnableError
 from ladezeit.loading import auto, registry
 from ladezeit.loading.base import LoadRequest
-from ladezeit.measure.clock import LOAD, Clock
+from ladezeit.system import page_cache
+from ladezeit.timing.clock import LOAD, Clock
 
 PLAIN = auto.Facts("cpu", "safetensors", "ext4", 1.0, 10**9, 300, True, False, True)
 

@@ -16,17 +16,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from configs_for_tests import TINY_MOE, make_run_config, model_config
-from ladezeit.checkpoint import page_cache
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
 from ladezeit.config import LOADINGS, CacheConfig, CacheState, DType
 from ladezeit.errors import CheckpointError, LoadError, NotRunnableError, OutOfMemoryError
 from ladezeit.loading import registry
-from ladezeit.loading.base import LoadRequest
-from ladezeit.loading.conversion import Conversion, conversion_for, convert
-from ladezeit.measure.clock import LOAD, Clock
-from ladezeit.result import Identity, Status
-from ladezeit.sample.supervisor import Supervisor
-from ladezeit.sample.worker_spec import WorkerSpec
+from ladezeit.loading.base import Conversion, LoadRequest
+from ladezeit.loading.conversion import conversion_for, convert
+from ladezeit.results.records import Identity, Status
+from ladezeit.runner.spec import WorkerSpec
+from ladezeit.runner.supervisor import Supervisor
+from ladezeit.system import page_cache
+from ladezeit.timing.clock import LOAD, Clock
 
 SMALL = {
     "hidden_size": 64,
@@ -286,7 +286,7 @@ def test_without_room_nothing_is_written(
     checkpoints: dict[str, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One error with both sizes, before the first byte."""
-    from ladezeit.checkpoint import store
+    from ladezeit.checkpoint import cache as store
 
     monkeypatch.setattr(store, "_RESERVE_BYTES", 2**60)
     with pytest.raises(CheckpointError, match=r"needs \d+ bytes .* are free\. Free some, or set LADEZEIT_CACHE"):

@@ -20,9 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from configs_for_tests import TINY_MOE, model_config
-from ladezeit.cache_folder import cache_folder
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
-from ladezeit.combination import check_combination
 from ladezeit.config import (
     LOADINGS,
     AccelerateLoading,
@@ -33,12 +31,14 @@ from ladezeit.config import (
     TensorLoading,
     TransformersLoading,
 )
+from ladezeit.config.rules import check_combination
 from ladezeit.errors import CombinationError, LoadError, NotRunnableError
 from ladezeit.loading import registry
-from ladezeit.loading.assemble import Assembling
 from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.loading.build_model import Assembling
 from ladezeit.loading.conversion import conversion_for
-from ladezeit.measure.clock import LOAD, Clock
+from ladezeit.system.files import cache_folder
+from ladezeit.timing.clock import LOAD, Clock
 
 CONF = Path(__file__).parents[2] / "conf" / "loading"
 TENSOR_ENGINES = [name for name, entry in registry.ENGINES.items() if entry.yields_tensors and name != "streamed"]

@@ -10,13 +10,13 @@ import sys
 import pytest
 from transformers import core_model_loading
 
-from ladezeit.loading.late_expressions import LateExpression, late_expressions
+from ladezeit.loading.transformers_patches import LateExpression, late_expressions
 
 _OF_A_NEW_PROCESS = """
 import json, re, sys
 import torch
 from transformers import conversion_mapping as library, core_model_loading
-from ladezeit.loading.late_expressions import late_expressions
+from ladezeit.loading.transformers_patches import late_expressions
 
 with late_expressions():
     library.get_checkpoint_conversion_mapping("")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import core_model_loading, modeling_utils
 
-from ladezeit.loading.lean import lean
+from ladezeit.loading.transformers_patches import lean
 
 
 def test_weights_without_memory_are_given_no_numbers_and_all_others_are() -> None:

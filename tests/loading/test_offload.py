@@ -10,12 +10,15 @@ from accelerate.hooks import AlignDevicesHook
 
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import LOADINGS, DType, TransformersLoading, ValidationConfig, ValidationLevel
+from ladezeit.config.device_map import is_strategy, offload_folder, single_device
 from ladezeit.errors import ConfigError, LoadError
-from ladezeit.loading import placement, registry
+from ladezeit.loading import device_map, registry
 from ladezeit.loading.base import EngineModel, LoadRequest
-from ladezeit.measure.clock import LOAD, Clock
-from ladezeit.validation import Expected, Finding, Proof, prove
-from ladezeit.validation.places import offloaded_bytes
+from ladezeit.timing.clock import LOAD, Clock
+from ladezeit.validation.expected import Expected
+from ladezeit.validation.levels import prove
+from ladezeit.validation.placement import offloaded_bytes
+from ladezeit.validation.proof import Finding, Proof
 
 LAYERS_ON_DISK = {
     "model.embed_tokens": "device",
@@ -59,8 +62,8 @@ def hooked(model: Any) -> list[str]:
 
 def proof(loaded: EngineModel, loading: TransformersLoading, allowed: bool, device: str = "cpu") -> Proof:
     dtype = "bfloat16" if loading.dtype is DType.auto else loading.dtype.value
-    single = placement.single_device(loading)
-    asked = Expected(device, dtype, single, offload_allowed=allowed, device_strategy=placement.is_strategy(loading))
+    single = single_device(loading)
+    asked = Expected(device, dtype, single, offload_allowed=allowed, device_strategy=is_strategy(loading))
     return prove(loaded, asked, ValidationConfig(ValidationLevel.placement), Clock(time.monotonic_ns()))
 
 
@@ -150,10 +153,10 @@ def test_a_mapping_that_does_not_fit_the_model_is_named(
 def test_each_sample_offloads_to_a_folder_of_its_own(tmp_path: Path) -> None:
     """Removing it after the sample takes nothing of the user's, and nothing of another sample's."""
     own = TransformersLoading(name="x", offload_folder=str(tmp_path / "fast"))
-    folders = {placement.offload_folder(own, tmp_path / sample / "scratch") for sample in "ab"}
+    folders = {offload_folder(own, tmp_path / sample / "scratch") for sample in "ab"}
     assert len(folders) == 2
     assert all(folder.parent == tmp_path / "fast" for folder in folders)
-    by_default = placement.offload_folder(TransformersLoading(name="x"), tmp_path / "a" / "scratch")
+    by_default = offload_folder(TransformersLoading(name="x"), tmp_path / "a" / "scratch")
     assert by_default.is_relative_to(tmp_path / "a" / "scratch")
 
 
@@ -203,6 +206,6 @@ def test_a_run_on_the_cpu_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """A strategy takes every GPU that it finds, so with device=cpu it is given host memory alone; elsewhere nothing."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     auto = TransformersLoading(name="x", device_map="auto")
-    assert list(placement.max_memory(auto, "cpu") or {}) == ["cpu"]
-    assert placement.max_memory(auto, "cuda:0") is None
-    assert placement.max_memory(TransformersLoading(name="x", device_map="device"), "cpu") is None
+    assert list(device_map.max_memory(auto, "cpu") or {}) == ["cpu"]
+    assert device_map.max_memory(auto, "cuda:0") is None
+    assert device_map.max_memory(TransformersLoading(name="x", device_map="device"), "cpu") is None

@@ -14,18 +14,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from configs_for_tests import TINY_MOE, make_run_config, model_config
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
-from ladezeit.combination import check_combination
 from ladezeit.config import Bitsandbytes4bitLoading, FourBitType, InferenceConfig, TransformersLoading
+from ladezeit.config.rules import check_combination
 from ladezeit.errors import CombinationError, LoadError, NotRunnableError
 from ladezeit.loading import registry
-from ladezeit.loading.parts import held, parts, weights_bytes
-from ladezeit.loading.quantisation import CHECKPOINTS_OWN, scheme_of
-from ladezeit.loading.touch import touch
-from ladezeit.measure.clock import Clock
-from ladezeit.plan import converts, host_bytes_needed
-from ladezeit.plan import weights_bytes as planned_bytes
-from ladezeit.result import read
-from ladezeit.sample.inference import generate
+from ladezeit.loading.preflight import converts, host_bytes_needed
+from ladezeit.loading.preflight import weights_bytes as planned_bytes
+from ladezeit.loading.quantization import CHECKPOINTS_OWN, scheme_of
+from ladezeit.model.tensors import held, parts, touch, weights_bytes
+from ladezeit.results.records import read
+from ladezeit.runner.generation import generate
+from ladezeit.timing.clock import Clock
 from quantised_loads import ENGINES, UP, linear_weights, load, loading_of, proof, scheme
 
 
@@ -198,7 +197,7 @@ def test_a_sweep_skips_what_is_not_installed_and_measures_the_rest(cache: Path, 
     quiet = ["tracking=none", "ceilings=false", "discard_first=false"]
     program = (
         f"import sys; sys.modules['torchao'] = None; sys.argv = ['ladezeit', *{words.split()}, *{quiet}]\n"
-        "from ladezeit.console.app import main\nmain()"
+        "from ladezeit.cli.run import main\nmain()"
     )
     shown = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path, env=os.environ

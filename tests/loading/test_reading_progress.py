@@ -2,8 +2,8 @@
 
 import pytest
 
-from ladezeit.loading import reading_progress
-from ladezeit.loading.reading_progress import in_words, told_rarely
+from ladezeit.loading import progress as reading_progress
+from ladezeit.loading.progress import in_words, told_rarely
 
 
 def test_bytes_rate_and_time_left_are_told() -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from ladezeit.loading.split import part, way
+from ladezeit.model.tensors import part, way
 
 
 @settings(max_examples=60)

@@ -18,14 +18,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladezeit.checkpoint.page_cache import filesystem, resident_share, set_state
 from ladezeit.config import NOT_MEASURED, CacheState
 from ladezeit.errors import WorkerError
-from ladezeit.measure import ceilings as module
-from ladezeit.measure import rates
-from ladezeit.measure.ceilings import Ceilings, binding, measure, measure_apart
-from ladezeit.measure.devices import resolve_device
 from ladezeit.sweep.session import CEILINGS_FILE, Session
+from ladezeit.system import bandwidth as module
+from ladezeit.system import rates
+from ladezeit.system.bandwidth import Ceilings, binding, measure, measure_apart
+from ladezeit.system.gpus import resolve_device
+from ladezeit.system.page_cache import resident_share, set_state
+from ladezeit.system.residency import filesystem
 
 ON_CPU = ("storage", "page_cache", "mapping", "memcpy")
 ON_GPU = ("host_to_device_pinned", "host_to_device_pageable", "staged")
@@ -110,7 +111,7 @@ def test_a_process_of_its_own_measures_the_same_things(shards: list[Path], tmp_p
     check(measure_apart("cpu", shards), ON_CPU)
     request, output = tmp_path / "request.json", tmp_path / "output.json"
     request.write_text(json.dumps({"device": "cpu", "shards": [str(shard) for shard in shards]}))
-    command = [sys.executable, "-m", "ladezeit.measure.ceilings", str(request), str(output)]
+    command = [sys.executable, "-m", "ladezeit.system.bandwidth", str(request), str(output)]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == ""
     plain = json.loads(output.read_text())
     check(Ceilings.from_plain(plain), ON_CPU)

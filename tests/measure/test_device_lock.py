@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ladezeit.measure.device_lock import Holder, lock, lock_path
-from ladezeit.measure.devices import ResolvedDevice
-from ladezeit.measure.gpu import Gpu
+from ladezeit.system.device_lock import Holder, lock, lock_path
+from ladezeit.system.gpus import ResolvedDevice
+from ladezeit.system.nvml import Gpu
 
 CPU = ResolvedDevice("cpu", None, None)
 GPU = ResolvedDevice("cuda:0", Gpu(0, "MIG-GPU-12/1/0", "card", 0, "580", None, None), None)
@@ -20,8 +20,8 @@ GPU = ResolvedDevice("cuda:0", Gpu(0, "MIG-GPU-12/1/0", "card", 0, "580", None, 
 HOLD = """
 import sys
 from pathlib import Path
-from ladezeit.measure.device_lock import lock
-from ladezeit.measure.devices import ResolvedDevice
+from ladezeit.system.device_lock import lock
+from ladezeit.system.gpus import ResolvedDevice
 with lock(ResolvedDevice("cpu", None, None), lambda holder: print("waiting", flush=True), Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ladezeit.errors import ConfigError, NotRunnableError
-from ladezeit.measure.devices import (
+from ladezeit.system.gpus import (
     DRAIN_SLACK_BYTES,
     cuda_devices,
     gpu_memory_used_bytes,
@@ -16,7 +16,7 @@ from ladezeit.measure.devices import (
     torch_has_cuda,
     wait_until_drained,
 )
-from ladezeit.measure.gpu import Gpu
+from ladezeit.system.nvml import Gpu
 
 HAS_GPU = torch.cuda.is_available()
 without_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="this machine has an NVIDIA GPU")
@@ -28,7 +28,7 @@ FOUR = [Gpu(n, f"GPU-{n}{n}{n}-aa", f"card {n}", 80 * 2**30, "580.1", 5, 16) for
 def test_nothing_here_imports_torch() -> None:
     """The supervisor's side stays light: torch takes seconds to import and could open a GPU context."""
     program = (
-        "import sys; from ladezeit.measure import devices, device_lock, environment, storage; "
+        "import sys; from ladezeit.system import gpus as devices, device_lock, environment, environment as storage; "
         "devices.resolve_device('auto'); assert 'torch' not in sys.modules, 'torch'; "
         "assert 'transformers' not in sys.modules, 'transformers'"
     )

@@ -9,10 +9,18 @@ from typing import Any
 
 import pytest
 
-from ladezeit.measure.devices import ResolvedDevice
-from ladezeit.measure.environment import LIBRARIES, collect, git_state, telling_variables
-from ladezeit.measure.gpu import Gpu
-from ladezeit.measure.storage import Mount, describe_storage, mount_of, parse_mounts
+from ladezeit.system.environment import (
+    LIBRARIES,
+    Mount,
+    collect,
+    describe_storage,
+    git_state,
+    mount_of,
+    parse_mounts,
+    telling_variables,
+)
+from ladezeit.system.gpus import ResolvedDevice
+from ladezeit.system.nvml import Gpu
 
 CPU = ResolvedDevice("cpu", None, "running on the CPU: no NVIDIA driver answers")
 

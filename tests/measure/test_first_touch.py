@@ -3,8 +3,8 @@
 import psutil
 import pytest
 
-from ladezeit.measure import first_touch
-from ladezeit.measure.first_touch import touch_free_memory
+from ladezeit.system import memory_warmup
+from ladezeit.system.memory_warmup import touch_free_memory
 
 
 def test_what_was_touched_is_given_back() -> None:
@@ -19,15 +19,15 @@ def test_what_was_touched_is_given_back() -> None:
 
 def test_no_more_than_what_is_free_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model larger than free memory does not push out the page cache that was just set."""
-    monkeypatch.setattr(first_touch, "_SPARED_BYTES", psutil.virtual_memory().free - 64 * 2**20)
+    monkeypatch.setattr(memory_warmup, "_SPARED_BYTES", psutil.virtual_memory().free - 64 * 2**20)
     assert touch_free_memory(2**60) <= 80 * 2**20
-    monkeypatch.setattr(first_touch, "_SPARED_BYTES", 2**60)
+    monkeypatch.setattr(memory_warmup, "_SPARED_BYTES", 2**60)
     assert touch_free_memory(2**30) == 0
 
 
 def test_an_old_kernel_is_served_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before Linux 5.14 memory is touched all the same."""
-    monkeypatch.setattr(first_touch, "_MADV_POPULATE_WRITE", 9999)
+    monkeypatch.setattr(memory_warmup, "_MADV_POPULATE_WRITE", 9999)
     faults = _page_faults()
     assert touch_free_memory(16 * 2**20) == 16 * 2**20
     assert _page_faults() > faults

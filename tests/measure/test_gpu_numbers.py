@@ -9,10 +9,10 @@ import torch
 from known_gpus import GIB, Driver, Known, open_cuda
 from ladezeit.config import RuntimeConfig, TransformersLoading
 from ladezeit.errors import NotRunnableError
-from ladezeit.measure import devices
-from ladezeit.measure.devices import check_opened, cuda_devices, numbering, resolve_device
-from ladezeit.placement_rules import check_on_machine, devices_used
-from ladezeit.sample.runtime import import_environment
+from ladezeit.loading.preflight import check_on_machine, devices_used
+from ladezeit.system import gpus
+from ladezeit.system.gpus import check_opened, cuda_devices, numbering, resolve_device
+from ladezeit.system.torch_settings import import_environment
 
 FOUR = [Known(f"GPU-{letter * 8}-0000-0000-0000-000000000000") for letter in "abcd"]
 A, B, C, D = (gpu.uuid for gpu in FOUR)
@@ -25,7 +25,7 @@ INSTANCES = tuple(
 @pytest.fixture(autouse=True)
 def cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """A torch for CUDA in a process that has not opened it, where nobody chose among the GPUs."""
-    monkeypatch.setattr(devices, "torch_has_cuda", lambda: True)
+    monkeypatch.setattr(gpus, "torch_has_cuda", lambda: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 

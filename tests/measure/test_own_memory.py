@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ladezeit.measure import own_memory
-from ladezeit.measure.own_memory import touch_own_memory
+from ladezeit.system import memory_warmup
+from ladezeit.system.memory_warmup import touch_own_memory
 
 MIB = 2**20
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -39,7 +39,7 @@ def test_every_stretch_in_memory_is_found_to_the_page() -> None:
         view = ctypes.c_char.from_buffer(memory)
         begin, size = ctypes.addressof(view), len(memory)
         del view
-        found = own_memory._resident()
+        found = memory_warmup._resident()
         inside = [(first - begin, last - begin) for first, last in found if begin <= first < begin + size]
         assert inside == [(mmap.PAGESIZE, 3 * mmap.PAGESIZE), (5 * mmap.PAGESIZE, 6 * mmap.PAGESIZE)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ladezeit.measure.memory import GIB, ResourceMeter
+from ladezeit.timing.resources import GIB, ResourceMeter
 
 MIB = 2**20
 
@@ -31,7 +31,7 @@ def test_the_peak_is_that_of_the_load_and_not_of_what_was_before() -> None:
     """Imports and conversions before the load do not count as the load's memory."""
     before, during = in_a_new_process(
         """
-        from ladezeit.measure.memory import ResourceMeter
+        from ladezeit.timing.resources import ResourceMeter
         meter = ResourceMeter("cpu")
         old = bytearray(400 * 2**20)
         old[::4096] = b"x" * len(old[::4096])
@@ -64,7 +64,7 @@ def test_mapped_files_and_own_memory_are_told_apart(tmp_path: Path) -> None:
     anon, file, anon_after, file_after = in_a_new_process(
         """
         import mmap, sys
-        from ladezeit.measure.memory import ResourceMeter
+        from ladezeit.timing.resources import ResourceMeter
         def show():
             metrics = ResourceMeter("cpu").read()
             print(metrics["memory/host_anon_gib"], metrics["memory/host_file_gib"])
@@ -132,7 +132,7 @@ def test_metering_imports_no_torch() -> None:
     in_a_new_process(
         """
         import sys
-        from ladezeit.measure.memory import ResourceMeter
+        from ladezeit.timing.resources import ResourceMeter
         meter = ResourceMeter("cuda:0")
         meter.mark_load_start(); meter.mark_load_end(); meter.read()
         assert "torch" not in sys.modules
@@ -163,7 +163,7 @@ def test_the_garbage_collectors_part_of_a_load_is_told() -> None:
     with_it, without, callbacks = in_a_new_process(
         """
         import gc, time
-        from ladezeit.measure.memory import ResourceMeter
+        from ladezeit.timing.resources import ResourceMeter
         heap = [[] for _ in range(300_000)]
         meter = ResourceMeter("cpu")
         gc.disable()

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ladezeit.result import ErrorReport, Identity, Phase, Result, Status, SweepRecord, save
+from ladezeit.results.records import ErrorReport, Identity, Phase, Result, Status, SweepRecord, save
 
 START = datetime(2026, 3, 1, 9, 30, tzinfo=UTC)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import example_results as example
 
-from ladezeit.result import Result, Status, SweepRecord, save
+from ladezeit.results.records import Result, Status, SweepRecord, save
 
 MACHINE: dict[str, Any] = {
     "python": "3.11.7",

@@ -3,9 +3,9 @@
 import planted
 import pytest
 
-from ladezeit.result import Phase, Result
-from ladezeit.results.decision import decide
-from ladezeit.results.summary import closing_words, summary
+from ladezeit.analysis.decision import decide
+from ladezeit.report.verdict import closing_words, summary
+from ladezeit.results.records import Phase, Result
 
 WALK_S = 0.1
 

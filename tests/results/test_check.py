@@ -11,7 +11,7 @@ import planted
 import pytest
 
 from ladezeit.config import TrackingConfig, TrackingKind
-from ladezeit.result import Status
+from ladezeit.results.records import Status
 from ladezeit.tracking import import_unlogged, open_tracker
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

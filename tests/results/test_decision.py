@@ -6,14 +6,14 @@ import example_results as example
 import planted
 import pytest
 
+from ladezeit.analysis import profile_writer
+from ladezeit.analysis.comparison import compare_points
+from ladezeit.analysis.decision import Decision, decide
+from ladezeit.analysis.recommendations import steps
+from ladezeit.analysis.standing import State
 from ladezeit.errors import LadezeitError
-from ladezeit.result import Result, Status
-from ladezeit.results import loading_profile
-from ladezeit.results.advice import steps
-from ladezeit.results.comparison import compare_points
-from ladezeit.results.decision import Decision, decide
-from ladezeit.results.standing import State
-from ladezeit.results.verdict_words import answer, as_markdown
+from ladezeit.report.verdict import answer, as_markdown
+from ladezeit.results.records import Result, Status
 
 VARYING = ["loading", "validation"]
 
@@ -160,7 +160,7 @@ def test_too_few_samples_decide_nothing() -> None:
     assert found.load.state is State.too_few and "undecided" in answer(found)
     assert "sample=range(5)" in steps(found, [found])[0].text
     with pytest.raises(LadezeitError, match="no decision to write"):
-        loading_profile.entries_of([found]) or loading_profile.write(Path("/nowhere/p.yaml"), [found])
+        profile_writer.entries_of([found]) or profile_writer.write(Path("/nowhere/p.yaml"), [found])
 
 
 def test_one_sample_and_all_failed_are_answers_too() -> None:
@@ -228,8 +228,8 @@ def test_a_current_config_that_nobody_measured_is_an_error() -> None:
 def test_the_profile_says_what_to_use_and_what_that_rests_on(tmp_path: Path) -> None:
     found = decision(planted.sweep(truth={"cuda_fp16": 0.7, "legacy_manager": 0.6, "slow": 1.5}, bad=False))
     path = tmp_path / "profile.yaml"
-    assert loading_profile.write(path, [found]) == ["qwen2.5-7b-shape"]
-    (entry,) = loading_profile.read(path)["qwen2.5-7b-shape"]
+    assert profile_writer.write(path, [found]) == ["qwen2.5-7b-shape"]
+    (entry,) = profile_writer.read(path)["qwen2.5-7b-shape"]
     assert entry["overrides"] == ["loading=cuda_fp16"] and entry["loading"]["engine"] == "transformers"
     assert entry["dtype"] == "float16" and entry["device"] == "cuda:0"
     assert entry["evidence"]["n"] == 5 and entry["evidence"]["machine"]["gpu"] == "NVIDIA H100 80GB HBM3"
@@ -239,7 +239,7 @@ def test_the_origins_form_is_keyed_by_model(tmp_path: Path) -> None:
     import json
 
     path = tmp_path / "performance.json"
-    loading_profile.write(path, [decision(planted.sweep(truth={"cuda_fp16": 0.7, "slow": 1.5}, bad=False))])
+    profile_writer.write(path, [decision(planted.sweep(truth={"cuda_fp16": 0.7, "slow": 1.5}, bad=False))])
     wanted = {"device_map": "cuda", "torch_dtype": "float16", "disable_cpu_offload": True}
     assert json.loads(path.read_text()) == {"qwen2.5-7b-shape": {"loading": wanted}}
 
@@ -248,10 +248,10 @@ def test_the_origins_form_is_keyed_by_model(tmp_path: Path) -> None:
 def test_what_the_verdict_writes_is_how_a_program_loads(form: str, tmp_path: Path) -> None:
     """From the sweep to `ladezeit.load(model, profile=…)` nobody types a setting again."""
     from ladezeit.config import DType, FolderModel, TransformersLoading
-    from ladezeit.serving.profile import Profile
+    from ladezeit.config.loading_profile import Profile
 
     path = tmp_path / form
-    loading_profile.write(path, [decision(planted.sweep(truth={"cuda_fp16": 0.7, "slow": 1.5}, bad=False))])
+    profile_writer.write(path, [decision(planted.sweep(truth={"cuda_fp16": 0.7, "slow": 1.5}, bad=False))])
     method, _ = Profile.open(path).method(FolderModel(name="qwen2.5-7b-shape", path="/data"), "cuda:0")
     assert isinstance(method, TransformersLoading)
     assert (method.device_map, method.dtype, method.disable_cpu_offload) in (
@@ -264,7 +264,7 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.yaml"
     path.write_text("models: {}\n")
     with pytest.raises(LadezeitError, match="no loading profile"):
-        loading_profile.read(path)
+        profile_writer.read(path)
 
 
 def test_a_current_config_that_loads_the_wrong_thing_is_told_on() -> None:
@@ -315,7 +315,7 @@ def test_a_change_of_dtype_comes_with_a_warning() -> None:
     made += [planted.sample("transformers", n, 2.0, job=5 + n, dtype="bfloat16") for n in range(5)]
     found = decision(made)
     assert "mind that it ends with float16, not bfloat16" in steps(found, [found])[0].text
-    entries = loading_profile.entries_of([found])
+    entries = profile_writer.entries_of([found])
     assert [(e["dtype"], e["evidence"]["best_of_all_dtypes"]) for e in entries] == [
         ("float16", True),
         ("bfloat16", False),
@@ -332,7 +332,7 @@ def test_quantised_weights_are_other_weights() -> None:
     found = decision(made)
     assert "ends with float16, bitsandbytes_4bit, not float16" in steps(found, [found])[0].text
     assert "the settings are not the cause" not in as_markdown([found], [], "")
-    assert [entry["dtype"] for entry in loading_profile.entries_of([found])] == [
+    assert [entry["dtype"] for entry in profile_writer.entries_of([found])] == [
         "float16, bitsandbytes_4bit",
         "float16",
     ]

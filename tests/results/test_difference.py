@@ -7,9 +7,9 @@ from example_results import not_ok, result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ladezeit.analysis.attribution import REST, UNATTRIBUTED, compare
 from ladezeit.errors import LadezeitError
-from ladezeit.result import Result, Status
-from ladezeit.results.difference import REST, UNATTRIBUTED, compare
+from ladezeit.results.records import Result, Status
 
 
 def samples(loading: str, n: int = 5, cache: str = "warm") -> list[Result]:

@@ -14,8 +14,8 @@ import planted
 import pytest
 import yaml
 
+from ladezeit.analysis.regression import Outcome
 from ladezeit.config import TrackingConfig, TrackingKind
-from ladezeit.results.regression.judging import Outcome
 from ladezeit.tracking import import_unlogged, open_tracker
 
 PAGE = (Path(__file__).parents[2] / "docs" / "regression-gate.md").read_text(encoding="utf-8")

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from ladezeit.results.power import power, samples_to_settle
-from ladezeit.results.ranking import ranks
+from ladezeit.analysis.statistics import power, ranks, samples_to_settle
 
 FAST = [1.00, 1.01, 1.02, 1.03, 1.04]
 

@@ -9,16 +9,15 @@ from pathlib import Path
 import planted
 import pytest
 
+from ladezeit.analysis.comparison import compare_points
+from ladezeit.analysis.eligibility import doubt, level_of, machine_of
 from ladezeit.config import NOT_MEASURED, TrackingConfig, TrackingKind
 from ladezeit.errors import LadezeitError
-from ladezeit.result import FILE_NAME, Status, SweepRecord, read
-from ladezeit.results import found_varying
-from ladezeit.results.comparison import compare_points
-from ladezeit.results.experiment import read_experiment
-from ladezeit.results.machines import machine_of
-from ladezeit.results.proven import doubt, level_of
-from ladezeit.results.reading import Samples, read_paths
+from ladezeit.results import fields
+from ladezeit.results.reader import Samples, read_paths
+from ladezeit.results.records import FILE_NAME, Status, SweepRecord, read
 from ladezeit.tracking import SweepStatus, open_tracker
+from ladezeit.tracking.reader import read_experiment
 
 
 def test_a_sweep_several_sweeps_and_single_results_are_read_alike(tmp_path: Path) -> None:
@@ -78,12 +77,12 @@ def test_what_varies_is_found_without_a_record() -> None:
     threads = planted.sample("cuda_fp16", 0, 1.0)
     threads.config["loading"]["threads"] = 8
     threads.identity = type(threads.identity)(**{**threads.identity.__dict__, "point": "other"})
-    assert found_varying.found_varying([*made, threads]) == ["loading", "loading.threads"]
-    assert found_varying.found_varying(made, ["loading"]) == ["loading"]
+    assert fields.found_varying([*made, threads]) == ["loading", "loading.threads"]
+    assert fields.found_varying(made, ["loading"]) == ["loading"]
 
 
 def test_what_does_not_change_a_measurement_is_the_same_here_as_in_the_config() -> None:
-    assert set(found_varying.NOT_MEASURED) == set(NOT_MEASURED)
+    assert set(fields.NOT_MEASURED) == set(NOT_MEASURED)
 
 
 def test_five_thousand_samples_are_compared_rightly(tmp_path: Path) -> None:
@@ -167,7 +166,7 @@ def test_an_experiment_that_is_not_there_is_said_with_those_that_are(experiment:
 def test_neither_torch_nor_mlflow_is_imported_for_files(tmp_path: Path) -> None:
     folder = planted.write(tmp_path / "sweep", planted.sweep())
     code = (
-        "import sys\nfrom ladezeit.results.app import app\n"
+        "import sys\nfrom ladezeit.cli.results import app\n"
         f"app(['verdict', {str(folder)!r}], standalone_mode=False)\n"
         "bad = {'torch', 'mlflow', 'transformers', 'hydra', 'scipy'} & set(sys.modules)\nassert not bad, bad\n"
     )

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 import planted
 import pytest
 
+from ladezeit.analysis.regression import Check, Outcome, PointCheck, check, pairs
 from ladezeit.errors import LadezeitError
-from ladezeit.result import Result, Status
-from ladezeit.results.regression.judging import Check, Outcome, PointCheck, check
-from ladezeit.results.regression.matching import pairs
+from ladezeit.results.records import Result, Status
 
 METHODS = {"cuda_fp16": 1.0, "transformers": 1.0, "streamed": 1.0}
 VARYING = ["loading"]

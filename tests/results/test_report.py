@@ -12,17 +12,15 @@ import example_results as example
 import planted
 import pytest
 
+from ladezeit.analysis.eligibility import figure
 from ladezeit.errors import LadezeitError
-from ladezeit.result import Result, Status
-from ladezeit.results.comparison_records import records
-from ladezeit.results.objectives import figure
-from ladezeit.results.reading import Samples, read_paths
-from ladezeit.results.report import fault_catches
-from ladezeit.results.report.document import build
-from ladezeit.results.report.html import as_html
-from ladezeit.results.report.pictures import draw
-from ladezeit.results.report.plots.timeline import median_sample
-from ladezeit.results.report.writing import keep, without_folders, write
+from ladezeit.report import fault_catches
+from ladezeit.report.comparison_table import records
+from ladezeit.report.document import build
+from ladezeit.report.render import as_html, draw, keep, without_folders, write
+from ladezeit.report.timeline import median_sample
+from ladezeit.results.reader import Samples, read_paths
+from ladezeit.results.records import Result, Status
 
 EVIL = "<script>alert(1)</script> [here](https://evil.example/x) <https://evil.example/y> ![p](https://evil.example/z)"
 

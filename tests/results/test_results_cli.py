@@ -13,7 +13,7 @@ import planted
 import pytest
 import yaml
 
-from ladezeit.results.comparison import compare_points
+from ladezeit.analysis.comparison import compare_points
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ladezeit.results.statistics import (
+from ladezeit.analysis.statistics import (
     Spread,
     holm,
     largest_significant_u,

@@ -7,13 +7,12 @@ import pytest
 from example_results import not_ok, result, sweep_results, write_sample
 from rich.console import Console
 
+from ladezeit.analysis.statistics import Spread
 from ladezeit.errors import LadezeitError
-from ladezeit.result import Result, Status
-from ladezeit.results.gather import gather
-from ladezeit.results.points import coverage, summarise
-from ladezeit.results.statistics import Spread
-from ladezeit.results.table import as_markdown, as_rich
-from ladezeit.results.varying import value_of, varying_values
+from ladezeit.report.sweep_table import as_rich, coverage, summarise, sweep_as_markdown
+from ladezeit.results.fields import value_of, varying_values
+from ladezeit.results.reader import gather
+from ladezeit.results.records import Result, Status
 
 VARYING = ["cache", "loading", "sample"]
 
@@ -34,7 +33,7 @@ def rows(markdown: str) -> list[list[str]]:
 
 def test_each_point_is_one_line_fastest_first_within_model_and_cache() -> None:
     """Cold and warm loads are never ranked against each other; points without a load come last."""
-    found = [tuple(row[:4]) for row in rows(as_markdown(list(sweep_results(5)), VARYING))]
+    found = [tuple(row[:4]) for row in rows(sweep_as_markdown(list(sweep_results(5)), VARYING))]
     assert [row[:3] for row in found] == [
         ("cold", "cuda_fp16", "5"),
         ("cold", "device_map_auto", "5"),
@@ -63,7 +62,7 @@ def test_medians_and_ranges_are_those_of_the_ok_samples() -> None:
 
 def test_every_status_is_counted_and_said_why() -> None:
     """What did not run is listed with its reason: silence would look like a complete comparison."""
-    text = as_markdown(list(sweep_results(5)), VARYING)
+    text = sweep_as_markdown(list(sweep_results(5)), VARYING)
     assert "4 ok, 1 oom" in text
     assert "- not ok: cold · cpu_then_move: 1 oom: CUDA out of memory: 14.2 GiB wanted, 11.0 GiB free" in text
     assert "5 skipped: max_memory of 20 GiB on device 0" in text
@@ -73,8 +72,8 @@ def test_every_status_is_counted_and_said_why() -> None:
 def test_the_range_says_how_much_it_promises() -> None:
     """`min–max` of five samples covers the true median with 93.8 %, of one with nothing."""
     five = [result(sample=i) for i in range(5)]
-    assert "min–max covers the true median of the load with 93.8 % at n = 5" in as_markdown(five, VARYING)
-    assert "one sample a point says nothing about the spread" in as_markdown(five[:1], VARYING)
+    assert "min–max covers the true median of the load with 93.8 % at n = 5" in sweep_as_markdown(five, VARYING)
+    assert "one sample a point says nothing about the spread" in sweep_as_markdown(five[:1], VARYING)
     assert coverage(6) == pytest.approx(0.96875)
 
 
@@ -82,15 +81,15 @@ def test_memory_is_the_gpus_where_there_is_one() -> None:
     """On a machine without a GPU the host's memory is what a method costs."""
     on_gpu, on_cpu = result(), result()
     on_cpu.metrics = {key: value for key, value in on_cpu.metrics.items() if "gpu" not in key}
-    assert "GPU GiB" in as_markdown([on_gpu], VARYING)
-    assert "host GiB" in as_markdown([on_cpu], VARYING)
-    assert "GPU" not in as_markdown([on_cpu], VARYING)
+    assert "GPU GiB" in sweep_as_markdown([on_gpu], VARYING)
+    assert "host GiB" in sweep_as_markdown([on_cpu], VARYING)
+    assert "GPU" not in sweep_as_markdown([on_cpu], VARYING)
 
 
 def test_the_cold_start_is_shown_where_it_was_measured() -> None:
     """Prewarmed processes have imported everything before: their start says nothing about a cold one."""
-    assert "start to token s" not in as_markdown([result()], VARYING)
-    assert "start to token s" in as_markdown([result(fresh=True)], VARYING)
+    assert "start to token s" not in sweep_as_markdown([result()], VARYING)
+    assert "start to token s" in sweep_as_markdown([result(fresh=True)], VARYING)
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
@@ -106,15 +105,15 @@ def test_odd_characters_break_neither_table() -> None:
     """Reasons quote whatever a library said, markup and pipes included."""
     odd = not_ok(Status.failed, "shape [4|8] is [bold]wrong[/bold]\nsecond line", "cuda_fp16")
     assert "shape [4|8] is [bold]wrong[/bold] second line" in drawn([odd], VARYING, 200)
-    markdown = as_markdown([odd], VARYING)
+    markdown = sweep_as_markdown([odd], VARYING)
     assert "shape [4\\|8]" in markdown
     assert "No sample is ok" in markdown
 
 
 def test_a_single_run_has_a_table_too() -> None:
     """Outside a sweep nothing varies: the table names model and cache in its title."""
-    assert "Load times · model qwen2.5-7b-shape · cache warm" in as_markdown([result()], [])
-    assert rows(as_markdown([result()], []))[0][:2] == ["all", "1"]
+    assert "Load times · model qwen2.5-7b-shape · cache warm" in sweep_as_markdown([result()], [])
+    assert rows(sweep_as_markdown([result()], []))[0][:2] == ["all", "1"]
     assert "nothing to compare" in drawn([], VARYING)
 
 
@@ -177,14 +176,14 @@ def test_gathering_what_is_no_folder_says_so(tmp_path: Path) -> None:
 
 def test_the_share_of_the_ceiling_is_shown_where_it_is_known() -> None:
     """The median of the ok samples; tiny shares keep a digit, and nothing is cut at 100 %."""
-    assert "of ceiling" not in as_markdown(list(sweep_results(5)), VARYING)
+    assert "of ceiling" not in sweep_as_markdown(list(sweep_results(5)), VARYING)
     shares = {"cuda_fp16": (0.2, 0.7, 0.634), "legacy_manager": (0.0312,), "device_map_auto": (1.037,), "other": ()}
     results = [result(loading, sample=i) for loading, found in shares.items() for i in range(max(1, len(found)))]
     for measured in results:
         found = shares[measured.config["loading"]["name"]]
         if found:
             measured.metrics["load/ceiling_share"] = found[measured.identity.sample]
-    text = as_markdown(results, VARYING)
+    text = sweep_as_markdown(results, VARYING)
     assert "| of ceiling |" in text
     for cell in ("| 63 % |", "| 3.1 % |", "| 104 % |"):
         assert cell in text

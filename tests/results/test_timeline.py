@@ -7,8 +7,8 @@ import pytest
 from example_results import not_ok, result
 from PIL import Image
 
-from ladezeit.result import Phase, Status
-from ladezeit.results.timeline import _panels, _title, draw
+from ladezeit.report.timeline import _panels, _title, draw
+from ladezeit.results.records import Phase, Status
 
 LOAD_BLUE = (0x00, 0x72, 0xB2)
 

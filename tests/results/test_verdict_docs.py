@@ -11,7 +11,7 @@ import planted
 import pytest
 
 from ladezeit.config import TrackingConfig, TrackingKind
-from ladezeit.result import SweepRecord, read
+from ladezeit.results.records import SweepRecord, read
 from ladezeit.tracking import SweepStatus, open_tracker
 
 ROOT = Path(__file__).parents[2]

@@ -19,17 +19,11 @@ import ladezeit
 from configs_for_tests import model_config
 from engines_for_tests import FlipsABit, ForgetsTheHead
 from ladezeit.config import FolderModel, HubModel, TransformersLoading
-from ladezeit.errors import (
-    CheckpointError,
-    CombinationError,
-    ConfigError,
-    LoadError,
-    NotRunnableError,
-    ValidationError,
-)
+from ladezeit.errors import CheckpointError, CombinationError, ConfigError, LoadError, NotRunnableError
 from ladezeit.loading.base import EngineModel, LoadRequest
-from ladezeit.measure.clock import Clock
-from ladezeit.serving.asked import model_of
+from ladezeit.serving.request import model_of
+from ladezeit.timing.clock import Clock
+from ladezeit.validation.proof import ValidationError
 from sparse_checkpoints import four_terabytes
 
 

@@ -12,9 +12,9 @@ from known_models import Known, expected, says
 
 from ladezeit import ModelManager
 from ladezeit.errors import LadezeitError
-from ladezeit.serving.budget import BudgetError
 from ladezeit.serving.events import Event, LoadFinished, LoadStarted, Unloaded
 from ladezeit.serving.in_process import InProcessLoader
+from ladezeit.serving.model_cache import BudgetError
 
 Config = Callable[..., dict[str, Any]]
 THREADS = 50

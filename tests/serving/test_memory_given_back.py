@@ -12,8 +12,9 @@ import ladezeit
 from ladezeit import ModelManager
 from ladezeit.config import TransformersLoading
 from ladezeit.errors import LadezeitError, LoadError, OutOfMemoryError
-from ladezeit.serving.budget import BudgetError, Bytes
 from ladezeit.serving.events import LoadStarted
+from ladezeit.serving.model_cache import BudgetError
+from ladezeit.serving.protocols import Bytes
 
 Config = Callable[..., dict[str, Any]]
 

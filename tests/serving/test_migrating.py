@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from known_models import Known, says
 
-from ladezeit.results.other_stacks import SGLANG, VLLM, as_text, hand_over
+from ladezeit.report.server_flags import SGLANG, VLLM, as_text, hand_over
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")

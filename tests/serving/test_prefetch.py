@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 import ladezeit
 from configs_for_tests import model_config
 from ladezeit.checkpoint.resolve import Checkpoint, prepare
+from ladezeit.cli import cache as cache_app
 from ladezeit.config import SyntheticModel
 from ladezeit.errors import USAGE, CheckpointError, ConfigError, NotRunnableError
-from ladezeit.serving import cache_app
 from sparse_checkpoints import four_terabytes
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from ladezeit import ModelManager
+from ladezeit.analysis.comparison import compare_points
 from ladezeit.config import TrackingConfig, TrackingKind
-from ladezeit.results.comparison import compare_points
-from ladezeit.results.reading import read_paths
+from ladezeit.results.reader import read_paths
 from ladezeit.serving.events import (
     Event,
     LoadFailed,

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from configs_for_tests import make_run_config
-from ladezeit.checkpoint.page_cache import resident_share, why_never_cold
-from ladezeit.checkpoint.residency import filesystem
 from ladezeit.config import CacheConfig, CacheState
 from ladezeit.errors import CheckpointError, LadezeitError, NotRunnableError, OutOfMemoryError
-from ladezeit.result import Identity, Status
+from ladezeit.results.records import Identity, Status
 from ladezeit.sweep import session as session_module
 from ladezeit.sweep.job import not_started
 from ladezeit.sweep.session import Session
-from ladezeit.validation.apart import run_apart
+from ladezeit.system.page_cache import resident_share, why_never_cold
+from ladezeit.system.processes import run_apart
+from ladezeit.system.residency import filesystem
 from required_parts import require
 
 HERE = Path(__file__).parents[1]
@@ -96,7 +96,7 @@ def test_in_memory_nothing_is_tried(tmp_path: Path) -> None:
 def test_a_system_that_keeps_its_cache_is_found_out(tmp_path: Path, deaf_system: dict[str, str]) -> None:
     """Its advice is ignored and all pages are called resident: no load there can be known to be cold."""
     program = (
-        "import sys; from pathlib import Path; from ladezeit.checkpoint.page_cache import why_never_cold; "
+        "import sys; from pathlib import Path; from ladezeit.system.page_cache import why_never_cold; "
         "print(why_never_cold(Path(sys.argv[1])))"
     )
     done = subprocess.run(

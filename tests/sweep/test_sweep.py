@@ -96,8 +96,8 @@ def test_a_report_that_cannot_be_written_costs_the_sweep_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Measured is measured: a full disk or a folder in the way ends in words that say how to get the report later."""
-    from ladezeit.console.display import Display
-    from ladezeit.sweep.report import write_report
+    from ladezeit.sweep.conductor import write_report
+    from ladezeit.sweep.progress import Display
 
     with Display() as display:
         assert write_report(tmp_path, display) is None

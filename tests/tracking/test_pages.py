@@ -16,7 +16,7 @@ import psutil
 import pytest
 from real_parts import answers
 
-from ladezeit.result import SweepRecord
+from ladezeit.results.records import SweepRecord
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

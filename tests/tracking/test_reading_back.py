@@ -4,11 +4,11 @@ from pathlib import Path
 
 import planted
 
+from ladezeit.analysis.comparison import compare_points
 from ladezeit.config import TrackingConfig, TrackingKind
-from ladezeit.result import SweepRecord, read
-from ladezeit.results.comparison import compare_points
-from ladezeit.results.experiment import read_experiment
+from ladezeit.results.records import SweepRecord, read
 from ladezeit.tracking import SweepStatus, open_tracker
+from ladezeit.tracking.reader import read_experiment
 
 
 def test_a_server_gives_back_what_was_logged(server: str, tmp_path: Path) -> None:

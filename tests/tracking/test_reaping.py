@@ -13,7 +13,7 @@ import pytest
 from example_results import result, write_sample
 
 from ladezeit.tracking.owner import Life, Owner
-from ladezeit.tracking.reaping import Fate, Finding, look, reap
+from ladezeit.tracking.sync import Fate, Finding, look, reap
 
 #: Opens a sweep and one run of a sample that it never fills, logs another sample, and waits to be killed.
 SWEEPING = """

@@ -6,9 +6,9 @@ from typing import Any
 import planted
 import pytest
 
-from ladezeit.results.reading import read_paths
-from ladezeit.results.report.document import build
-from ladezeit.results.report.writing import write
+from ladezeit.report.document import build
+from ladezeit.report.render import write
+from ladezeit.results.reader import read_paths
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

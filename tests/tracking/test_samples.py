@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from example_results import not_ok, record, result, write_sample
 
-from ladezeit.result import Result, Status, SweepRecord
-from ladezeit.results.timeline import draw
+from ladezeit.report.timeline import draw
+from ladezeit.results.records import Result, Status, SweepRecord
 
 SECRET = "postgresql://me:geh3im@db.example:5432/runs"
 

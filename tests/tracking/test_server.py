@@ -14,7 +14,7 @@ from real_parts import PASSWORD, end_group, free_port, mlflow_server
 
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.errors import TrackingError
-from ladezeit.results.timeline import draw
+from ladezeit.report.timeline import draw
 from ladezeit.tracking import SweepStatus, import_unlogged, open_tracker, unlogged
 
 SAMPLES_OF_ONE_PROCESS = """

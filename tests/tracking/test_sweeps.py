@@ -15,10 +15,10 @@ from example_results import record, result, sweep_results, write_sample
 
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.errors import TrackingError
-from ladezeit.result import SweepRecord
-from ladezeit.results.table import as_markdown
+from ladezeit.report.sweep_table import sweep_as_markdown
+from ladezeit.results.records import SweepRecord
+from ladezeit.results.redaction import redact
 from ladezeit.tracking import SweepStatus, Untracked, import_unlogged, open_tracker, unlogged
-from ladezeit.tracking.credentials import redact
 
 
 def run_of(tracker: Any, sweep: SweepRecord) -> Any:
@@ -45,7 +45,7 @@ def test_a_sweep_is_a_parent_run_from_its_start_to_its_end(tracker: Any, tmp_pat
     assert opened.data.tags["versions.mlflow"]
     results = list(sweep_results(1))
     (tmp_path / "summary.md").write_text("all")
-    tracker.end_sweep(sweep, SweepStatus.FINISHED, as_markdown(results, sweep.varying), [tmp_path / "summary.md"])
+    tracker.end_sweep(sweep, SweepStatus.FINISHED, sweep_as_markdown(results, sweep.varying), [tmp_path / "summary.md"])
     closed = run_of(tracker, sweep)
     assert closed.info.status == "FINISHED"
     assert "legacy_manager" in closed.data.tags["mlflow.note.content"]
@@ -245,7 +245,8 @@ def test_addresses_lose_their_credentials_and_nothing_else(text: str, safe: str)
 def test_the_command_line_starts_without_mlflow_and_matplotlib() -> None:
     """`ladezeit --help` answers at once: the heavy libraries are imported when they are needed."""
     code = (
-        "import sys, ladezeit.tracking, ladezeit.results.table, ladezeit.results.timeline, ladezeit.results.difference;"
+        "import sys, ladezeit.analysis.attribution, ladezeit.report.sweep_table, ladezeit.report.timeline, "
+        "ladezeit.tracking;"
         "print([name for name in ('mlflow', 'matplotlib', 'torch', 'transformers', 'scipy', 'pandas')"
         " if name in sys.modules])"
     )

@@ -14,9 +14,9 @@ import pytest
 from example_results import record, result, sweep_results, write_sample
 
 from ladezeit.errors import LadezeitError
-from ladezeit.result import SweepRecord
+from ladezeit.results.records import SweepRecord
 from ladezeit.tracking.owner import Owner
-from ladezeit.tracking.syncing import folders, sync
+from ladezeit.tracking.sync import folders, sync
 
 
 def copied_sweep(folder: Path, samples: int = 1) -> Path:

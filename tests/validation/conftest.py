@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from ladezeit.config import ValidationConfig, ValidationLevel
 from ladezeit.loading.base import EngineModel
-from ladezeit.measure.clock import Clock
-from ladezeit.validation import Expected, Proof, prove
+from ladezeit.timing.clock import Clock
+from ladezeit.validation.expected import Expected
+from ladezeit.validation.levels import prove
+from ladezeit.validation.proof import Proof
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ from accelerate import disk_offload
 from safetensors.torch import load_file, save_file
 
 from ladezeit.loading.base import EngineModel
-from ladezeit.validation import Expected, Proof
+from ladezeit.validation.expected import Expected
+from ladezeit.validation.proof import Proof
 
 LEVELS = ("none", "sampled", "all_modules", "origin_rule", "placement")
 Load = Callable[..., EngineModel]

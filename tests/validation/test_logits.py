@@ -13,7 +13,6 @@ import torch
 
 from configs_for_tests import make_run_config
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.combination import check_combination
 from ladezeit.config import (
     ProcessConfig,
     ProcessKind,
@@ -23,15 +22,24 @@ from ladezeit.config import (
     ValidationConfig,
     ValidationLevel,
 )
+from ladezeit.config.rules import check_combination
 from ladezeit.errors import CombinationError
-from ladezeit.result import Identity, Result, Status
-from ladezeit.sample.supervisor import Supervisor
-from ladezeit.sample.worker_spec import WorkerSpec
-from ladezeit.validation.logits.level import look
-from ladezeit.validation.logits.reference import Reference, read, reference_file, shift, sure_tokens, tolerance
-from ladezeit.validation.logits.spoken import Spoken, speak
-from ladezeit.validation.prepare import prepare, subject_of
-from ladezeit.validation.subject import Subject
+from ladezeit.results.records import Identity, Result, Status
+from ladezeit.runner.spec import WorkerSpec
+from ladezeit.runner.supervisor import Supervisor
+from ladezeit.validation.logits import (
+    Reference,
+    Spoken,
+    look,
+    read,
+    reference_file,
+    shift,
+    speak,
+    sure_tokens,
+    tolerance,
+)
+from ladezeit.validation.reference_cache import Subject
+from ladezeit.validation.references import prepare, subject_of
 
 Sample = Callable[..., Result]
 

@@ -14,9 +14,10 @@ from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM, MT5Config,
 
 from ladezeit.errors import CheckpointError
 from ladezeit.loading.base import EngineModel
-from ladezeit.validation import Expected, Proof, stored_generation_config
-from ladezeit.validation.kept_dtype import kept_float32
-from ladezeit.validation.places import Places, device_name
+from ladezeit.validation.expected import Expected
+from ladezeit.validation.model_checks import kept_float32, stored_generation_config
+from ladezeit.validation.placement import Places, device_name
+from ladezeit.validation.proof import Proof
 
 Load = Callable[..., EngineModel]
 Prove = Callable[..., Proof]

@@ -1,7 +1,7 @@
 """A sweeper that knows all points before the first is measured.
 
 With any other application it is Hydra's basic sweeper, order included. With ladezeit's it hands all points to
-`ladezeit.sweep.conducting.conduct`, which checks, orders and measures them; the launcher that was configured still
+`ladezeit.sweep.conductor.conduct`, which checks, orders and measures them; the launcher that was configured still
 runs the jobs.
 """
 
@@ -49,13 +49,13 @@ class LadezeitSweeper(Sweeper):
         self._basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.hydra_context = hydra_context
         self.config = config
-        self._ours = getattr(task_function, "__module__", "") == "ladezeit.console.app"
+        self._ours = getattr(task_function, "__module__", "") == "ladezeit.cli.run"
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep and return the jobs' outcomes, one list a batch."""
         if not self._ours:
             return self._basic.sweep(arguments)
-        from ladezeit.sweep.conducting import conduct
+        from ladezeit.sweep.conductor import conduct
 
         assert self.hydra_context is not None and self.config is not None
         HydraConfig.instance().set_config(

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ladezeit.checkpoint import weight_files
-from ladezeit.checkpoint.store import Progress
-from ladezeit.checkpoint.strict_json import read_object, shortened
+from ladezeit.checkpoint import files
+from ladezeit.checkpoint.cache import Progress
+from ladezeit.checkpoint.files import read_object, shortened
 from ladezeit.config import HubModel
 from ladezeit.errors import CheckpointError
 
@@ -37,7 +37,7 @@ def locate(model: HubModel) -> Path | None:
         return None
     folder = Path(config).parent
     try:
-        weight_files.find(folder, read_object(folder / "config.json"))
+        files.find(folder, read_object(folder / "config.json"))
     except CheckpointError:
         return None  # an interrupted download: to be completed
     return folder
@@ -78,7 +78,7 @@ def _download(model: HubModel, progress: Progress) -> Path:
 def _side_files(names: Any, *, code: bool) -> set[str]:
     patterns = (*_SIDE_FILES, "*.py") if code else _SIDE_FILES
     found = {name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
-    return found - {weight_files.INDEX["pickle"]}
+    return found - {files.INDEX["pickle"]}
 
 
 def _weights(model: HubModel, names: set[str]) -> set[str]:
@@ -86,9 +86,9 @@ def _weights(model: HubModel, names: set[str]) -> set[str]:
     from huggingface_hub import hf_hub_download
 
     for file_format in ("safetensors", "pickle"):
-        if weight_files.SINGLE[file_format] in names:
-            return {weight_files.SINGLE[file_format]}
-        index = weight_files.INDEX[file_format]
+        if files.SINGLE[file_format] in names:
+            return {files.SINGLE[file_format]}
+        index = files.INDEX[file_format]
         if index in names:
             path = hf_hub_download(model.repo_id, index, revision=model.revision)
             mapping = read_object(Path(path)).get("weight_map")
@@ -97,7 +97,7 @@ def _weights(model: HubModel, names: set[str]) -> set[str]:
             return {index, *map(str, mapping.values())}
     raise CheckpointError(
         f"model={model.name}: {model.repo_id} at {model.revision} has no weights that from_pretrained loads (neither "
-        f"{weight_files.SINGLE['safetensors']} nor an index). Give a repository that has them"
+        f"{files.SINGLE['safetensors']} nor an index). Give a repository that has them"
     )
 
 

@@ -12,12 +12,12 @@ from functools import cache as once
 from pathlib import Path
 from typing import Any, cast
 
-from ladezeit.checkpoint.digest import sampled_digest
-from ladezeit.checkpoint.store import Progress, Recipe, build, find
-from ladezeit.checkpoint.strict_json import shortened
+from ladezeit.checkpoint.cache import Progress, Recipe, build, find
+from ladezeit.checkpoint.files import shortened
+from ladezeit.checkpoint.fingerprint import sampled_digest
 from ladezeit.config import PackagedModel
 from ladezeit.errors import CheckpointError, OutOfMemoryError, exit_where_memory_ends
-from ladezeit.measure.limits import ended_for_memory, kernel_kills
+from ladezeit.system.limits import ended_for_memory, kernel_kills
 
 #: Version of the conversion: raise it when the same GGUF would give another checkpoint.
 _CONVERTER = 1

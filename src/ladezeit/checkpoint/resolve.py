@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ladezeit.checkpoint import digest, hub, packaged, pickle_check, synthetic, weight_files
-from ladezeit.checkpoint.headers import TensorEntry, read_header
-from ladezeit.checkpoint.store import Progress
-from ladezeit.checkpoint.strict_json import read_object, shortened
+from ladezeit.checkpoint import files as weight_files
+from ladezeit.checkpoint import hub, packaged, pickle_scan, synthetic
+from ladezeit.checkpoint.cache import Progress
+from ladezeit.checkpoint.files import read_object, shortened
+from ladezeit.checkpoint.fingerprint import fingerprint
+from ladezeit.checkpoint.safetensors_header import TensorEntry, read_header
 from ladezeit.config import FolderModel, HubModel, ModelConfig, PackagedModel, SyntheticModel
 from ladezeit.errors import CheckpointError
-
-__all__ = ["Checkpoint", "Progress", "TensorEntry", "inspect", "locate", "prepare"]
 
 #: What torch calls safetensors' dtypes that a whole model can have; `from_pretrained` picks the first such tensor's.
 _FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
@@ -31,6 +31,8 @@ _TOKENIZERS = (
     {"vocab.json", "merges.txt"},
 )
 
+__all__ = ["Checkpoint", "Progress", "TensorEntry", "inspect", "locate", "prepare"]
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -38,7 +40,7 @@ class Checkpoint:
 
     `config` is the content of config.json; `dtype` the torch name that ``from_pretrained(dtype="auto")`` picks.
     `weight_bytes` counts the tensors, `file_bytes` the whole shards. Equal `fingerprint` means the same weights, as far
-    as config, headers and samples of the content tell (see `digest`).
+    as config, headers and samples of the content tell (see `ladezeit.checkpoint.fingerprint`).
     """
 
     folder: Path
@@ -144,7 +146,7 @@ def _inspect(folder: Path) -> Checkpoint:
         in_order = sorted(tensors, key=lambda tensor: tensor.name)  # as safetensors lists them
         hashes = [header.sha256 for header in headers]
     else:
-        tensors = pickle_check.tensors_of(files.shards)
+        tensors = pickle_scan.tensors_of(files.shards)
         in_order = list(tensors)
         hashes = ["pickle"] * len(files.shards)
     if not tensors:
@@ -158,7 +160,7 @@ def _inspect(folder: Path) -> Checkpoint:
         tensors=tensors,
         config=config,
         file_format=files.file_format,
-        fingerprint=digest.fingerprint(config, files.shards, hashes),
+        fingerprint=fingerprint(config, files.shards, hashes),
         has_tokenizer=_has_tokenizer(folder),
         weight_bytes=sum(end - begin for _, begin, end in {(t.shard, t.begin, t.end) for t in tensors}),
         file_bytes=sum(shard.stat().st_size for shard in files.shards),

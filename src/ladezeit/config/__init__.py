@@ -1,13 +1,13 @@
 """The typed schema of every option group, and the one place that turns composed config into objects.
 
 The option files in ``conf/`` start from these classes (``defaults: [/schema/<group>/<kind>@_here_]``), so Hydra checks
-names and types while it composes; `hydra_schemas` tells it of them, and is not imported here, so that who loads a model
-needs no Hydra: `option_files` reads the same files without. `build` then checks values; `combination` looks at them
+names and types while it composes; `hydra_support` tells it of them, and is not imported here, so that who loads a model
+needs no Hydra: `compose` reads the same files without. `build` then checks values; `rules` looks at them
 together. Enum members are lower case because their names are what users type.
 """
 
-from ladezeit.config.building import build, check_values
-from ladezeit.config.loadings import (
+from ladezeit.config.compose import build, check_values
+from ladezeit.config.loading import (
     LOADINGS,
     STRATEGIES,
     AccelerateLoading,
@@ -34,23 +34,27 @@ from ladezeit.config.loadings import (
     TracedLoading,
     TransformersLoading,
 )
-from ladezeit.config.models import FolderModel, HubModel, ModelConfig, PackagedModel, SyntheticModel
-from ladezeit.config.plain import from_plain, to_plain
 from ladezeit.config.run import (
     NOT_MEASURED,
     CacheConfig,
     CacheState,
+    FolderModel,
+    HubModel,
     InferenceConfig,
     MatmulPrecision,
+    ModelConfig,
+    PackagedModel,
     ProcessConfig,
     ProcessKind,
     RunConfig,
     RuntimeConfig,
+    SyntheticModel,
     TrackingConfig,
     TrackingKind,
     ValidationConfig,
     ValidationLevel,
 )
+from ladezeit.config.serialize import from_plain, to_plain
 
 __all__ = [
     "AccelerateLoading",

@@ -1,13 +1,15 @@
-"""The typed schema of all other groups, and of one whole point."""
+"""The typed schema of all groups but `loading`, and of one whole point."""
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Optional
+from typing import Any, Optional
 
 from omegaconf import MISSING
 
-from ladezeit.config.loadings import LoadingConfig
-from ladezeit.config.models import ModelConfig
+from ladezeit.config.loading import LoadingConfig
+
+#: Keys of `RunConfig` that do not change what is measured: two configs that differ only here are the same point.
+NOT_MEASURED = ("sample", "tracking", "order_seed", "discard_first", "ceilings", "outputs", "title", "smaller_model")
 
 
 class CacheState(Enum):
@@ -114,6 +116,17 @@ class TrackingConfig:
     experiment: str = "ladezeit"
 
 
+# The typed schema of the group `model`: where a checkpoint comes from.
+
+
+@dataclass
+class ModelConfig:
+    """What all kinds of `model` share."""
+
+    name: str = MISSING
+    trust_remote_code: bool = False
+
+
 @dataclass
 class RunConfig:
     """One composed point: everything a sample needs to be measured."""
@@ -138,5 +151,37 @@ class RunConfig:
     profile: bool = False
 
 
-#: Keys of `RunConfig` that do not change what is measured: two configs that differ only here are the same point.
-NOT_MEASURED = ("sample", "tracking", "order_seed", "discard_first", "ceilings", "outputs", "title", "smaller_model")
+@dataclass
+class HubModel(ModelConfig):
+    """A snapshot on the Hugging Face hub, pinned by its revision; downloaded before any clock starts."""
+
+    repo_id: str = MISSING
+    revision: str = MISSING
+
+
+@dataclass
+class FolderModel(ModelConfig):
+    """A local checkpoint folder: config.json, safetensors shards, and an index where there are several."""
+
+    path: str = MISSING
+
+
+@dataclass
+class PackagedModel(ModelConfig):
+    """A GGUF model inside an installed Python package, converted once to a safetensors checkpoint."""
+
+    package: str = MISSING
+    file: str = MISSING
+    install: str = MISSING
+
+
+@dataclass
+class SyntheticModel(ModelConfig):
+    """A checkpoint of seeded random bits in the real layout of an architecture.
+
+    `architecture` becomes the checkpoint's config.json; `shard_bytes` bounds a shard.
+    """
+
+    architecture: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    shard_bytes: int = 4 * 1000**3

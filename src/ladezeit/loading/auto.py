@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ladezeit.checkpoint.residency import filesystem, sampled_share
 from ladezeit.config import LOADINGS, DType, LoadingConfig
 from ladezeit.errors import NotRunnableError
 from ladezeit.loading import registry
 from ladezeit.loading.base import Engine, EngineModel, LoadRequest
-from ladezeit.measure.clock import Clock
+from ladezeit.system.residency import filesystem, sampled_share
+from ladezeit.timing.clock import Clock
 
 #: File systems whose files come over a network, where many reads in flight hide the way there and back.
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "9p", "gpfs", "beegfs", "glusterfs", "virtiofs")

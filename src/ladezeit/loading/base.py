@@ -6,14 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ladezeit.checkpoint.safetensors_header import TensorEntry
+
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ladezeit.checkpoint.resolve import Checkpoint
     from ladezeit.config import LoadingConfig
-    from ladezeit.loading.arrangement import Arrangement
-    from ladezeit.loading.conversion import Conversion
-    from ladezeit.measure.clock import Clock
+    from ladezeit.timing.clock import Clock
+
 
 #: Told bytes done, bytes in all, and seconds since the reading began; from any thread, one call at a time. It must
 #: return at once.
@@ -162,3 +164,71 @@ class TensorEngine(Protocol):
             LoadError: not every tensor of the checkpoint could be brought to the device as it is in the file.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A checkpoint in another format: the files that the engine reads, their bytes, and how long making them took.
+
+    `seconds` is the time of the conversion whenever it was; no load's clock has it.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    file_bytes: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for `from_json`, ready for JSON."""
+        files = [path.name for path in self.files]
+        return {"folder": str(self.folder), "files": files, "file_bytes": self.file_bytes, "seconds": self.seconds}
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> "Conversion":
+        """Rebuild what `to_json` returned, without touching the disk."""
+        folder = Path(plain["folder"])
+        return cls(folder, tuple(folder / name for name in plain["files"]), plain["file_bytes"], plain["seconds"])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of the checkpoint inside a merged one, where it starts at element `start`."""
+
+    entry: TensorEntry
+    start: int
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A parameter of the model that many tensors of the checkpoint make up, each of them a contiguous piece of it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    parts: tuple[Part, ...]
+    #: Names of the parts as the library lists them: one list for each tensor that it concatenates.
+    columns: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What to do with a checkpoint's tensors on their way to a model.
+
+    `dtypes` names, for tensors that are to be cast, the dtype they become; `conversions` are the library's transforms
+    that were applied, which the model needs to be saved again in the checkpoint's own layout; `reason` tells why
+    nothing was arranged where that was wanted.
+    """
+
+    merged: tuple[Merged, ...] = ()
+    dtypes: "dict[str, torch.dtype]" = field(default_factory=dict)
+    conversions: tuple[Any, ...] = ()
+    reason: str | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Return what was arranged, for the result: counts of tensors, and why nothing was."""
+        return {
+            "merged": len(self.merged),
+            "merged_from": sum(len(one.parts) for one in self.merged),
+            "cast": len(self.dtypes),
+            "left_to_the_library": self.reason,
+        }

@@ -3,7 +3,7 @@
 The caller's side (`convert`, `Conversion`) imports nothing heavy. ``python -m ladezeit.loading.conversion`` is the
 other side: a process of its own that writes the files, so that neither its libraries nor its memory stay. It holds one
 tensor at a time (of a mixture of experts: one projection of one layer), never the model. How a folder is made whole or
-not at all, under a lock and with the disk's free space checked first, is `checkpoint.store`'s business.
+not at all, under a lock and with the disk's free space checked first, is `checkpoint.cache`'s business.
 """
 
 import contextlib
@@ -15,23 +15,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ladezeit.checkpoint.headers import TensorEntry
+from ladezeit.checkpoint.cache import Progress, Recipe, build
+from ladezeit.checkpoint.files import shortened
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.checkpoint.store import Progress, Recipe, build
-from ladezeit.checkpoint.strict_json import shortened
+from ladezeit.checkpoint.safetensors_header import TensorEntry
 from ladezeit.errors import CheckpointError, LoadError, OutOfMemoryError, exit_where_memory_ends
 from ladezeit.loading import registry
-from ladezeit.measure.limits import ended_for_memory, kernel_kills
+from ladezeit.loading.base import Conversion
+from ladezeit.system.limits import ended_for_memory, kernel_kills
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ladezeit.loading.base import LoadRequest
+
 
 _SECONDS_FILE = "conversion.json"
 _DISK_FULL = errno.ENOSPC  # the other side's exit code for it
@@ -69,30 +70,6 @@ class Converter(Protocol):
     def write(self, checkpoint: Checkpoint, folder: Path, told: Callable[[int], None]) -> None:
         """Write the files into the empty `folder`, telling how many bytes of weights are written."""
         ...
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """A checkpoint in another format: the files that the engine reads, their bytes, and how long making them took.
-
-    `seconds` is the time of the conversion whenever it was; no load's clock has it.
-    """
-
-    folder: Path
-    files: tuple[Path, ...]
-    file_bytes: int
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data for `from_json`, ready for JSON."""
-        files = [path.name for path in self.files]
-        return {"folder": str(self.folder), "files": files, "file_bytes": self.file_bytes, "seconds": self.seconds}
-
-    @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> "Conversion":
-        """Rebuild what `to_json` returned, without touching the disk."""
-        folder = Path(plain["folder"])
-        return cls(folder, tuple(folder / name for name in plain["files"]), plain["file_bytes"], plain["seconds"])
 
 
 def convert(target: str, checkpoint: Checkpoint, model_name: str, cache: Path, progress: Progress) -> Conversion:

@@ -25,7 +25,7 @@ class EngineEntry:
 
     `target` is ``module:Class``; `packages` are the modules it imports besides torch, transformers and safetensors;
     `devices` and `formats` what it can serve; `yields_tensors` whether it is a `TensorEngine`, whose tensors are made
-    a model by `ladezeit.loading.assemble`. `releases` are requirements of package versions (``safetensors>=0.9``),
+    a model by `ladezeit.loading.build_model`. `releases` are requirements of package versions (``safetensors>=0.9``),
     `device_file` a path that a driver makes, without which the engine would do something else; `cuda_library` what it
     asks the system's loader for on a GPU. `converter`, as
     ``module:Class``, writes checkpoints in the format that the engine reads (see `ladezeit.loading.conversion`).
@@ -45,56 +45,56 @@ class EngineEntry:
 ENGINES = {
     "auto": EngineEntry("ladezeit.loading.auto:AutoEngine", formats=("safetensors", "pickle")),
     "transformers": EngineEntry(
-        "ladezeit.loading.transformers_engine:TransformersEngine", formats=("safetensors", "pickle")
+        "ladezeit.loading.engines.transformers:TransformersEngine", formats=("safetensors", "pickle")
     ),
     "legacy_manager": EngineEntry(
-        "ladezeit.loading.legacy_manager:LegacyManagerEngine", formats=("safetensors", "pickle")
+        "ladezeit.loading.engines.legacy_manager:LegacyManagerEngine", formats=("safetensors", "pickle")
     ),
-    "tensor_parallel": EngineEntry("ladezeit.loading.tensor_parallel_engine:TensorParallelEngine"),
+    "tensor_parallel": EngineEntry("ladezeit.loading.engines.tensor_parallel:TensorParallelEngine"),
     "streamed": EngineEntry("ladezeit.loading.streamed.engine:StreamedEngine", yields_tensors=True),
     "accelerate": EngineEntry(
-        "ladezeit.loading.accelerate_engine:AccelerateEngine",
-        converter="ladezeit.loading.merged_format:MergedConverter",
+        "ladezeit.loading.engines.accelerate:AccelerateEngine",
+        converter="ladezeit.loading.formats.fused_experts:MergedConverter",
     ),
     "bitsandbytes_8bit": EngineEntry(
-        "ladezeit.loading.quantised_engine:QuantisedEngine",
+        "ladezeit.loading.engines.quantized:QuantisedEngine",
         formats=("safetensors", "pickle"),
         packages=("bitsandbytes",),
         releases=("bitsandbytes>=0.50",),
     ),
     "bitsandbytes_4bit": EngineEntry(
-        "ladezeit.loading.quantised_engine:QuantisedEngine",
+        "ladezeit.loading.engines.quantized:QuantisedEngine",
         formats=("safetensors", "pickle"),
         packages=("bitsandbytes",),
         releases=("bitsandbytes>=0.50",),
     ),
     "torchao_int8": EngineEntry(
-        "ladezeit.loading.quantised_engine:QuantisedEngine",
+        "ladezeit.loading.engines.quantized:QuantisedEngine",
         formats=("safetensors", "pickle"),
         packages=("torchao",),
         releases=("torchao>=0.18",),
     ),
-    "safetensors_mmap": EngineEntry("ladezeit.loading.safetensors_engine:SafetensorsMmapEngine", yields_tensors=True),
+    "safetensors_mmap": EngineEntry("ladezeit.loading.engines.safetensors:SafetensorsMmapEngine", yields_tensors=True),
     "safetensors_pread": EngineEntry(
-        "ladezeit.loading.safetensors_engine:SafetensorsPreadEngine",
+        "ladezeit.loading.engines.safetensors:SafetensorsPreadEngine",
         yields_tensors=True,
         releases=("safetensors>=0.8",),
     ),
     "safetensors_prefetch": EngineEntry(
-        "ladezeit.loading.safetensors_engine:SafetensorsPrefetchEngine",
+        "ladezeit.loading.engines.safetensors:SafetensorsPrefetchEngine",
         devices=("cuda",),
         yields_tensors=True,
         releases=("safetensors>=0.9.0rc1",),
     ),
     "fastsafetensors": EngineEntry(
-        "ladezeit.loading.fastsafetensors_engine:FastsafetensorsEngine",
+        "ladezeit.loading.engines.fastsafetensors:FastsafetensorsEngine",
         packages=("fastsafetensors",),
         yields_tensors=True,
         releases=("fastsafetensors>=0.5",),
         cuda_library="libcudart.so",
     ),
     "fastsafetensors_gds": EngineEntry(
-        "ladezeit.loading.fastsafetensors_engine:FastsafetensorsGdsEngine",
+        "ladezeit.loading.engines.fastsafetensors:FastsafetensorsGdsEngine",
         packages=("fastsafetensors",),
         devices=("cuda",),
         yields_tensors=True,
@@ -103,39 +103,39 @@ ENGINES = {
         cuda_library="libcudart.so",
     ),
     "runai_streamer": EngineEntry(
-        "ladezeit.loading.runai_engine:RunaiStreamerEngine",
+        "ladezeit.loading.engines.runai:RunaiStreamerEngine",
         packages=("runai_model_streamer",),
         yields_tensors=True,
         releases=("runai-model-streamer>=0.17",),
     ),
     "instanttensor": EngineEntry(
-        "ladezeit.loading.instanttensor_engine:InstanttensorEngine",
+        "ladezeit.loading.engines.instanttensor:InstanttensorEngine",
         packages=("instanttensor",),
         devices=("cuda",),
         yields_tensors=True,
         releases=("instanttensor>=0.2",),
     ),
     "instanttensor_buffered": EngineEntry(
-        "ladezeit.loading.instanttensor_engine:InstanttensorBufferedEngine",
+        "ladezeit.loading.engines.instanttensor:InstanttensorBufferedEngine",
         packages=("instanttensor",),
         devices=("cuda",),
         yields_tensors=True,
         releases=("instanttensor>=0.2",),
     ),
     "tensorizer": EngineEntry(
-        "ladezeit.loading.tensorizer_engine:TensorizerEngine",
+        "ladezeit.loading.engines.tensorizer:TensorizerEngine",
         packages=("tensorizer",),
         yields_tensors=True,
         releases=("tensorizer>=2.12",),
-        converter="ladezeit.loading.tensorizer_format:TensorizerConverter",
+        converter="ladezeit.loading.formats.tensorizer:TensorizerConverter",
     ),
     "gguf": EngineEntry(
-        "ladezeit.loading.gguf_engine:GgufEngine",
+        "ladezeit.loading.engines.gguf:GgufEngine",
         packages=("gguf",),
-        converter="ladezeit.loading.gguf_format:GgufConverter",
+        converter="ladezeit.loading.formats.gguf:GgufConverter",
     ),
-    "torch_dcp": EngineEntry("ladezeit.loading.dcp_engine:TorchDcpEngine", yields_tensors=True),
-    "traced": EngineEntry("ladezeit.loading.traced_engine:TracedEngine", formats=("safetensors", "pickle")),
+    "torch_dcp": EngineEntry("ladezeit.loading.engines.torch_dcp:TorchDcpEngine", yields_tensors=True),
+    "traced": EngineEntry("ladezeit.loading.engines.traced:TracedEngine", formats=("safetensors", "pickle")),
 }
 
 
@@ -194,7 +194,7 @@ def engine(name: str) -> Engine:
     except (ImportError, AttributeError) as cause:
         raise ConfigError(f"loading.engine={name} cannot be imported: {cause}") from cause
     if entry.yields_tensors or hasattr(made, "open"):
-        from ladezeit.loading.assemble import Assembling
+        from ladezeit.loading.build_model import Assembling
 
         made = Assembling(made)
     return made  # type: ignore[no-any-return]

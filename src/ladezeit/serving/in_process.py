@@ -1,19 +1,46 @@
 """How a manager loads: by `ladezeit.load`'s own road, with what its settings say of each model."""
 
+import os
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from ladezeit.cache_folder import cache_folder
 from ladezeit.checkpoint.resolve import Checkpoint, prepare
 from ladezeit.config import DType, LoadingConfig, RunConfig, RuntimeConfig, TransformersLoading
 from ladezeit.errors import ConfigError
-from ladezeit.loading import placement
-from ladezeit.measure.devices import ResolvedDevice, resolve_device
-from ladezeit.plan import weights_bytes
-from ladezeit.serving.asked import Asked, config_of, loading_of
-from ladezeit.serving.budget import Bytes
-from ladezeit.serving.load import load_as_configured
-from ladezeit.serving.loaded import LoadedModel
-from ladezeit.serving.settings import ManagerSettings, ModelSettings
+from ladezeit.loading import device_map
+from ladezeit.loading.preflight import weights_bytes
+from ladezeit.serving.events import (
+    Event,
+    LoadFailed,
+    LoadFinished,
+    LoadRecord,
+    LoadStarted,
+    PhaseFinished,
+    Proven,
+    Telemetry,
+    now_ns,
+)
+from ladezeit.serving.load import Holding, LoadedModel, load_as_configured
+from ladezeit.serving.manager_config import ManagerSettings, ModelSettings
+from ladezeit.serving.model_cache import NOTHING, BudgetError, Resident, Rooms, bytes_of
+from ladezeit.serving.protocols import Bytes
+from ladezeit.serving.request import Asked, config_of, loading_of
+from ladezeit.system import torch_settings
+from ladezeit.system.files import cache_folder
+from ladezeit.system.gpus import ResolvedDevice, resolve_device
+from ladezeit.system.processes import give_back
+
+if TYPE_CHECKING:
+    from ladezeit.serving.protocols import Loaded, Loader
+
+
+#: Of all managers of the process.
+_TURN = threading.Lock()
 
 
 class InProcessLoader:
@@ -68,7 +95,7 @@ def _needs(config: RunConfig, device: ResolvedDevice, checkpoint: Checkpoint) ->
         return Bytes(host=weights)
     if loading.disable_cpu_offload or not isinstance(loading, TransformersLoading):
         return Bytes(gpu=weights)
-    budget = placement.max_memory(loading, device.name) or {}
+    budget = device_map.max_memory(loading, device.name) or {}
     on_gpus = sum(size for place, size in budget.items() if isinstance(place, int))
     gpu = min(weights, on_gpus) if on_gpus else weights
     return Bytes(gpu=gpu, host=weights - gpu)
@@ -86,3 +113,155 @@ def _agreed(settings: ManagerSettings) -> RuntimeConfig:
             )
         first = first or (name, found)
     return first[1] if first is not None else RuntimeConfig()
+
+
+# The process's performance settings (threads, matrix precision, …): read once, applied once, before the first load.
+
+
+class Performance:
+    """Settings that are the same for all models of a process; `effective` is what torch said was in effect after."""
+
+    def __init__(self, config: RuntimeConfig) -> None:
+        self.config = config
+        self.effective: dict[str, Any] | None = None
+        self.applied = 0
+        self._lock = threading.Lock()
+        if "torch" not in sys.modules and config != RuntimeConfig():
+            os.environ.update(torch_settings.import_environment(config))  # what torch reads as it is imported
+
+    def apply(self, settings: ModelSettings) -> None:
+        """Apply them where that was not done; raises `ConfigError` where one did not take effect."""
+        with self._lock:
+            if self.applied:
+                return
+            device = "cpu" if settings.device == "cpu" else _device()
+            self.effective = torch_settings.apply(self.config, device)
+            self.applied += 1
+
+
+# The one load that goes on in a process at a time: room for it, settings for it, the load, its proof, its events.
+
+
+class LoadingTurn:
+    """Loads for one manager; `failures` holds the last error of each model that is not loaded because of it."""
+
+    def __init__(self, loader: "Loader", performance: Performance, rooms: Rooms, telemetry: Telemetry) -> None:
+        self.performance = performance
+        self.failures: dict[str, str] = {}
+        self.loads: Counter[str] = Counter()
+        self._loader = loader
+        self._rooms = rooms
+        self._telemetry = telemetry
+
+    def needs(self, settings: ModelSettings) -> Bytes:
+        """Return what the model will take, by its checkpoint's headers; raises where it cannot be had or loaded so."""
+        return self._loader.needs(settings)
+
+    def load(self, settings: ModelSettings, wait_s: float, leases: Counter[int]) -> "tuple[Resident, Loaded]":
+        """Wait for the turn, make room, load, and put the model among the residents with `leases` on it.
+
+        Raises: as `ModelManager.get` does.
+        """
+        told: list[Event] = []
+        try:
+            with _TURN:
+                found = self._there_already(settings.name, leases)
+                return found or self._load(settings, wait_s, leases, told)
+        finally:
+            for event in told:
+                self._telemetry.tell(event)
+
+    def _there_already(self, name: str, leases: Counter[int]) -> "tuple[Resident, Loaded] | None":
+        """Return the model where it was about to be evicted when it was asked for, and came back."""
+        with self._rooms.changed:
+            resident = self._rooms.residents.get(name)
+            if resident is None:
+                return None
+            resident.leases += leases
+            return resident, resident.loaded
+
+    def _load(
+        self, settings: ModelSettings, wait_s: float, leases: Counter[int], told: list[Event]
+    ) -> "tuple[Resident, Loaded]":
+        name, began_ns, began_s = settings.name, now_ns(), time.monotonic()
+        charge = f"{name}#{self.loads[name]}"
+        self.loads[name] += 1
+        try:
+            need = self._loader.needs(settings)
+            self._rooms.make_room(name, charge, need, wait_s)
+            self.performance.apply(settings)
+            told.append(LoadStarted(name, began_ns := now_ns(), need))
+            began_s = time.monotonic()
+            loaded = self._loader.load(settings)
+            seconds = time.monotonic() - began_s
+            resident = self._resident(name, charge, loaded, seconds)
+        except BaseException as error:
+            self._failed(name, charge, error)
+            if isinstance(error, Exception):
+                told.append(LoadFailed(name, now_ns(), began_ns, time.monotonic() - began_s, error))
+            raise
+        told += _events(resident, loaded, began_ns)
+        with self._rooms.changed:
+            self.failures.pop(name, None)
+            resident.leases += leases
+            self._rooms.residents[name] = resident
+            self._rooms.changed.notify_all()
+        return resident, loaded
+
+    def _resident(self, name: str, charge: str, loaded: "Loaded", seconds: float) -> Resident:
+        """Take the model's real size to account; raises `BudgetError` where that is more than there may be."""
+        size = bytes_of(loaded.model)
+        with self._rooms.changed:
+            self._rooms.budget.charge(charge, size)
+            over = self._rooms.budget.overdrawn()
+            used_at = self._rooms.next_use()
+        if over != NOTHING:
+            raise BudgetError(
+                f"{name} took {size}, {over} more than the budget leaves, although its checkpoint promised less: it "
+                f"was unloaded. Raise the budget, or load it with a smaller dtype"
+            )
+        return Resident(name, charge, loaded, size, Holding(loaded.model), seconds, used_at)
+
+    def _failed(self, name: str, charge: str, error: BaseException) -> None:
+        """Free what the failed load left: the frames of its traceback hold tensors as long as the error is kept."""
+        traceback.clear_frames(error.__traceback__)
+        with self._rooms.changed:
+            self._rooms.budget.release(charge)
+            self.failures[name] = str(error) or type(error).__name__
+            self._rooms.changed.notify_all()
+        give_back()
+
+
+def _events(resident: Resident, loaded: "Loaded", began_ns: int) -> list[Event]:
+    name, ended_ns = resident.name, now_ns()
+    phases = tuple(loaded.phases)
+    events: list[Event] = [
+        PhaseFinished(name, began_ns + round((p.start_s + p.duration_s) * 1e9), p, began_ns + round(p.start_s * 1e9))
+        for p in phases
+    ]
+    record = _record(loaded)
+    if record is not None:
+        proof = record.proof
+        events.append(Proven(name, ended_ns, proof.level, proof.passed, proof.reason, proof.total_s))
+    return [
+        *events,
+        LoadFinished(name, ended_ns, began_ns, resident.seconds, method_of(loaded), resident.size, phases, record),
+    ]
+
+
+def _record(loaded: "Loaded") -> LoadRecord | None:
+    if not isinstance(loaded, LoadedModel):
+        return None
+    files = loaded.checkpoint
+    return LoadRecord(loaded.config, files.folder, files.weight_bytes, files.file_bytes, loaded.effective, loaded.proof)
+
+
+def method_of(loaded: "Loaded") -> str:
+    """Return the name of the method that loaded the model."""
+    return loaded.config.loading.name if isinstance(loaded, LoadedModel) else "unknown"
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -4,33 +4,88 @@ import contextlib
 import gc
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
 import traceback
 import weakref
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ladezeit.cache_folder import cache_folder
-from ladezeit.checkpoint.resolve import Checkpoint, Progress, prepare
+from ladezeit.checkpoint.cache import Progress
+from ladezeit.checkpoint.resolve import Checkpoint, prepare
 from ladezeit.config import LoadingConfig, ModelConfig, RunConfig, RuntimeConfig, TransformersLoading
-from ladezeit.errors import OutOfMemoryError, ValidationError, ran_out_of_memory
-from ladezeit.measure.clock import Clock
-from ladezeit.measure.devices import ResolvedDevice, resolve_device
-from ladezeit.sample import load_steps
-from ladezeit.serving.asked import Asked, config_of
-from ladezeit.serving.holding import give_back
-from ladezeit.serving.loaded import LoadedModel
+from ladezeit.config.device_map import offload_folder
+from ladezeit.errors import OutOfMemoryError, ran_out_of_memory
+from ladezeit.results.records import Phase
+from ladezeit.runner import pipeline
+from ladezeit.serving.protocols import Bytes
+from ladezeit.serving.request import Asked, config_of
+from ladezeit.system.files import cache_folder
+from ladezeit.system.gpus import ResolvedDevice, resolve_device
+from ladezeit.system.processes import give_back
+from ladezeit.timing.clock import LOAD, Clock
+from ladezeit.validation.proof import ValidationError
 
 if TYPE_CHECKING:
     from ladezeit.loading.base import EngineModel, LoadRequest
-    from ladezeit.validation import Proof
+    from ladezeit.validation.proof import Proof
+
 
 #: Engines set variables of the process and wrap functions of the library while they load, and two loads at once would
 #: only share the disk.
 _ONE_LOAD = threading.RLock()
+
+
+# What `ladezeit.load` returns: a proven model, and the record of how it came to be.
+
+
+@dataclass(eq=False)
+class LoadedModel:
+    """A model in this process, as it was asked for.
+
+    `model` is the `transformers` model, in eval mode. `phases` are seconds since the call of `load`; what none of them
+    explains is `total_s` less the sum of the outermost. `proof` says what was looked at and what that proves.
+    `effective` says what really happened (engine, threads, bytes read, attention, dtype, device), as a result file has
+    it; `device_map` is module to device where the placement was over several. `config` holds the method, and
+    `chosen_by` who chose it: ``loading``, ``profile`` or ``auto``.
+    """
+
+    model: Any
+    checkpoint: "Checkpoint"
+    config: RunConfig
+    chosen_by: str
+    phases: list[Phase]
+    proof: "Proof"
+    effective: dict[str, Any]
+    device_map: dict[str, str] | None
+    total_s: float
+
+    @property
+    def load_s(self) -> float:
+        """Seconds of the load alone, without imports, preparation and proof: ``load/total_s`` of a result file."""
+        return sum(phase.duration_s for phase in self.phases if phase.path == LOAD)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer, read at the first use; None where it has none.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        from ladezeit.checkpoint.tokenizer import read_tokenizer
+
+        return read_tokenizer(self.checkpoint.folder)
+
+    def __repr__(self) -> str:
+        return (
+            f"<LoadedModel {self.config.model.name} by {self.config.loading.name} on {self.effective['device']} in "
+            f"{self.load_s:.3f} s ({self.total_s:.3f} s in all); validation={self.proof.level}>"
+        )
 
 
 def load(
@@ -116,9 +171,9 @@ class _Load:
 
     def _import(self, checkpoint: Checkpoint) -> None:
         with self.clock.span("import"):
-            from ladezeit import validation  # noqa: F401  # needed later, and counted here
             from ladezeit.loading import registry  # noqa: F401
-            from ladezeit.loading.model_class import model_class
+            from ladezeit.model.classes import model_class
+            from ladezeit.validation import levels  # noqa: F401  # needed later, and counted here
 
             model_class(checkpoint.config)
 
@@ -135,7 +190,7 @@ class _Load:
                 torch.zeros(1, device=self.device.name)
                 torch.cuda.synchronize()
             self.device = resolve_device(self.device.name)  # only now torch tells which of the GPUs that is
-            self.clock.synchronise = load_steps.waits_for(self.config.loading)
+            self.clock.synchronise = pipeline.waits_for(self.config.loading)
             yield
 
     @contextlib.contextmanager
@@ -170,11 +225,11 @@ class _Load:
         with self.clock.span("turn"):
             _ONE_LOAD.acquire()
         try:
-            loaded = load_steps.load(chosen, request, self.clock)
+            loaded = pipeline.load(chosen, request, self.clock)
         finally:
             _ONE_LOAD.release()
         with self.clock.span("look"):
-            self.effective.update(load_steps.effective_of(loaded))
+            self.effective.update(pipeline.effective_of(loaded))
         proof = self._prove(loaded, wanted)
         return LoadedModel(
             model=loaded.model,
@@ -191,8 +246,7 @@ class _Load:
     def _prepare(self, checkpoint: Checkpoint, scratch: Path) -> "LoadRequest":
         """Check what can be checked before a weight is read, and make what the engine needs besides."""
         from ladezeit.loading import registry
-        from ladezeit.placement_rules import check_on_machine
-        from ladezeit.serving.fits import check_fits
+        from ladezeit.loading.preflight import check_fits, check_on_machine
 
         config = self.config
         registry.check(config.loading.engine, self.device.name, checkpoint.file_format)
@@ -206,7 +260,7 @@ class _Load:
 
             with self.clock.span("prepare/convert"):
                 conversion = conversion_for(engine, checkpoint, config.model.name, cache_folder(), self.progress)
-        return load_steps.make_request(
+        return pipeline.make_request(
             config,
             checkpoint,
             self.device.name,
@@ -218,15 +272,14 @@ class _Load:
     def _apply_runtime(self) -> None:
         """Apply the settings that a profile was measured with; what came too late for this process is an error."""
         if self.config.runtime != RuntimeConfig():
-            from ladezeit.sample import runtime
+            from ladezeit.system import torch_settings
 
-            self.effective["runtime"] = runtime.apply(self.config.runtime, self.device.name)
+            self.effective["runtime"] = torch_settings.apply(self.config.runtime, self.device.name)
 
     def _expected(self, checkpoint: Checkpoint) -> Any:
-        from ladezeit.measure.environment import cpu_model
-        from ladezeit.validation import NEED_MANIFEST, NEED_REFERENCE
-        from ladezeit.validation.prepare import ProofFiles, subject_of
-        from ladezeit.validation.prepare import prepare as make_proof_files
+        from ladezeit.system.environment import cpu_model
+        from ladezeit.validation.references import NEED_MANIFEST, NEED_REFERENCE, ProofFiles, subject_of
+        from ladezeit.validation.references import prepare as make_proof_files
 
         proof_files = ProofFiles()
         if self.config.validation.level in (*NEED_MANIFEST, *NEED_REFERENCE):
@@ -236,7 +289,7 @@ class _Load:
                     self.config, checkpoint, device=self.device.name, hardware=hardware, cache=cache_folder()
                 )
                 proof_files = make_proof_files(self.config, subject, self._making)
-        return load_steps.expected(self.config, checkpoint, self.device.name, proof_files)
+        return pipeline.expected(self.config, checkpoint, self.device.name, proof_files)
 
     def _making(self, what: str) -> None:
         """Make room for a reference load: another process cannot have what this one's allocators keep."""
@@ -244,7 +297,7 @@ class _Load:
         self.progress(what, 0, 0)
 
     def _prove(self, loaded: "EngineModel", wanted: Any) -> "Proof":
-        from ladezeit.validation import prove, prove_spoken
+        from ladezeit.validation.levels import prove, prove_spoken
 
         proof = prove(loaded, wanted, self.config.validation, self.clock)
         if proof.passed or not proof.ran:
@@ -262,10 +315,9 @@ class _Load:
         return "disk" in (made.device_map or {}).values()
 
     def _remove(self, scratch: Path) -> None:
-        from ladezeit.loading import placement
 
         if isinstance(self.config.loading, TransformersLoading):
-            shutil.rmtree(placement.offload_folder(self.config.loading, scratch), ignore_errors=True)
+            shutil.rmtree(offload_folder(self.config.loading, scratch), ignore_errors=True)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -279,3 +331,45 @@ def _clear(error: BaseException) -> None:
             seen.add(id(one))
             traceback.clear_frames(one.__traceback__)
             waiting += [one.__cause__, one.__context__]
+
+
+# Whether a model's memory is really given back: watched at the storages themselves, whoever holds them.
+
+
+class Holding:
+    """The storages behind a model's tensors, watched without being held."""
+
+    def __init__(self, model: Any) -> None:
+        from torch.multiprocessing.reductions import StorageWeakRef
+
+        from ladezeit.model.tensors import held
+
+        storages = {
+            tensor.untyped_storage()._cdata: tensor.untyped_storage()
+            for tensor in held(model)
+            if not tensor.is_meta and tensor.numel() > 0
+        }
+        self._storages: list[Any] = [StorageWeakRef(storage) for storage in storages.values()]  # type: ignore[no-untyped-call]
+
+    def is_gone(self) -> bool:
+        """Say whether the last tensor that shares memory with the model is gone."""
+        self._storages = [storage for storage in self._storages if not storage.expired()]
+        return not self._storages
+
+    def is_gone_after_collection(self) -> bool:
+        """As `is_gone`, after the garbage collector took what only cycles hold; it runs only where it is needed."""
+        if self.is_gone():
+            return True
+        gc.collect()
+        return self.is_gone()
+
+
+def taken_bytes() -> Bytes:
+    """Return the memory that this process has from the machine: resident pages, and what torch reserved on GPUs."""
+    import psutil
+
+    torch = sys.modules.get("torch")
+    gpu = 0
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        gpu = sum(torch.cuda.memory_reserved(index) for index in range(torch.cuda.device_count()))
+    return Bytes(gpu=gpu, host=psutil.Process().memory_info().rss)

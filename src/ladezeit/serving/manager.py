@@ -1,29 +1,101 @@
 """ModelManager: several models in one process, each loaded once, proven, and unloaded when others need its memory."""
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ladezeit.errors import ConfigError, LadezeitError, LoadError, did_you_mean
-from ladezeit.serving.budget import NOTHING, Budget, Bytes, Machine
-from ladezeit.serving.events import Listener, Unloaded, Why
-from ladezeit.serving.in_process import InProcessLoader
-from ladezeit.serving.loading_turn import LoadingTurn
-from ladezeit.serving.pending import Pending
-from ladezeit.serving.performance import Performance
-from ladezeit.serving.resident import Resident
-from ladezeit.serving.rooms import Rooms
-from ladezeit.serving.settings import ModelSettings, read_settings
-from ladezeit.serving.telemetry import Telemetry, now_ns
-from ladezeit.serving.unloading import UnloadReport
-from ladezeit.serving.use import Use
+from ladezeit.serving.events import Listener, Telemetry, Unloaded, Why, now_ns
+from ladezeit.serving.in_process import InProcessLoader, LoadingTurn, Performance, method_of
+from ladezeit.serving.manager_config import ManagerSettings, ModelSettings, read_settings
+from ladezeit.serving.model_cache import NOTHING, Account, Budget, Machine, Resident, Rooms
+from ladezeit.serving.protocols import Bytes
 
 if TYPE_CHECKING:
-    from ladezeit.serving.loader import Loaded, Loader
-    from ladezeit.serving.status import ManagerStatus
+    from collections.abc import Collection
+
+    from ladezeit.serving.protocols import Loaded, Loader
+
+
+# A load that is going on, and all who wait for it.
+
+
+@dataclass
+class Pending:
+    """One load; its `outcome` is the same for all. `leases` are granted as it ends, before anybody could evict it."""
+
+    outcome: "Future[tuple[Resident, Loaded]]" = field(default_factory=Future)
+    leases: Counter[int] = field(default_factory=Counter)
+
+
+# What unloading a model gave back, measured and not assumed.
+
+
+@dataclass(frozen=True)
+class UnloadReport:
+    """How a model went.
+
+    `was_loaded` is False where there was nothing to unload. `held` is what its tensors took; `freed` how much less the
+    process has from the machine since (resident pages; GPU memory that torch reserves), which other threads' doings
+    are part of. `still_held`: somebody outside the manager holds its tensors, so that their memory is not back.
+    """
+
+    model: str
+    was_loaded: bool
+    held: Bytes = NOTHING
+    freed: Bytes = NOTHING
+    still_held: bool = False
+
+    def __str__(self) -> str:
+        if not self.was_loaded:
+            return f"{self.model} was not loaded"
+        if self.still_held:
+            return (
+                f"{self.model} is out of the manager, but somebody holds its tensors: {self.held} come back when the "
+                f"last reference to the model or to one of its parts goes"
+            )
+        return f"{self.model} is unloaded: its tensors took {self.held}, the process has {self.freed} less"
+
+
+# What a ``with manager.use(name)`` block is given: the model for the time of the block, and nothing after it.
+
+
+class Use:
+    """A model in use; every attribute raises `LadezeitError` once the use has ended."""
+
+    def __init__(self, name: str, loaded: "Loaded") -> None:
+        self.name = name
+        self._loaded: Loaded | None = loaded
+
+    @property
+    def loaded(self) -> "Loaded":
+        """The loaded model with the record of its load, as `ladezeit.load` returns it."""
+        if self._loaded is None:
+            raise LadezeitError(
+                f"the use of {self.name} has ended with its block, and the model may be gone: do what needs it inside "
+                f"of `with manager.use('{self.name}')`"
+            )
+        return self._loaded
+
+    @property
+    def model(self) -> Any:
+        """The `transformers` model."""
+        return self.loaded.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer; None where it has none."""
+        return self.loaded.tokenizer
+
+    def end(self) -> None:
+        """Let go of the model."""
+        self._loaded = None
 
 
 class ModelManager:
@@ -146,7 +218,6 @@ class ModelManager:
 
     def status(self) -> "ManagerStatus":
         """Return what is loaded, in use and charged at this moment, and what each load and proof cost."""
-        from ladezeit.serving.status import status_of
 
         with self._rooms.changed:
             self._rooms.settle()
@@ -258,3 +329,84 @@ class ModelManager:
                 + did_you_mean(name, self.names)
             )
         return settings
+
+
+# What a manager holds at one moment, as data for a status page.
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """One model: `state` is ``loaded``, ``loading``, ``failed`` or ``not loaded``.
+
+    `uses` counts the leases that are open, `loads` how often it was loaded so far. `load_s`, `validation_s` (what the
+    proof cost, inside of `load_s`), `method` and `proof` are those of the load it is in memory by.
+    """
+
+    state: str
+    validation: str
+    loads: int
+    uses: int = 0
+    size: Bytes = NOTHING
+    load_s: float | None = None
+    validation_s: float | None = None
+    method: str | None = None
+    proof: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ManagerStatus:
+    """All models by name; bytes charged and budgets (None: what is free); performance settings as torch has them.
+
+    `still_held` names models that were unloaded and whose tensors somebody holds: they are charged until these go.
+    """
+
+    models: dict[str, ModelStatus]
+    charged: Bytes
+    gpu_budget: int | None
+    host_budget: int | None
+    still_held: list[str]
+    runtime: dict[str, Any] | None
+    at_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, ready for JSON."""
+        return asdict(self)
+
+
+def status_of(settings: ManagerSettings, rooms: Rooms, pending: "Collection[str]", turn: LoadingTurn) -> ManagerStatus:
+    """Return the status; the caller holds the manager's lock."""
+    account: Account = rooms.budget.account
+    models = {
+        name: _model(each, rooms.residents.get(name), name in pending, turn) for name, each in settings.models.items()
+    }
+    return ManagerStatus(
+        models=models,
+        charged=account.used,
+        gpu_budget=account.gpu_limit,
+        host_budget=account.host_limit,
+        still_held=[charge.rpartition("#")[0] for charge in rooms.given_up],
+        runtime=turn.performance.effective,
+        at_s=time.time(),
+    )
+
+
+def _model(settings: ModelSettings, resident: Resident | None, loading: bool, turn: LoadingTurn) -> ModelStatus:
+    name = settings.name
+    loads = turn.loads[name]
+    if resident is None:
+        error = turn.failures.get(name)
+        state = "loading" if loading else "failed" if error else "not loaded"
+        return ModelStatus(state, settings.validation, loads, error=error)
+    proof: Any = getattr(resident.loaded, "proof", None)
+    return ModelStatus(
+        state="loaded",
+        validation=settings.validation,
+        loads=loads,
+        uses=resident.leased,
+        size=resident.size,
+        load_s=resident.seconds,
+        validation_s=proof.total_s if proof is not None else None,
+        method=method_of(resident.loaded),
+        proof=proof.reason if proof is not None else None,
+    )

@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ladezeit.analysis.eligibility import PRODUCTION
 from ladezeit.config import FolderModel, ModelConfig, TrackingConfig, TrackingKind, to_plain
-from ladezeit.measure.clock import Clock
-from ladezeit.measure.memory import GIB
-from ladezeit.result import Identity, Result, Status, save
-from ladezeit.results.proven import PRODUCTION
-from ladezeit.sample.worker import load_metrics
+from ladezeit.results.records import Identity, Result, Status, save
+from ladezeit.runner.sample import load_metrics
 from ladezeit.serving.events import Event, LoadFinished, LoadRecord
+from ladezeit.timing.clock import Clock
+from ladezeit.timing.resources import GIB
 
 _log = logging.getLogger("ladezeit")
 _MOST_WAITING = 100
@@ -83,8 +83,8 @@ class ProductionLog:
     def _environment(self, record: LoadRecord) -> dict[str, Any]:
         """Return what a sweep says of its machine; asked once for each folder that models lie in."""
         if record.folder not in self._environments:
-            from ladezeit.measure.devices import resolve_device
-            from ladezeit.measure.environment import collect
+            from ladezeit.system.environment import collect
+            from ladezeit.system.gpus import resolve_device
 
             self._environments[record.folder] = collect(resolve_device(record.config.device), record.folder)
         return dict(self._environments[record.folder])
@@ -92,7 +92,7 @@ class ProductionLog:
 
 def result_of(event: LoadFinished, record: LoadRecord, environment: dict[str, Any]) -> Result:
     """Return the load as a result: the same projection as a sample's, marked as what it is."""
-    from ladezeit.plan import point_id
+    from ladezeit.config.serialize import point_id
 
     config, proof = record.config, record.proof
     plain = to_plain(config)

@@ -9,21 +9,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ladezeit.checkpoint.page_cache import set_state
-from ladezeit.combination import check_combination
 from ladezeit.config import RunConfig, TransformersLoading, build, to_plain
+from ladezeit.config.device_map import offload_folder
+from ladezeit.config.rules import check_combination
+from ladezeit.config.serialize import point_id
 from ladezeit.errors import REFUSALS, LadezeitError, TrackingError, ran_out_of_memory
-from ladezeit.loading import placement
-from ladezeit.measure.ceilings import Ceilings, binding
-from ladezeit.measure.devices import ResolvedDevice, wait_until_drained
-from ladezeit.placement_rules import check_on_model
-from ladezeit.plan import check_runnable, converts, point_id, weights_bytes
-from ladezeit.result import FILE_NAME, Identity, Result, Status, SweepRecord, save
+from ladezeit.loading.preflight import check_on_model, check_runnable, converts, weights_bytes
+from ladezeit.report.timeline import draw
 from ladezeit.results.labels import label
-from ladezeit.results.timeline import draw
-from ladezeit.sample.worker_spec import FILE_NAME as SPEC_FILE_NAME
-from ladezeit.sample.worker_spec import SCRATCH, WorkerSpec
+from ladezeit.results.records import FILE_NAME, Identity, Result, Status, SweepRecord, save
+from ladezeit.runner.spec import FILE_NAME as SPEC_FILE_NAME
+from ladezeit.runner.spec import SCRATCH, WorkerSpec
 from ladezeit.sweep.session import Session, current
+from ladezeit.system.bandwidth import Ceilings, binding
+from ladezeit.system.gpus import ResolvedDevice, wait_until_drained
+from ladezeit.system.page_cache import set_state
 
 TIMELINE_FILE = "timeline.png"
 FIRST_ATTEMPT_FILE = "result.invalid.json"
@@ -118,7 +118,7 @@ def _remove_scratch(config: RunConfig, folder: Path) -> None:
     """Remove what the sample wrote for itself, offloaded weights included, wherever they were to go."""
     scratch = folder / SCRATCH
     if isinstance(config.loading, TransformersLoading):
-        shutil.rmtree(placement.offload_folder(config.loading, scratch), ignore_errors=True)
+        shutil.rmtree(offload_folder(config.loading, scratch), ignore_errors=True)
     shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -9,29 +9,29 @@ from typing import Any
 
 from rich.status import Status
 
-from ladezeit.cache_folder import cache_folder
-from ladezeit.checkpoint.page_cache import why_never_cold, why_untold
-from ladezeit.checkpoint.resolve import Checkpoint, Progress, prepare
+from ladezeit.checkpoint.cache import Progress
+from ladezeit.checkpoint.resolve import Checkpoint, prepare
 from ladezeit.checkpoint.synthetic import synthetic_sizes
 from ladezeit.config import CacheState, ModelConfig, RunConfig, SyntheticModel, TrackingConfig
-from ladezeit.console.display import Display
 from ladezeit.errors import REFUSALS, LadezeitError, NotRunnableError
-from ladezeit.loading.conversion import Conversion, conversion_for
-from ladezeit.loading.quantisation import scheme
+from ladezeit.loading.base import Conversion
+from ladezeit.loading.conversion import conversion_for
+from ladezeit.loading.preflight import Sizes, devices_used, ranks_of
+from ladezeit.loading.quantization import scheme
 from ladezeit.loading.registry import converter
-from ladezeit.measure.ceilings import Ceilings, measure_apart
-from ladezeit.measure.device_lock import Against, Holder, lock
-from ladezeit.measure.devices import ResolvedDevice, gpu_memory_used_bytes, resolve_device
-from ladezeit.measure.environment import collect
-from ladezeit.measure.gpu import Gpu
-from ladezeit.placement_rules import devices_used
-from ladezeit.plan import Sizes, ranks_of
-from ladezeit.result import Result, write_atomically
-from ladezeit.sample.supervisor import Supervisor
+from ladezeit.results.records import Result
+from ladezeit.runner.supervisor import Supervisor
+from ladezeit.sweep.progress import Display
+from ladezeit.system.bandwidth import Ceilings, measure_apart
+from ladezeit.system.device_lock import Against, Holder, lock
+from ladezeit.system.environment import collect
+from ladezeit.system.files import cache_folder, write_atomically
+from ladezeit.system.gpus import ResolvedDevice, gpu_memory_used_bytes, resolve_device
+from ladezeit.system.nvml import Gpu
+from ladezeit.system.page_cache import why_never_cold, why_untold
 from ladezeit.tracking import Tracker, open_tracker
-from ladezeit.validation import NEED_MANIFEST, NEED_REFERENCE
-from ladezeit.validation.prepare import ProofFiles, subject_of
-from ladezeit.validation.prepare import prepare as make_proof_files
+from ladezeit.validation.references import NEED_MANIFEST, NEED_REFERENCE, ProofFiles, subject_of
+from ladezeit.validation.references import prepare as make_proof_files
 
 CEILINGS_FILE = "ceilings.json"
 

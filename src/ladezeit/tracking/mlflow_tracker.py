@@ -2,6 +2,7 @@
 
 import getpass
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,19 +12,32 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ladezeit.errors import TrackingError
-from ladezeit.result import Result, SweepRecord, write_atomically
-from ladezeit.tracking import known_runs, projection, views
-from ladezeit.tracking.address import address
-from ladezeit.tracking.base import SweepStatus
-from ladezeit.tracking.credentials import redact
+from ladezeit.results.records import FILE_NAME, Result, SweepRecord
+from ladezeit.results.redaction import redact
+from ladezeit.system.files import write_atomically
+from ladezeit.tracking import projection, views
 from ladezeit.tracking.owner import Owner
-from ladezeit.tracking.reach import check_answers, check_reachable
-from ladezeit.tracking.sample_files import MARKER, TIMELINE_FILE, collect
-from ladezeit.tracking.store import Store, reported
-
-_log = logging.getLogger(__name__)
+from ladezeit.tracking.projection import PHASES_FILE, phases_table
+from ladezeit.tracking.store import Store, check_answers, check_reachable, reported
+from ladezeit.tracking.tracker import SweepStatus
+from ladezeit.tracking.views import address
 
 _LIBRARIES = ("ladezeit", "mlflow", "torch", "transformers", "accelerate", "safetensors")
+
+_PAGE = 1000
+
+#: Left in a sample's folder once its run is complete; holds the run's id. A folder without it is in the outbox.
+MARKER = ".mlflow_run_id"
+
+TIMELINE_FILE = "timeline.png"
+TRACE_FILE = "traceback.txt"
+
+_TEXTS = (FILE_NAME, ".hydra/config.yaml", ".hydra/overrides.yaml", "worker.log", "generated.txt", "findings.json")
+#: A profile is of use only whole.
+_WHOLE_TEXTS = ("profile.html", "profile.speedscope.json")
+_MOST_TEXT_BYTES = 1_000_000
+
+_log = logging.getLogger(__name__)
 
 
 class MlflowTracker:
@@ -41,7 +55,7 @@ class MlflowTracker:
     def begin_sweep(self, record: SweepRecord, folder: Path) -> SweepRecord:
         """See `Tracker.begin_sweep`."""
         with self._asking(f"opening the run of sweep {record.id}"):
-            parent = known_runs.parent_of(self.store, record)
+            parent = parent_of(self.store, record)
             own = {**Owner.this_process().tags, projection.FOLDER_TAG: _place(folder)}
             if parent is None:
                 parent = self._client.create_run(
@@ -64,7 +78,7 @@ class MlflowTracker:
         if sweep is not None and sweep.parent_run_id is None:
             raise TrackingError(f"sweep {sweep.id} has no run in MLflow yet: its samples can be imported when it has")
         with self._asking(f"logging sample {result.identity.label}"):
-            run = known_runs.run_of(self.store, result)
+            run = run_of(self.store, result)
             if run is None:
                 run = self._create(result, sweep, folder)
             run_id = str(run.info.run_id)
@@ -202,3 +216,84 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
         return "unknown"
+
+
+# What a store knows already: the run of a sweep or of a sample, and which runs are still open.
+
+
+def parent_of(store: Store, record: SweepRecord) -> Any:
+    """Return the sweep's own run, None where there is none."""
+    of_sweep = f"tags.`{projection.SWEEP_TAG}` = '{projection.sweep_tag(record.id)}'"
+    return _first(store, f"{of_sweep} and tags.`{projection.ROLE_TAG}` = 'sweep'")
+
+
+def run_of(store: Store, result: Result) -> Any:
+    """Return the sample's run, None where there is none."""
+    return _first(store, f"tags.`{projection.IDENTITY_TAG}` = '{projection.identity_of(result)}'")
+
+
+def newest_sweep(store: Store) -> Any:
+    """Return the run of the sweep that was started last, None where there is none."""
+    return _first(store, f"tags.`{projection.ROLE_TAG}` = 'sweep'", order_by=["attributes.start_time DESC"])
+
+
+def complete(store: Store, sweep: SweepRecord) -> set[str]:
+    """Return the identities (`projection.identity_of`) of the sweep's samples whose runs are closed."""
+    found = _all(store, f"tags.`{projection.SWEEP_TAG}` = '{projection.sweep_tag(sweep.id)}'")
+    closed = (run for run in found if run.info.status != "RUNNING")
+    return {run.data.tags.get(projection.IDENTITY_TAG, "") for run in closed} - {""}
+
+
+def left_open(store: Store) -> list[Any]:
+    """Return ladezeit's runs that are marked as running, those of sweeps before those of samples."""
+    found = _all(store, "attributes.status = 'RUNNING'")
+    own = [run for run in found if projection.ROLE_TAG in run.data.tags]
+    return sorted(own, key=lambda run: (run.data.tags[projection.ROLE_TAG] != "sweep", run.info.start_time))
+
+
+def _first(store: Store, condition: str, **order: Any) -> Any:
+    found = store.client.search_runs([store.experiment_id], condition, max_results=1, **order)
+    return found[0] if found else None
+
+
+def _all(store: Store, condition: str) -> list[Any]:
+    runs: list[Any] = []
+    token = None
+    while True:
+        page = store.client.search_runs([store.experiment_id], condition, max_results=_PAGE, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+# The files of a sample that go with its run, copied without credentials.
+
+
+def collect(result: Result, folder: Path, staging: Path) -> set[str]:
+    """Copy what there is of a sample's files into `staging` and return the names.
+
+    Texts are copied without credentials, and only their last megabyte (a profile whole); what is missing is
+    left out.
+    """
+    texts = {Path(name).name: folder / name for name in _TEXTS}
+    for name, source in texts.items():
+        if source.is_file():
+            (staging / name).write_text(redact(_end_of(source)), encoding="utf-8")
+    for name in _WHOLE_TEXTS:
+        if (folder / name).is_file():
+            (staging / name).write_text(redact((folder / name).read_text(encoding="utf-8")), encoding="utf-8")
+    if (folder / TIMELINE_FILE).is_file():
+        shutil.copyfile(folder / TIMELINE_FILE, staging / TIMELINE_FILE)
+    if result.error is not None and result.error.trace:
+        (staging / TRACE_FILE).write_text(redact(result.error.trace), encoding="utf-8")
+    (staging / PHASES_FILE).write_text(phases_table(result.phases), encoding="utf-8")
+    return {path.name for path in staging.iterdir()}
+
+
+def _end_of(source: Path) -> str:
+    with source.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _MOST_TEXT_BYTES))
+        text = file.read().decode(errors="replace")
+    return text if size <= _MOST_TEXT_BYTES else f"… (the last {_MOST_TEXT_BYTES} of {size} bytes)\n{text}"

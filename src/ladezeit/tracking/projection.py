@@ -14,11 +14,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ladezeit.config import NOT_MEASURED
-from ladezeit.result import Phase, Result, Status, SweepRecord
-from ladezeit.results.points import why
-from ladezeit.results.seconds import seconds
-from ladezeit.results.varying import as_text, varying_values
-from ladezeit.tracking.credentials import redact
+from ladezeit.results.fields import as_text, varying_values, why
+from ladezeit.results.format import seconds
+from ladezeit.results.records import Phase, Result, Status, SweepRecord
+from ladezeit.results.redaction import redact
 
 RUN_STATUS = dict.fromkeys(Status, "FAILED") | {
     Status.ok: "FINISHED",

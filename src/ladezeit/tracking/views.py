@@ -6,23 +6,49 @@ and undocumented (read off 3.17); whoever calls `save` must live with its failin
 
 import base64
 import json
+import os
+import shlex
+import shutil
+import sys
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+from uuid import NAMESPACE_URL, uuid5
 
-from ladezeit.result import SweepRecord
-from ladezeit.results.colours import COLOURS
+from ladezeit.report.colors import COLOURS
+from ladezeit.results.records import SweepRecord
+from ladezeit.results.redaction import redact, without_credentials
 from ladezeit.tracking import projection
-from ladezeit.tracking.charts import HEADLINES, TOTAL, sections_and_charts
+from ladezeit.tracking.store import DATABASE_FILE, Store
 
 #: The kinds of view of a sweep: what their keys end with.
 EVERY_SAMPLE, AVERAGES = "", "-averages"
+
+TOTAL = "load/total_s"
+HEADLINES = (TOTAL, "inference/first_token_s", "cold_start/first_token_s", "validation/total_s")
 
 _COLUMNS = (*HEADLINES, "load/gb_per_s", "memory/gpu_allocated_peak_gib", "memory/host_peak_rss_gib")
 _MOST_RUNS = 200
 _NAME = "attributes.`Run Name`"
 _WIDEST_NAME = 560
+
+MEMORY = (
+    "memory/weights_gib",
+    "memory/gpu_allocated_peak_gib",
+    "memory/gpu_reserved_peak_gib",
+    "memory/host_peak_rss_gib",
+)
+#: What time is set against: the peak on the device that holds the model.
+_MEMORY_PEAKS = ("memory/gpu_allocated_peak_gib", "memory/host_peak_rss_gib")
+_NO_PHASES = (TOTAL, "load/gb_per_s", "load/checkpoint_bytes", "load/file_bytes")
+_MOST_PHASES = 12
+_NOT_OF_GROUPS = ("PARALLEL", "DIFFERENCE")
+
+LOCAL_PORT = 5000
+_CHARTS = "workflowType=machine_learning&compareRunsMode=CHART"
 
 
 def share_key(sweep_id: str, kind: str = EVERY_SAMPLE) -> str:
@@ -155,3 +181,132 @@ def _colour(client: Any, runs: Sequence[Any], keys: Sequence[str]) -> None:
     order = sorted(set(points.values()))
     for run_id, point in points.items():
         client.set_tag(run_id, "mlflow.runColor", COLOURS[order.index(point) % len(COLOURS)])
+
+
+# The charts of a sweep's saved view, in the words of MLflow's interface (undocumented, read off 3.17).
+
+
+_Chart = dict[str, Any]
+
+
+def sections_and_charts(
+    keys: Sequence[str], largest: Mapping[str, float], *, averages: bool
+) -> tuple[list[_Chart], list[_Chart]]:
+    """Return the sections of the page and the charts in them, the answer to "which method?" first.
+
+    Args:
+        keys: the config keys that vary between points.
+        largest: the largest value of each metric over the sweep's samples; charts of a metric that is 0 throughout
+            are left out. Empty where no sample is known yet: then every chart is there.
+        averages: leave out the charts that MLflow draws empty for groups of runs.
+    """
+    seen = {name for name, value in largest.items() if value > 0}
+    sections, charts = [], []
+    for (name, columns), members in _contents(keys, largest, seen).items():
+        shown = [chart for chart in members if not (averages and chart["type"] in _NOT_OF_GROUPS)]
+        if not shown:
+            continue
+        section = str(uuid5(NAMESPACE_URL, f"ladezeit/{name}"))
+        flags = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+        sections.append({"uuid": section, "name": name, **flags, "columns": columns, "cardHeight": 400})
+        charts += [{**chart, "metricSectionId": section} for chart in shown]
+    return sections, charts
+
+
+def _contents(keys: Sequence[str], largest: Mapping[str, float], seen: set[str]) -> dict[tuple[str, int], list[_Chart]]:
+    """Return the charts by the title of their section and how many stand side by side in it."""
+
+    def bars(names: Sequence[str]) -> list[_Chart]:
+        return [_bar(name) for name in names if name in seen or not largest]
+
+    by_value = sorted(seen, key=lambda name: -largest[name])
+    phases = [name for name in by_value if name.startswith("load/") and name.endswith("_s") and name not in _NO_PHASES]
+    peak = next((memory for memory in _MEMORY_PEAKS if memory in seen), _MEMORY_PEAKS[-1])
+    relations = [_parallel(keys)] if keys else []
+    relations += [_scatter(TOTAL, peak), _scatter(TOTAL, "inference/first_token_s")]
+    return {
+        ("Load and first answer", 2): bars(HEADLINES),
+        ("What varies, against the load", 2): relations,
+        ("What differs between runs", 1): [_difference()],
+        ("Phases of the load", 3): bars(phases[:_MOST_PHASES]),
+        ("Memory", 3): bars(MEMORY),
+    }
+
+
+def _chart(kind: str, about: str, **own: Any) -> _Chart:
+    base = {"type": kind, "uuid": str(uuid5(NAMESPACE_URL, f"ladezeit/{kind}/{about}"))}
+    return {**base, "runsCountToCompare": 100, "deleted": False, "isGenerated": False, **own}
+
+
+def _bar(metric: str) -> _Chart:
+    return _chart("BAR", metric, metricKey=metric, dataAccessKey=metric, displayName=metric)
+
+
+def _scatter(x: str, y: str) -> _Chart:
+    return _chart("SCATTER", f"{x}/{y}", xaxis={"key": x, "type": "METRIC"}, yaxis={"key": y, "type": "METRIC"})
+
+
+def _parallel(keys: Sequence[str]) -> _Chart:
+    return _chart("PARALLEL", "varying", selectedParams=list(keys), selectedMetrics=[TOTAL], showAllRuns=True)
+
+
+def _difference() -> _Chart:
+    return _chart(
+        "DIFFERENCE",
+        "all",
+        chartName="Runs side by side",
+        compareGroups=["Model metrics", "Parameters"],
+        showChangeFromBaseline=True,
+        showDifferencesOnly=True,
+        baselineColumnUuid="",
+    )
+
+
+# Where a person finds a sweep or a run in MLflow's interface.
+
+
+def address(store: Store, of: SweepRecord | str | None, *, views_saved: Collection[str]) -> str:
+    """Return the lines to print: for a database the command that starts the interface, then the pages to open.
+
+    `of` is a sweep (its comparison), a run's id (that run) or None (the experiment); `views_saved` are the keys of the
+    experiment's tags.
+    """
+    is_server = store.uri.startswith("http")
+    base = without_credentials(store.uri).rstrip("/") if is_server else f"http://127.0.0.1:{LOCAL_PORT}"
+    if isinstance(of, SweepRecord):
+        found = sweep_pages(store, of.id, base, views_saved)
+    elif of is None:
+        found = {"experiment": f"{base}/#/experiments/{store.experiment_id}/runs?{_CHARTS}"}
+    else:
+        found = {"run": f"{base}/#/experiments/{store.experiment_id}/runs/{of}?workflowType=machine_learning"}
+    start = "" if is_server else f" start\n  {ui_command(store)}\nand open"
+    return f"compare in MLflow:{start}\n{listed(found)}"
+
+
+def listed(pages: dict[str, str]) -> str:
+    """Return pages as lines, one a page, its title first."""
+    width = max(map(len, pages))
+    return "\n".join(f"  {title:<{width}}  {page}" for title, page in pages.items())
+
+
+def sweep_pages(store: Store, sweep_id: str, base: str, views_saved: Collection[str]) -> dict[str, str]:
+    """Return the pages of a sweep below the interface's address `base`, by title; without its views, a search."""
+    runs = f"{base}/#/experiments/{store.experiment_id}/runs?"
+    if tag_key(sweep_id) not in views_saved:
+        return {"charts": f"{runs}searchFilter={quote(sample_condition(sweep_id))}&{_CHARTS}"}
+    every = f"{runs}viewStateShareKey={share_key(sweep_id)}"
+    pages = {"charts": f"{every}&{_CHARTS}", "table": f"{every}&workflowType=machine_learning"}
+    if tag_key(sweep_id, AVERAGES) in views_saved:
+        averages = f"{runs}viewStateShareKey={share_key(sweep_id, AVERAGES)}"
+        pages["averages"] = f"{averages}&workflowType=machine_learning"
+    return pages
+
+
+def ui_command(store: Store) -> str:
+    """Return the shell command that serves the store's interface on this machine alone."""
+    own = Path(sys.executable).parent / "ladezeit-results"
+    program = str(own) if own.exists() and shutil.which("ladezeit-results") != str(own) else "ladezeit-results"
+    default = Path(os.environ.get("LADEZEIT_OUTPUTS", "outputs")).absolute() / DATABASE_FILE
+    if store.database == default and "MLFLOW_TRACKING_URI" not in os.environ:
+        return f"{shlex.quote(program)} ui"
+    return f"{shlex.quote(program)} ui --tracking-uri {shlex.quote(redact(store.uri))}"

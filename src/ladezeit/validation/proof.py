@@ -1,39 +1,14 @@
-"""What a validation is given and what it gives back."""
+"""What a validation gives back."""
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ladezeit.validation.content.manifest import Manifest
-    from ladezeit.validation.logits.reference import Reference
+from ladezeit.errors import LoadError
 
 #: A reason names this many findings; the rest is counted.
 NAMED_IN_REASON = 10
 
-
-@dataclass(frozen=True)
-class Expected:
-    """What the load was asked for.
-
-    `device` is a torch device name with its index (``cpu``, ``cuda:0``), `dtype` a torch dtype's name (``bfloat16``),
-    never ``auto``. `single_device`: one explicit device was asked for; `device_strategy`: the placement was left to a
-    strategy, so several devices are legitimate. `generation_config`: what the checkpoint's generation_config.json
-    says (`stored_generation_config`), which the model must have taken up; None where it has none. `quantisation`: the
-    scheme asked for, in the words of `ladezeit.loading.quantisation.scheme_of`; None for none. `manifest`: what every
-    tensor must hold, for the levels that look at contents; `spoken`: what the model must say, for those that listen.
-    `rank`: which of the ranks this process is, where weights are split over several.
-    """
-
-    device: str
-    dtype: str
-    single_device: bool
-    offload_allowed: bool
-    device_strategy: bool
-    generation_config: dict[str, Any] | None = None
-    quantisation: str | None = None
-    manifest: "Manifest | None" = None
-    spoken: "Reference | None" = None
-    rank: int | None = None
+META = "has no data: it is on the meta device"
 
 
 @dataclass(frozen=True)
@@ -106,3 +81,16 @@ class Proof:
         plain = asdict(self)
         del plain["metrics"]
         return plain
+
+
+class ValidationError(LoadError):
+    """A model was loaded and failed its proof; `findings` are all that was found, `proof` the whole of it."""
+
+    def __init__(self, message: str, proof: "Proof") -> None:
+        super().__init__(message)
+        self.proof = proof
+
+    @property
+    def findings(self) -> "list[Finding]":
+        """What is not as asked, one entry a tensor or module."""
+        return self.proof.findings

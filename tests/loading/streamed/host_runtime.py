@@ -7,8 +7,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from ladezeit.loading.streamed.device import HostDevice
 from ladezeit.loading.streamed.pump import Runtime
-from ladezeit.loading.streamed.staging import HostDevice
 from required_parts import require
 
 #: In the order of `pump.RUNTIME_FUNCTIONS`, and the read.

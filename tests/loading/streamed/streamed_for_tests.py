@@ -11,13 +11,13 @@ import torch
 from host_runtime import PumpedDevice
 from safetensors.torch import save_file
 
-from ladezeit.checkpoint.headers import parse_header
 from ladezeit.checkpoint.resolve import Checkpoint
+from ladezeit.checkpoint.safetensors_header import parse_header
 from ladezeit.config import StreamedLoading
 from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.loading.streamed.device import HostDevice
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.loading.streamed.staging import HostDevice
-from ladezeit.measure.clock import Clock
+from ladezeit.timing.clock import Clock
 
 EXTENT = 64 * 1024
 #: All ways to memory: in place, and through the ring that a GPU's weights take, by Python's threads and without them.

@@ -2,10 +2,10 @@
 
 import threading
 
-from ladezeit.checkpoint.headers import TensorEntry
-from ladezeit.loading.arrangement import Arrangement, Merged, Part
-from ladezeit.loading.streamed.arrivals import Arrivals
+from ladezeit.checkpoint.safetensors_header import TensorEntry
+from ladezeit.loading.base import Arrangement, Merged, Part
 from ladezeit.loading.streamed.plan import Extent, How
+from ladezeit.loading.streamed.readiness import Arrivals
 
 
 def entries(*names: str) -> list[TensorEntry]:

@@ -17,17 +17,16 @@ import pytest
 import torch
 from host_runtime import PumpedDevice
 
-from ladezeit.checkpoint import page_cache
-from ladezeit.checkpoint.headers import TensorEntry, read_header
 from ladezeit.checkpoint.resolve import Checkpoint
+from ladezeit.checkpoint.safetensors_header import TensorEntry, read_header
 from ladezeit.config import CacheState, StreamedLoading
-from ladezeit.loading.arrangement import Arrangement, Merged, Part
-from ladezeit.loading.base import LoadRequest
-from ladezeit.loading.dtypes import torch_dtype
+from ladezeit.loading.base import Arrangement, LoadRequest, Merged, Part
+from ladezeit.loading.streamed.device import HostDevice
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.loading.streamed.staging import HostDevice
-from ladezeit.measure.clock import Clock
-from ladezeit.validation.content.digest import digests
+from ladezeit.model.classes import torch_dtype
+from ladezeit.system import page_cache
+from ladezeit.timing.clock import Clock
+from ladezeit.validation.digest import digests
 
 EXPERTS = 8
 #: What each load finds in the page cache.

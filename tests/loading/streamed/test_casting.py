@@ -8,12 +8,11 @@ import torch
 from safetensors.torch import save_file
 from streamed_for_tests import bits, checkpoint_of
 
-from ladezeit.checkpoint import page_cache
 from ladezeit.config import StreamedLoading
-from ladezeit.loading.arrangement import Arrangement
-from ladezeit.loading.base import LoadRequest
+from ladezeit.loading.base import Arrangement, LoadRequest
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.measure.clock import Clock
+from ladezeit.system import page_cache
+from ladezeit.timing.clock import Clock
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 PAIRS = [pytest.param(one, other, id=f"{one}-{other}") for one in DTYPES for other in DTYPES if one != other]

@@ -12,13 +12,13 @@ from host_runtime import variable
 from safetensors.torch import load_file, save_file
 from streamed_for_tests import EXTENT, assert_same, checkpoint_of, load
 
-from ladezeit.checkpoint import page_cache
 from ladezeit.config import Readers
 from ladezeit.errors import LoadError
 from ladezeit.loading.streamed import pump
-from ladezeit.loading.streamed.placing import Piece
+from ladezeit.loading.streamed.layout import Piece
 from ladezeit.loading.streamed.pump import RUNTIME_FUNCTIONS
 from ladezeit.loading.streamed.readers import in_background
+from ladezeit.system import page_cache
 
 
 @pytest.fixture(autouse=True)

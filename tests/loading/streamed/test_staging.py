@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ladezeit.checkpoint.headers import read_header
 from ladezeit.checkpoint.resolve import Checkpoint
+from ladezeit.checkpoint.safetensors_header import read_header
 from ladezeit.config import StreamedLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadRequest
+from ladezeit.loading.streamed.device import HostDevice, Lane, Moves, slot_bytes
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.readers import in_background
-from ladezeit.loading.streamed.staging import HostDevice, Lane, Moves, slot_bytes
-from ladezeit.measure.clock import Clock
+from ladezeit.timing.clock import Clock
 
 
 class LateLane:

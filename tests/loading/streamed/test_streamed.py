@@ -19,21 +19,20 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from streamed_for_tests import DEVICES, EXTENT, WAYS, assert_same, bits, checkpoint_of, descriptors, load, random_shard
 
-from ladezeit.checkpoint import page_cache
-from ladezeit.checkpoint.headers import DTYPE_BITS
 from ladezeit.checkpoint.resolve import Checkpoint
+from ladezeit.checkpoint.safetensors_header import DTYPE_BITS
 from ladezeit.config import CacheState, Reading, StreamedLoading
 from ladezeit.errors import CheckpointError, ConfigError, LadezeitError, LoadError
 from ladezeit.loading.base import LoadRequest
-from ladezeit.loading.streamed import files as files_module
+from ladezeit.loading.streamed import memory as files_module
 from ladezeit.loading.streamed import plan as plan_module
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.loading.streamed.files import ShardFile
-from ladezeit.loading.streamed.memory import dtype_of
-from ladezeit.loading.streamed.placing import Piece
+from ladezeit.loading.streamed.layout import Piece
+from ladezeit.loading.streamed.memory import ShardFile, dtype_of
 from ladezeit.loading.streamed.plan import Extent, How
 from ladezeit.loading.streamed.readers import in_background
-from ladezeit.measure.clock import Clock
+from ladezeit.system import page_cache
+from ladezeit.timing.clock import Clock
 
 
 def write(path: Path, layout: list[tuple[str, tuple[int, ...]]], pad: int = 0, seed: int = 0) -> Path:
@@ -114,7 +113,7 @@ def test_any_layout_is_loaded_bit_for_bit(  # noqa: PLR0917 (hypothesis passes b
 
 
 def checkpoint_of_header_only(path: Path) -> Checkpoint:
-    from ladezeit.checkpoint.headers import read_header
+    from ladezeit.checkpoint.safetensors_header import read_header
 
     return Checkpoint(path.parent, (path,), read_header(path).tensors, {}, "safetensors", "", False, 0, 0, "float32")
 

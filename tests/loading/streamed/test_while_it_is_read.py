@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 from streamed_for_tests import DEVICES, EXTENT, WAYS, assert_same, checkpoint_of, descriptors
 from transformers import core_model_loading
 
-from ladezeit.checkpoint import page_cache
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import Reading, StreamedLoading
 from ladezeit.errors import LoadError
-from ladezeit.loading.assemble import Assembling
 from ladezeit.loading.base import LoadedTensors, LoadRequest, WhenRead
+from ladezeit.loading.build_model import Assembling
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.readers import in_background
-from ladezeit.measure.clock import LOAD, Clock
+from ladezeit.system import page_cache
+from ladezeit.timing.clock import LOAD, Clock
 
 
 @contextmanager

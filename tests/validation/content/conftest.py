@@ -13,9 +13,11 @@ from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import LOADINGS, DType, ValidationConfig, ValidationLevel
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.registry import engine
-from ladezeit.measure.clock import LOAD, Clock
-from ladezeit.validation import Expected, Proof, prove
-from ladezeit.validation.content import manifest
+from ladezeit.timing.clock import LOAD, Clock
+from ladezeit.validation import manifest
+from ladezeit.validation.expected import Expected
+from ladezeit.validation.levels import prove
+from ladezeit.validation.proof import Proof
 
 
 @pytest.fixture(autouse=True)

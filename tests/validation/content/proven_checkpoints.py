@@ -8,8 +8,8 @@ from typing import Any
 
 from configs_for_tests import TINY_MOE, model_config
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
-from ladezeit.validation.content.reference import manifest_file
-from ladezeit.validation.subject import Subject
+from ladezeit.validation.manifest import manifest_file
+from ladezeit.validation.reference_cache import Subject
 
 UP = "model.layers.1.mlp.up_proj.weight"
 

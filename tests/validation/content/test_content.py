@@ -18,9 +18,9 @@ from ladezeit.errors import CheckpointError, ran_out_of_memory
 from ladezeit.loading import registry
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.conversion import convert
-from ladezeit.measure.clock import LOAD, Clock
-from ladezeit.validation import Proof
-from ladezeit.validation.content import digest, manifest
+from ladezeit.timing.clock import LOAD, Clock
+from ladezeit.validation import digest, manifest
+from ladezeit.validation.proof import Proof
 
 Load = Callable[..., EngineModel]
 Prove = Callable[..., Proof]
@@ -330,9 +330,9 @@ def test_a_reference_that_is_not_the_files_is_refused(checkpoint: Checkpoint) ->
     """Were transformers itself wrong, its load would be refused as a measure, and named."""
     from transformers import AutoModelForCausalLM
 
-    from ladezeit.validation.content.anchor import anchor
-    from ladezeit.validation.content.digest import digests
-    from ladezeit.validation.content.inventory import inventory
+    from ladezeit.validation.digest import digests
+    from ladezeit.validation.inventory import inventory
+    from ladezeit.validation.provenance import anchor
 
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.bfloat16)
     model.get_parameter(UP).data = model.get_parameter(UP).data.clone()

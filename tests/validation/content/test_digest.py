@@ -12,13 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ladezeit.validation.content import host_sums
-from ladezeit.validation.content.device_sums import DeviceSums
-from ladezeit.validation.content.digest import digest, digests
-from ladezeit.validation.content.host_sums import HostSums
-from ladezeit.validation.content.native_sums import native_kernel
-from ladezeit.validation.content.pieces import flat_pieces
-from ladezeit.validation.content.sums import ROW_BYTES, ROW_WORDS, multipliers
+from ladezeit.validation import digest as host_sums
+from ladezeit.validation.checksum import ROW_BYTES, ROW_WORDS, flat_pieces, multipliers
+from ladezeit.validation.digest import DeviceSums, HostSums, digest, digests, native_kernel
 
 DTYPES = [
     torch.bool,

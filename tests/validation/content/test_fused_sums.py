@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ladezeit.errors import OutOfMemoryError
-from ladezeit.validation.content import device_kernel, digest
-from ladezeit.validation.content.device_kernel import DeviceKernel
-from ladezeit.validation.content.fused_sums import FusedSums
-from ladezeit.validation.content.host_sums import HostSums
-from ladezeit.validation.content.sums import ROW_BYTES, ROW_WORDS
+from ladezeit.validation import cuda_kernel, digest
+from ladezeit.validation.checksum import ROW_BYTES, ROW_WORDS
+from ladezeit.validation.cuda_kernel import DeviceKernel, FusedSums
+from ladezeit.validation.digest import HostSums
 from required_parts import require
 
 HERE = Path(__file__).parent
@@ -37,7 +36,7 @@ def emulated(source: str, folder: Path) -> ctypes.CDLL:
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """A driver with the kernel as it is."""
-    return emulated(device_kernel.source().decode(), tmp_path_factory.mktemp("emulated"))
+    return emulated(cuda_kernel.source().decode(), tmp_path_factory.mktemp("emulated"))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def assert_as_on_the_host(kernel: DeviceKernel, tensors: list[torch.Tensor]) -> 
 
 def test_the_kernel_passes_its_own_trial(kernel: DeviceKernel) -> None:
     """What decides on every GPU whether the kernel is used says yes to a right one."""
-    assert device_kernel.is_right(kernel, torch.device("cpu"))
+    assert cuda_kernel.is_right(kernel, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -74,10 +73,10 @@ def test_the_kernel_passes_its_own_trial(kernel: DeviceKernel) -> None:
 )
 def test_a_kernel_that_adds_up_otherwise_is_not_used(right: str, wrong: str, tmp_path: Path) -> None:
     """A miscompiled kernel must not decide what is proven. One that is only slow may."""
-    text = device_kernel.source().decode()
+    text = cuda_kernel.source().decode()
     assert right in text
     changed = DeviceKernel(emulated(text.replace(right, wrong), tmp_path), IMAGE)
-    assert device_kernel.is_right(changed, torch.device("cpu")) == (wrong == "false")
+    assert cuda_kernel.is_right(changed, torch.device("cpu")) == (wrong == "false")
 
 
 @pytest.mark.parametrize(
@@ -92,14 +91,14 @@ def test_a_kernel_that_adds_up_otherwise_is_not_used(right: str, wrong: str, tmp
 )
 def test_a_kernel_that_is_wrong_where_blocks_meet_is_not_used(right: str, wrong: str, tmp_path: Path) -> None:
     """Weights are thousands of rows: a kernel that is right within one block only would call right models wrong."""
-    text = device_kernel.source().decode()
+    text = cuda_kernel.source().decode()
     assert text.count(right) == 1
     changed = DeviceKernel(emulated(text.replace(right, wrong), tmp_path), IMAGE)
     within = [
-        random_bytes(size, size) for size in (3 * ROW_BYTES + 21, device_kernel.BLOCK_ROWS * ROW_BYTES, ROW_BYTES + 5)
+        random_bytes(size, size) for size in (3 * ROW_BYTES + 21, cuda_kernel.BLOCK_ROWS * ROW_BYTES, ROW_BYTES + 5)
     ]
     assert_as_on_the_host(changed, [*within, random_bytes(3 * ROW_BYTES + 13)[8:]])
-    assert not device_kernel.is_right(changed, torch.device("cpu"))
+    assert not cuda_kernel.is_right(changed, torch.device("cpu"))
 
 
 @settings(max_examples=25)
@@ -168,17 +167,17 @@ def test_a_full_gpu_is_no_damaged_kernel(driver: ctypes.CDLL) -> None:
 def test_a_kernel_that_was_damaged_on_the_disk_is_not_loaded(tmp_path: Path) -> None:
     """A driver reads an image as far as it says itself: half of one would end the process."""
     path = tmp_path / "kernels" / "one.cubin"
-    device_kernel.write_image(path, bytes(range(200)))
-    assert device_kernel.read_image(path) == bytes(range(200))
+    cuda_kernel.write_image(path, bytes(range(200)))
+    assert cuda_kernel.read_image(path) == bytes(range(200))
     content = path.read_bytes()
     for damaged in (content[:100], content[:-1], b"", content[:50] + b"?" + content[51:]):
         path.write_bytes(damaged)
         with pytest.raises(OSError, match="is damaged"):
-            device_kernel.read_image(path)
+            cuda_kernel.read_image(path)
 
 
 def test_where_there_is_no_gpu_there_is_no_kernel() -> None:
-    assert device_kernel.device_kernel(torch.device("cpu")) is None
+    assert cuda_kernel.device_kernel(torch.device("cpu")) is None
 
 
 @pytest.mark.gpu
@@ -186,13 +185,13 @@ def test_a_gpu_uses_the_kernel_and_keeps_it(cache: Path, monkeypatch: pytest.Mon
     """Every NVIDIA GPU has the fast proof: compiled once, found again, made again where the file is damaged."""
     device = torch.device("cuda", torch.cuda.current_device())
     for _ in range(2):
-        monkeypatch.setattr(device_kernel, "_made", {})
-        assert device_kernel.device_kernel(device) is not None
+        monkeypatch.setattr(cuda_kernel, "_made", {})
+        assert cuda_kernel.device_kernel(device) is not None
     (path,) = (cache / "kernels").glob("*.cubin")
     content = path.read_bytes()
     path.write_bytes(content[:100])
-    monkeypatch.setattr(device_kernel, "_made", {})
-    assert device_kernel.device_kernel(device) is not None
+    monkeypatch.setattr(cuda_kernel, "_made", {})
+    assert cuda_kernel.device_kernel(device) is not None
     assert path.read_bytes() == content
 
 
@@ -201,7 +200,7 @@ def test_a_thread_that_never_used_the_gpu_proves_too(monkeypatch: pytest.MonkeyP
     """A service loads in threads of its own, on any of its GPUs."""
     tensors = {f"{n}": random_bytes(5 * ROW_BYTES, n) for n in range(torch.cuda.device_count())}
     there = {name: tensor.to(f"cuda:{name}") for name, tensor in tensors.items()}
-    monkeypatch.setattr(device_kernel, "_made", {})
+    monkeypatch.setattr(cuda_kernel, "_made", {})
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(digest.digests, there).result() == digest.digests(tensors)
 

@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from ladezeit.checkpoint.resolve import Checkpoint, inspect
 from ladezeit.errors import CheckpointError
-from ladezeit.validation import kept
-from ladezeit.validation.content import manifest
-from ladezeit.validation.content.reference import FOLDER, _device
+from ladezeit.validation import manifest, reference_cache
+from ladezeit.validation.manifest import FOLDER, _device
 
 
 class Counted:
@@ -86,7 +85,7 @@ def test_a_damaged_file_is_made_again_and_never_believed(copy: Checkpoint, tmp_p
 def test_of_several_processes_one_makes_it(tmp_path: Path) -> None:
     """Parallel jobs wait for the one that loads; all get the same file, whole."""
     script = (
-        "import sys, time; from pathlib import Path; from ladezeit.validation import kept\n"
+        "import sys, time; from pathlib import Path; from ladezeit.validation import reference_cache as kept\n"
         "def build():\n"
         "    print('made', flush=True); time.sleep(1); return {'a': 1}\n"
         "print(kept.ensure(Path(sys.argv[1]), 'x', {'place': 'here', 'files': 1}, build))"
@@ -96,7 +95,7 @@ def test_of_several_processes_one_makes_it(tmp_path: Path) -> None:
     said = [process.communicate(timeout=60)[0].split() for process in started]
     assert sum(words.count("made") for words in said) == 1
     assert len({words[-1] for words in said}) == 1
-    assert kept.read(Path(said[0][-1])) == {"a": 1}
+    assert reference_cache.read(Path(said[0][-1])) == {"a": 1}
 
 
 def test_nothing_is_left_of_one_that_could_not_be_made(tmp_path: Path) -> None:
@@ -106,22 +105,22 @@ def test_nothing_is_left_of_one_that_could_not_be_made(tmp_path: Path) -> None:
         raise CheckpointError("no")
 
     with pytest.raises(CheckpointError, match="no"):
-        kept.ensure(tmp_path, "x", {"place": 1}, fails)
+        reference_cache.ensure(tmp_path, "x", {"place": 1}, fails)
     assert list(tmp_path.glob("*.json")) == []
-    assert kept.read(kept.ensure(tmp_path, "x", {"place": 1}, lambda: {"b": 2})) == {"b": 2}
+    assert reference_cache.read(reference_cache.ensure(tmp_path, "x", {"place": 1}, lambda: {"b": 2})) == {"b": 2}
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     """What is there is used; what is not is refused with the cure, before anything is loaded."""
-    there = kept.ensure(tmp_path / "kept", "x", {"place": 1}, lambda: {"b": 2})
+    there = reference_cache.ensure(tmp_path / "kept", "x", {"place": 1}, lambda: {"b": 2})
     blocked = tmp_path / "file"
     blocked.write_text("")
     for path in (there.parent, tmp_path):
         path.chmod(0o555)
     try:
-        assert kept.ensure(tmp_path / "kept", "x", {"place": 1}, lambda: pytest.fail("made again")) == there
+        assert reference_cache.ensure(tmp_path / "kept", "x", {"place": 1}, lambda: pytest.fail("made again")) == there
         with pytest.raises(CheckpointError, match="LADEZEIT_CACHE"):
-            kept.ensure(blocked / "kept", "x", {"place": 1}, lambda: {})
+            reference_cache.ensure(blocked / "kept", "x", {"place": 1}, lambda: {})
     finally:
         tmp_path.chmod(0o755)
         there.parent.chmod(0o755)
@@ -147,7 +146,7 @@ def test_a_file_that_is_not_what_the_hub_has_is_reported(cache: Path, tmp_path: 
     """The hub's own sha256 is checked once and remembered; damage is named with file and cure, before any load."""
     import hashlib
 
-    from ladezeit.checkpoint.identity import identity, promised_sha256, verify
+    from ladezeit.checkpoint.verify import identity, promised_sha256, verify
 
     own_cache = tmp_path / "cache"
     checkpoint = hub_layout(
@@ -169,7 +168,7 @@ def test_a_file_that_is_not_what_the_hub_has_is_reported(cache: Path, tmp_path: 
 
 def test_a_file_without_a_promise_has_none(cache: Path) -> None:
     """A local folder is known by size, times, inode and samples."""
-    from ladezeit.checkpoint.identity import identity, promised_sha256, verify
+    from ladezeit.checkpoint.verify import identity, promised_sha256, verify
 
     checkpoint = made("tied", cache)
     assert promised_sha256(checkpoint.shards[0]) is None
@@ -180,7 +179,7 @@ def test_a_file_without_a_promise_has_none(cache: Path) -> None:
 def test_a_model_larger_than_the_host_is_loaded_where_the_run_is(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference goes to the GPU where only that has room; without one the refusal says what to do."""
     from ladezeit.errors import NotRunnableError
-    from ladezeit.validation.content import reference
+    from ladezeit.validation import manifest as reference
 
     checkpoint = made("tied", cache)
     assert _device(checkpoint, "bfloat16", "cuda:0", "m") == "cpu"

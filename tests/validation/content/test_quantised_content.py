@@ -14,15 +14,18 @@ from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
 from ladezeit.config import FourBitType, ValidationConfig, ValidationLevel
 from ladezeit.errors import CheckpointError
 from ladezeit.loading.base import EngineModel
-from ladezeit.loading.quantisation import scheme as scheme_asked
-from ladezeit.measure.clock import Clock
-from ladezeit.result import Identity, Status
-from ladezeit.sample.supervisor import Supervisor
-from ladezeit.sample.worker_spec import WorkerSpec
-from ladezeit.validation import Expected, Proof, prove
-from ladezeit.validation.content import manifest, quantiser
-from ladezeit.validation.prepare import prepare as make_proof_files
-from ladezeit.validation.prepare import subject_of
+from ladezeit.loading.quantization import scheme as scheme_asked
+from ladezeit.results.records import Identity, Status
+from ladezeit.runner.spec import WorkerSpec
+from ladezeit.runner.supervisor import Supervisor
+from ladezeit.timing.clock import Clock
+from ladezeit.validation import manifest
+from ladezeit.validation import manifest as quantiser
+from ladezeit.validation.expected import Expected
+from ladezeit.validation.levels import prove
+from ladezeit.validation.proof import Proof
+from ladezeit.validation.references import prepare as make_proof_files
+from ladezeit.validation.references import subject_of
 from quantised_loads import ENGINES, UP, load, loading_of
 
 OTHER = "model.layers.1.mlp.up_proj"

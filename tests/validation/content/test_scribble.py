@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 
-from ladezeit.validation.content.scribble import scribble
+from ladezeit.validation.content import scribble
 
 
 @pytest.mark.parametrize("size", [98_304, 32_768, 12_288])

@@ -9,17 +9,16 @@ from contextlib import ExitStack, contextmanager
 
 from ladezeit.config import StreamedLoading
 from ladezeit.errors import ConfigError, LoadError
-from ladezeit.loading.arrangement import Arrangement
-from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.loading.base import Arrangement, LoadedTensors, LoadRequest
 from ladezeit.loading.streamed import memory
-from ladezeit.loading.streamed.arrivals import Arrivals
-from ladezeit.loading.streamed.files import ShardFile
-from ladezeit.loading.streamed.placing import lay_out
+from ladezeit.loading.streamed.device import SLOTS_A_THREAD, CudaDevice, Device
+from ladezeit.loading.streamed.layout import lay_out
+from ladezeit.loading.streamed.memory import ShardFile
 from ladezeit.loading.streamed.plan import PAGE, make_plan
 from ladezeit.loading.streamed.readers import Reading, quick_switching
-from ladezeit.loading.streamed.staging import SLOTS_A_THREAD, CudaDevice, Device
+from ladezeit.loading.streamed.readiness import Arrivals
 from ladezeit.loading.streamed.transfer import Load, Transfer, transfer_of
-from ladezeit.measure.clock import Clock
+from ladezeit.timing.clock import Clock
 
 
 class StreamedEngine:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
 
-from ladezeit.checkpoint.headers import TensorEntry
 from ladezeit.checkpoint.resolve import Checkpoint
+from ladezeit.checkpoint.safetensors_header import TensorEntry
 from ladezeit.config import Reading
-from ladezeit.measure.host_pages import LARGE_PAGE
+from ladezeit.system.memory_warmup import LARGE_PAGE
 
 PAGE = mmap.PAGESIZE
 #: Stretches that no tensor needs and that are shorter than this are read along: one large read beats two.

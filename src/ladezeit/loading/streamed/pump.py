@@ -1,7 +1,7 @@
 """The ring to a GPU without Python: what `_pump.c` does, for loads whose bytes only have to be copied.
 
 It is built when ladezeit is installed and a C compiler is there; where it is not, and where elements are cast on the
-device, `staging.Ring` does the same with Python's threads.
+device, `device.Ring` does the same with Python's threads.
 """
 
 import ctypes
@@ -20,11 +20,11 @@ import numpy as np
 
 from ladezeit.errors import LoadError, OutOfMemoryError
 from ladezeit.loading.base import Progress
-from ladezeit.loading.streamed.arrivals import Arrivals
-from ladezeit.loading.streamed.files import ShardFile
-from ladezeit.loading.streamed.placing import Piece
+from ladezeit.loading.streamed.layout import Piece
+from ladezeit.loading.streamed.memory import ShardFile
 from ladezeit.loading.streamed.plan import How
 from ladezeit.loading.streamed.readers import ExtentQueue, in_background
+from ladezeit.loading.streamed.readiness import Arrivals
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,15 +9,15 @@ from ladezeit.config import Readers, StreamedLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.streamed import memory, readers
-from ladezeit.loading.streamed.arrivals import Arrivals
-from ladezeit.loading.streamed.files import ShardFile
+from ladezeit.loading.streamed.device import SLOTS_A_THREAD, Device, Moves, Ring, slot_bytes
 from ladezeit.loading.streamed.host import HostPlace
-from ladezeit.loading.streamed.placing import ALIGNED, Layout
+from ladezeit.loading.streamed.layout import ALIGNED, Layout
+from ladezeit.loading.streamed.memory import ShardFile
 from ladezeit.loading.streamed.plan import PAGE, AskResidency, Extent, How, ShardPlan
 from ladezeit.loading.streamed.pump import Pump, Runtime, is_built
 from ladezeit.loading.streamed.readers import ExtentQueue
-from ladezeit.loading.streamed.staging import SLOTS_A_THREAD, Device, Moves, Ring, slot_bytes
-from ladezeit.measure.limits import available_cpus
+from ladezeit.loading.streamed.readiness import Arrivals
+from ladezeit.system.limits import available_cpus
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -234,7 +234,7 @@ class Pumped(ToDevice):
 
 
 class ThroughRing(ToDevice):
-    """By threads of Python, for bytes that are cast on the device too. It is the ring's `staging.Source`."""
+    """By threads of Python, for bytes that are cast on the device too. It is the ring's `device.Source`."""
 
     def __init__(self, device: Device, files: list[ShardFile], request: LoadRequest, loading: StreamedLoading) -> None:
         super().__init__(device, files, request, loading)

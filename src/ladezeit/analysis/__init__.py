@@ -1,0 +1,1 @@
+"""Statistics on results: comparison, ranks, decision. No text, no pictures, no torch."""

@@ -1,0 +1,1 @@
+"""The commands of `ladezeit-results`, one file each."""

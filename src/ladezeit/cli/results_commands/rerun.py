@@ -1,0 +1,30 @@
+"""`ladezeit-results rerun`: the command that repeats a sample, or a whole point."""
+
+from typing import Annotated
+
+import typer
+
+from ladezeit.cli.results_commands.one_sample import Job, Label, choose
+from ladezeit.cli.results_commands.sources import Experiment, Paths, TrackingUri, Where, read_source
+
+
+def command(
+    paths: Paths = None,
+    *,
+    experiment: Experiment = None,
+    tracking_uri: TrackingUri = None,
+    where: Where = None,
+    job: Job = None,
+    label: Label = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Repeat the sample's whole point this many times, as a sweep.")
+    ] = None,
+) -> None:
+    """Print the exact command that measures a sample again; nothing is run."""
+    from ladezeit.results.fields import point_command
+
+    result, _ = choose(read_source(paths, experiment, tracking_uri, where, with_profiled=True), job, label)
+    if samples is None:
+        print(result.identity.command)
+        return
+    print(point_command(result, samples))

@@ -1,0 +1,21 @@
+"""`ladezeit-results show`: everything about one sample."""
+
+from ladezeit.cli.results_commands.one_sample import Job, Label, choose
+from ladezeit.cli.results_commands.sources import Experiment, Paths, TrackingUri, Where, read_source
+
+
+def command(
+    paths: Paths = None,
+    *,
+    experiment: Experiment = None,
+    tracking_uri: TrackingUri = None,
+    where: Where = None,
+    job: Job = None,
+    label: Label = None,
+) -> None:
+    """Show one sample: how it ended, phases with shares, effective settings, proof, environment, files."""
+    from ladezeit.cli.results_commands.printing import console
+    from ladezeit.report.sample_view import as_rich
+
+    result, place = choose(read_source(paths, experiment, tracking_uri, where, with_profiled=True), job, label)
+    console().print(as_rich(result, place))

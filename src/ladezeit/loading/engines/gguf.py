@@ -1,0 +1,76 @@
+"""The engine `gguf`: `from_pretrained` with a `gguf_file`, which was made from the checkpoint once.
+
+transformers maps the file, widens each tensor to float32 on the CPU, and narrows it to the dtype that was asked for;
+experts stay float32 until they are assigned. The config is the checkpoint's own (what a GGUF says of one is less), and
+so is the generation config, which such a load leaves out. See
+https://huggingface.co/docs/transformers/gguf.
+"""
+
+from contextlib import ExitStack
+from importlib.metadata import version
+from typing import Any
+
+from ladezeit.config import DType
+from ladezeit.loading import instrumentation
+from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.loading.build_model import finish, refuse_incomplete
+from ladezeit.loading.conversion import converted_files
+from ladezeit.loading.engines.transformers import from_pretrained
+from ladezeit.model.tensors import touch
+from ladezeit.timing.clock import Clock
+
+#: The loader's own reading, inside of the steps that all loads share.
+_DEQUANTISE = instrumentation.Seam(
+    "transformers.modeling_gguf_pytorch_utils", "load_gguf_checkpoint", "load/dequantise"
+)
+
+
+class GgufEngine:
+    """Loads the converted file onto one device, in the dtype that was asked for."""
+
+    def prepare(self, request: LoadRequest) -> None:
+        """Check that the converted file is whole."""
+        converted_files(request)
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        """See `Engine.load`.
+
+        Raises:
+            LoadError: a weight is missing, unexpected or of another shape.
+        """
+        from transformers import AutoConfig
+
+        (path,) = converted_files(request)
+        folder = str(request.checkpoint.folder)
+        asked = request.loading.dtype
+        arguments: dict[str, Any] = {
+            "dtype": request.checkpoint.dtype if asked is DType.auto else asked.value,
+            "device_map": {"": request.device},
+            "gguf_file": str(path),
+        }
+        with ExitStack() as stack:
+            with clock.span("load/config"):
+                config = AutoConfig.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=request.trust_remote_code
+                )
+            if clock.detail:
+                instrumentation.enter(stack, _DEQUANTISE, clock)
+            loaded = from_pretrained(request, clock, config=config, **arguments, **_dequantised())
+        loaded.effective["arguments"].update(config=folder, **dict.fromkeys(_dequantised(), "dequantize"))
+        refuse_incomplete(loaded)
+        # The library notes that this file needed no renames, and would save experts under the model's own names.
+        loaded.model._weight_conversions = None
+        with clock.span("load/generation_config"):
+            finish(loaded.model, folder)
+        with clock.span("load/touch"):
+            loaded.effective["touched_bytes"] = touch(loaded.model)
+        loaded.effective["engine"] = f"transformers {version('transformers')}, gguf {version('gguf')}"
+        return loaded
+
+
+def _dequantised() -> dict[str, Any]:
+    """Return what makes newer versions unpack every weight, as older ones do without being told."""
+    import transformers
+
+    known = hasattr(transformers, "GgufConfig")
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)} if known else {}

@@ -1,0 +1,68 @@
+"""The engines `bitsandbytes_8bit`, `bitsandbytes_4bit` and `torchao_int8`: `from_pretrained` that quantises on its way.
+
+transformers reads one tensor after another in full, hands it to the library, and keeps what comes back. A library that
+finds nothing to do says so in its log at most: here it is an error.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from ladezeit.config import Bitsandbytes4bitLoading, Bitsandbytes8bitLoading, QuantisedLoading
+from ladezeit.errors import LoadError, NotRunnableError
+from ladezeit.loading import quantization
+from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.loading.engines.transformers import TransformersEngine, from_pretrained, placement_arguments
+from ladezeit.timing.clock import Clock
+
+
+class QuantisedEngine(TransformersEngine):
+    """Loads through `from_pretrained` with the `quantization_config` that the loading method stands for."""
+
+    def prepare(self, request: LoadRequest) -> None:
+        """Import the library, which is not loading; raises `NotRunnableError` where there is nothing left to do."""
+        super().prepare(request)
+        already = request.checkpoint.config.get("quantization_config")
+        if already is not None:
+            method = already.get("quant_method", "unknown") if isinstance(already, dict) else "unknown"
+            raise NotRunnableError(
+                f"loading.engine={request.loading.engine} quantises, and the checkpoint was quantised before it was "
+                f"written (quant_method={method}): transformers would drop one of the two. Use loading=transformers"
+            )
+        for module in _modules(request.loading):
+            import_module(module)
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        """See `Engine.load`.
+
+        Raises:
+            LoadError: the library found nothing to quantise.
+        """
+        loading = request.loading
+        asked = quantization.scheme(loading)
+        assert isinstance(loading, QuantisedLoading)
+        assert asked is not None
+        arguments = placement_arguments(loading, request.device)
+        arguments["quantization_config"] = quantization.quantization_config(asked, _dtype(request))
+        loaded = from_pretrained(request, clock, **arguments)
+        self.after_load(loaded, request, clock)
+        with clock.span("load/check"):
+            found = quantization.survey(loaded.model)
+        if not found.modules:
+            raise LoadError(
+                f"loading.engine={loading.engine} quantised nothing: {type(loaded.model).__name__} has no linear layer "
+                f"that the library takes ({', '.join(found.kept[:3])} … were kept). Use loading=transformers"
+            )
+        loaded.effective["quantisation"] = found.to_dict()
+        return loaded
+
+
+def _modules(loading: Any) -> tuple[str, ...]:
+    """Return what the load would import in its middle: the library, and transformers' own side of it."""
+    if isinstance(loading, (Bitsandbytes8bitLoading, Bitsandbytes4bitLoading)):
+        return ("bitsandbytes", "transformers.integrations.bitsandbytes")
+    return ("torchao.quantization", "transformers.quantizers.quantizer_torchao", "transformers.integrations.torchao")
+
+
+def _dtype(request: LoadRequest) -> str:
+    asked = request.loading.dtype.value
+    return request.checkpoint.dtype if asked == "auto" else asked

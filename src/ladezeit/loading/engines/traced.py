@@ -1,0 +1,160 @@
+"""The engine `traced`: a user's own load function, as it is, measured like any other loading method."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from importlib import import_module
+from typing import Any
+
+from ladezeit.config import TracedLoading
+from ladezeit.errors import ConfigError, LoadError
+from ladezeit.loading import instrumentation
+from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.model.classes import model_class
+from ladezeit.model.tensors import touch
+from ladezeit.timing.clock import Clock, marks_on
+
+#: The loader of a load in this process, which may have no name to be imported by.
+_given: ContextVar[Callable[..., Any] | None] = ContextVar("given", default=None)
+
+
+@contextmanager
+def loader_given(function: Callable[..., Any]) -> Iterator[None]:
+    """Let the engine use `function` itself, instead of importing it by its name; for loads in this process."""
+    token = _given.set(function)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+class TracedEngine:
+    """Calls the user's loader, finds the model in what it returns, and touches what is lazy."""
+
+    def prepare(self, request: LoadRequest) -> None:
+        """Import the loader's module, off the clock; raises `ConfigError` where there is no such function."""
+        loading = request.loading
+        assert isinstance(loading, TracedLoading) and loading.function is not None
+        self._name = loading.function
+        self._modules = instrumentation.own_modules(self._resolve())
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        """See `Engine.load`."""
+        loading = request.loading
+        assert isinstance(loading, TracedLoading)
+        effective: dict[str, Any] = {"function": self._name}
+        with ExitStack() as stack:
+            function = self._resolve()
+            steps = instrumentation.OwnSteps(clock)
+            if clock.detail:
+                effective["seams_missing"] = stack.enter_context(
+                    instrumentation.seams_observed(clock, model_class(request.checkpoint.config))
+                )
+                steps = stack.enter_context(instrumentation.own_steps_observed(clock, function, self._modules))
+            stack.enter_context(marks_on(clock))
+            returned = _call(self._resolve(steps.by_function), request, loading.arguments)
+        model = model_in(returned, self._name)
+        with clock.span("load/touch"):
+            effective["touched_bytes"] = touch(model)
+        paths = {phase.path for phase in clock.phases}
+        effective["functions"] = {path: place for path, place in steps.places.items() if path in paths}
+        effective["functions_joined"] = steps.joined
+        device_map = getattr(model, "hf_device_map", None)
+        placed = None if device_map is None else {name: _device(place) for name, place in device_map.items()}
+        return EngineModel(model=model, device_map=placed, effective=effective)
+
+    def _resolve(self, replaced: Mapping[Any, Any] | None = None) -> Callable[..., Any]:
+        """Return the loader; where `replaced` has another function for it, that one."""
+        given = _given.get()
+        function = given if given is not None else named(self._name)
+        if inspect.ismethod(function):  # looked up again, because its class may hold another function now
+            return getattr(function.__self__, function.__name__, function)
+        if isinstance(function, functools.partial):
+            inner = (replaced or {}).get(function.func, function.func)
+            return functools.partial(inner, *function.args, **function.keywords)
+        return (replaced or {}).get(function, function)  # type: ignore[no-any-return]
+
+
+def named(name: str) -> Callable[..., Any]:
+    """Return the function ``module:function``; of ``module:Class.method`` the method of a new object.
+
+    Raises:
+        ConfigError: there is no such module or function.
+    """
+    module, _, path = name.partition(":")
+    try:
+        found: Any = import_module(module)
+    except ImportError as cause:
+        raise ConfigError(f"loading.function={name} cannot be imported: {cause}") from cause
+    for part in path.split("."):
+        owner, found = found, getattr(found, part, None)
+        if found is None:
+            raise ConfigError(f"loading.function={name}: '{getattr(owner, '__name__', owner)}' has no '{part}'")
+        if inspect.isclass(owner) and inspect.isfunction(found) and not _is_static(owner, part):
+            found = _of_new_object(owner, part)
+    if not callable(found):
+        raise ConfigError(f"loading.function={name} is a {type(found).__name__}, which cannot be called")
+    return found  # type: ignore[no-any-return]
+
+
+def _is_static(owner: type, name: str) -> bool:
+    return isinstance(inspect.getattr_static(owner, name), staticmethod)
+
+
+def _of_new_object(owner: type, method: str) -> Callable[..., Any]:
+    """Return a function that makes an object and calls its method, so that making it counts as loading."""
+
+    definition = getattr(owner, method)
+
+    @functools.wraps(definition)
+    def load(*args: Any, **kwargs: Any) -> Any:
+        return getattr(owner(), method)(*args, **kwargs)
+
+    _, *rest = inspect.signature(definition).parameters.values()
+    load.__signature__ = inspect.Signature(rest)  # type: ignore[attr-defined]
+    return load
+
+
+def _call(function: Callable[..., Any], request: LoadRequest, arguments: Mapping[str, Any]) -> Any:
+    """Call the loader with the checkpoint's folder first, and with what else it has parameters for.
+
+    A parameter named `device` or `dtype` is given the run's; one without parameters is called as it is.
+    """
+    parameters = inspect.signature(function).parameters
+    settled = {*arguments, *getattr(function, "keywords", {})}  # those of a functools.partial
+    offered = {"device": request.device, "dtype": request.loading.dtype.value}
+    known = {name: value for name, value in offered.items() if name in parameters and name not in settled}
+    kinds = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.VAR_POSITIONAL,
+    )
+    first = next(iter(parameters.values()), None)
+    takes_folder = first is not None and first.kind in kinds and first.name not in (*known, *settled)
+    folder = [str(request.checkpoint.folder)] if takes_folder else []
+    return function(*folder, **known, **arguments)
+
+
+def model_in(returned: Any, name: str) -> Any:
+    """Return the model in what a loader returned: itself, one of several things, or an attribute ``model``.
+
+    Raises:
+        LoadError: there is no `torch.nn.Module` in it.
+    """
+    from torch.nn import Module
+
+    several = returned.values() if isinstance(returned, Mapping) else returned
+    parts = list(several) if isinstance(several, (tuple, list)) or isinstance(returned, Mapping) else [returned]
+    for part in [*parts, getattr(returned, "model", None)]:
+        if isinstance(part, Module):
+            return part
+    raise LoadError(
+        f"{name} returned {type(returned).__name__}, in which there is no model: return the transformers model, a "
+        f"tuple or dict with it, or an object that has it as .model"
+    )
+
+
+def _device(place: Any) -> str:
+    return f"cuda:{place}" if isinstance(place, int) else str(place)

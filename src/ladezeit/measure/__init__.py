@@ -1,1 +1,0 @@
-"""What is measured and how: clock and phases, memory, environment facts."""

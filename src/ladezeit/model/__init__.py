@@ -1,0 +1,1 @@
+"""A transformers model in memory: its tensors, its class, greedy decoding."""

@@ -1,0 +1,1 @@
+"""Results as words, tables, pictures and documents."""

@@ -1,0 +1,315 @@
+"""A comparison as text for people: a table that fits its terminal, and Markdown."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ladezeit.analysis.comparison import Comparison, PointFigures, Section
+from ladezeit.analysis.eligibility import figure, unit_of
+from ladezeit.analysis.statistics import LEAST_TO_RANK, Interval, samples_needed
+from ladezeit.results.format import NOTHING
+
+#: Columns that a narrow terminal goes without, the first to go first; all are in CSV, JSON and Markdown.
+_OPTIONAL = ("MAD", "min", "proof", "of ceiling")
+_MOST_REASON = 200
+_ODDITIES = 6
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of figures: its head and how a point fills it."""
+
+    head: str
+    cell: Callable[[PointFigures], str]
+    left: bool = False
+
+
+def columns(comparison: Comparison, section: Section) -> list[Column]:
+    """Return the columns of a section's table, rank first, in the order in which they are read."""
+    metric = comparison.metric
+    unit = unit_of(metric)
+    base = section.baseline
+    found = [Column("#", lambda point: str(point.rank or NOTHING))]
+    keys = [key for key in comparison.keys if len({point.values[key] for point in section.ranked}) > 1]
+    keys = keys or comparison.keys[:1]
+    found += [Column(key, _value_of(key), left=True) for key in keys]
+    found += [
+        Column("n", lambda point: str(point.spread.n if point.spread else 0)),
+        Column(f"median {unit}".strip(), lambda point: _of(point, metric, "median")),
+        Column("MAD", lambda point: _of(point, metric, "mad")),
+        Column("min", lambda point: _of(point, metric, "least")),
+        Column("interval", lambda point: _interval(point.spread.interval, metric) if point.spread else NOTHING),
+        Column("× baseline", lambda point: "1 (baseline)" if base is point else _ratio(point)),
+        Column("p", lambda point: p_text(point.p)),
+        Column("of ceiling", lambda point: percent(point.ceiling_share)),
+        Column("proof", lambda point: point.level, left=True),
+        Column("samples", counts_text, left=True),
+    ]
+    needless = {"of ceiling"} if all(point.ceiling_share is None for point in section.ranked) else set()
+    needless |= {"proof"} if "validation" in keys else set()
+    return [column for column in found if column.head not in needless]
+
+
+def _value_of(key: str) -> Callable[[PointFigures], str]:
+    return lambda point: point.values[key] or NOTHING
+
+
+def as_rich(comparison: Comparison, width: int, sort: str = "rank") -> RenderableType:
+    """Return all sections for a terminal of `width` columns."""
+    parts: list[RenderableType] = []
+    for section in comparison.sections:
+        if section.ranked:
+            parts += _rich_section(comparison, section, width, sort)
+        else:
+            parts.append(Text(f"{section.title}: no proven sample, nothing to rank", style="bold"))
+        if section.apart:
+            parts.append(Text("not ranked" + ("" if section.ranked else ":"), style="yellow"))
+            parts += [
+                Text.assemble("  ", (point.name, "bold"), f": {apart_text_of(point, comparison.metric)}")
+                for point in section.apart
+            ]
+        parts.append(Text(""))
+    parts += [Text(f"note: {note}", style="yellow") for note in comparison.notes]
+    return Group(*parts)
+
+
+def _rich_section(comparison: Comparison, section: Section, width: int, sort: str) -> list[RenderableType]:
+    shown = columns(comparison, section)
+    rows = ordered(section.ranked, sort)
+    hidden = []
+    for head in _OPTIONAL:
+        if _width(shown, rows) <= width:
+            break
+        if any(column.head == head for column in shown):
+            shown = [column for column in shown if column.head != head]
+            hidden.append(head)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=escape(section.title), title_justify="left")
+    for column in shown:
+        table.add_column(
+            escape(_stacked(column)),
+            justify="left" if column.left else "right",
+            no_wrap=not column.left,
+            overflow="fold",
+        )
+    for point in rows:
+        style = "bold" if point.rank == 1 else None
+        table.add_row(*(escape(column.cell(point)) for column in shown), style=style)
+    legend = legend_of(comparison, section)
+    if hidden:
+        legend += f" Not shown at this width: {', '.join(hidden)}."
+    return [
+        table,
+        Text(legend, style="dim"),
+        *(Text(f"  {line}", style="yellow") for line in oddities(section, comparison.metric)),
+    ]
+
+
+def _width(shown: Sequence[Column], rows: Sequence[PointFigures]) -> int:
+    heads = (max(map(len, _stacked(column).split("\n"))) for column in shown)
+    cells = (max(len(column.cell(point)) for point in rows) for column in shown)
+    return sum(2 + max(pair) for pair in zip(heads, cells, strict=True))
+
+
+def _stacked(column: Column) -> str:
+    """Return a column's head, its words below each other where figures stand under it."""
+    return column.head if column.left else "\n".join(column.head.split())
+
+
+def ordered(points: Sequence[PointFigures], sort: str) -> list[PointFigures]:
+    """Return `points` by ``rank`` (as they are), ``median``, ``min``, ``mad``, ``n`` or a varying key."""
+    if sort == "rank":
+        return list(points)
+    numbers: dict[str, Callable[[PointFigures], float]] = {
+        "median": lambda point: point.spread.median if point.spread else 0.0,
+        "min": lambda point: point.spread.least if point.spread else 0.0,
+        "mad": lambda point: point.spread.mad if point.spread else 0.0,
+        "n": lambda point: point.spread.n if point.spread else 0,
+    }
+    if sort in numbers:
+        return sorted(points, key=numbers[sort])
+    return sorted(points, key=lambda point: point.values.get(sort, ""))
+
+
+def legend_of(comparison: Comparison, section: Section) -> str:
+    """Return what a reader has to know about the figures of a section, in a few sentences."""
+    sizes = sorted({point.spread.n for point in section.ranked if point.spread})
+    covers = min(point.spread.interval.coverage for point in section.ranked if point.spread)
+    text = "Equal # = not distinguishable from the best of that rank (exact Mann-Whitney, Holm). "
+    if sizes[0] < LEAST_TO_RANK:
+        text = f"Points below {LEAST_TO_RANK} samples have no #: too few to tell them apart. " + (
+            "" if sizes[-1] < LEAST_TO_RANK else text
+        )
+    needed = samples_needed(len(section.ranked))
+    if LEAST_TO_RANK <= sizes[0] < needed:
+        text += f"{len(section.ranked)} points can only be told apart from {needed} samples on. "
+    if sizes[-1] == 1:
+        return text + "One sample a point says nothing about the spread."
+    text += f"The interval covers the true median with {100 * covers:.1f} %"
+    text += f" (n = {sizes[0]})." if len(sizes) == 1 else f" at least (n = {sizes[0]} to {sizes[-1]})."
+    ratios = [point.ratio.interval.coverage for point in section.ranked if point.ratio]
+    if ratios:
+        text += f" That of the ratio has {100 * min(ratios):.1f} %{' at least' if len(set(ratios)) > 1 else ''}."
+    if section.baseline:
+        text += f" p: against the baseline, {section.baseline.name}."
+    return text
+
+
+def oddities(section: Section, metric: str) -> list[str]:
+    """Return lines about outliers and samples that ended badly, of ranked points."""
+    lines = []
+    for point in section.ranked:
+        if point.spread and point.spread.outliers:
+            values = ", ".join(figure(value, metric) for value in point.spread.outliers)
+            lines.append(f"{point.name}: far from its median, and counted all the same: {values} {unit_of(metric)}")
+        lines += [f"{point.name}: {cut(problem)}" for problem in point.problems]
+    more = len(lines) - _ODDITIES
+    return lines[:_ODDITIES] + ([f"… and {more} more such lines (--format json has all)"] if more > 0 else [])
+
+
+def apart_text_of(point: PointFigures, metric: str) -> str:
+    """Return why a point is not ranked and what it measured all the same."""
+    measured = ""
+    if point.spread:
+        measured = f" (median {figure(point.spread.median, metric)} {unit_of(metric)}, n = {point.spread.n})"
+    return f"{cut(point.excluded or '')}{measured}"
+
+
+def as_markdown(comparison: Comparison, sort: str = "rank") -> str:
+    """Return all sections as Markdown tables, with every column."""
+    parts = []
+    for section in comparison.sections:
+        parts += [f"**{plain(section.title)}**", *section_markdown(comparison, section, sort)]
+    parts += [f"Note: {note}" for note in comparison.notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def section_markdown(comparison: Comparison, section: Section, sort: str = "rank", *, apart: bool = True) -> list[str]:
+    """Return a section as paragraphs of Markdown: its table, how to read it, what is odd, and what stands `apart`."""
+    parts = []
+    if section.ranked:
+        shown = columns(comparison, section)
+        lines = [[column.head for column in shown], [":--" if column.left else "--:" for column in shown]]
+        lines += [[column.cell(point) for column in shown] for point in ordered(section.ranked, sort)]
+        parts.append("\n".join("| " + " | ".join(plain(cell) for cell in line) + " |" for line in lines))
+        parts.append(legend_of(comparison, section))
+    odd = oddities(section, comparison.metric)
+    if apart:
+        odd += [f"not ranked: {point.name}: {apart_text_of(point, comparison.metric)}" for point in section.apart]
+    if odd:
+        parts.append("\n".join(f"- {plain(line)}" for line in odd))
+    return parts
+
+
+def p_text(p: float | None) -> str:
+    """Return a p as it is written in tables."""
+    if p is None:
+        return NOTHING
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def percent(share: float | None) -> str:
+    """Return a share as percent with two digits; a dash for None."""
+    if share is None:
+        return NOTHING
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
+
+
+def counts_text(point: PointFigures) -> str:
+    """Return how the samples of a point ended: ``5 ok, 1 oom``."""
+    return ", ".join(f"{count} {status}" for status, count in point.counts.items())
+
+
+def cut(text: str, most: int = _MOST_REASON) -> str:
+    """Return `text`, visibly shortened where it is longer than `most` characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _of(point: PointFigures, metric: str, name: str) -> str:
+    return figure(getattr(point.spread, name), metric) if point.spread else NOTHING
+
+
+def _interval(interval: Interval, metric: str) -> str:
+    return NOTHING if interval.coverage == 0 else f"{figure(interval.low, metric)}–{figure(interval.high, metric)}"
+
+
+def _ratio(point: PointFigures) -> str:
+    if point.ratio is None:
+        return NOTHING
+    within = point.ratio.interval
+    inside = f" ({within.low:.3g}–{within.high:.3g})" if within.coverage > 0 else ""
+    return f"{point.ratio.estimate:.3g}{inside}"
+
+
+def plain(cell: str) -> str:
+    """Return a text that breaks no row of a Markdown table."""
+    return cell.replace("|", "\\|").replace("\n", " ")
+
+
+# A comparison as data for programs: flat records, CSV, JSON.
+
+
+def records(comparison: Comparison, sort: str = "rank") -> list[dict[str, Any]]:
+    """Return one flat record a point, unrounded, the ranked ones of each section first."""
+    return [
+        _record(comparison, section, point)
+        for section in comparison.sections
+        for point in [*ordered(section.ranked, sort), *section.apart]
+    ]
+
+
+def _record(comparison: Comparison, section: Section, point: PointFigures) -> dict[str, Any]:
+    spread, ratio = point.spread, point.ratio
+    return {
+        **section.conditions,
+        **point.values,
+        "point": point.point,
+        "metric": comparison.metric,
+        "rank": point.rank,
+        "n": spread.n if spread else 0,
+        "median": spread.median if spread else None,
+        "mad": spread.mad if spread else None,
+        "min": spread.least if spread else None,
+        "max": spread.largest if spread else None,
+        "p95": spread.p95 if spread else None,
+        "interval_low": spread.interval.low if spread else None,
+        "interval_high": spread.interval.high if spread else None,
+        "interval_coverage": spread.interval.coverage if spread else None,
+        "baseline": section.baseline.name if section.baseline else None,
+        "ratio": ratio.estimate if ratio else None,
+        "ratio_low": ratio.interval.low if ratio else None,
+        "ratio_high": ratio.interval.high if ratio else None,
+        "ratio_coverage": ratio.interval.coverage if ratio else None,
+        "p_holm": point.p,
+        "ceiling_share": point.ceiling_share,
+        "proof": point.level,
+        "excluded": point.excluded,
+        "outliers": list(spread.outliers) if spread else [],
+        "counts": point.counts,
+        "problems": point.problems,
+    }
+
+
+def as_csv(comparison: Comparison, sort: str = "rank") -> str:
+    """Return the records as CSV; lists and counts are written as JSON."""
+    rows = records(comparison, sort)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()})
+    return out.getvalue()
+
+
+def as_json(comparison: Comparison, sort: str = "rank", **more: Any) -> str:
+    """Return one JSON document: the records, the notes, and what the caller adds."""
+    document = {"metric": comparison.metric, "unit": unit_of(comparison.metric), "points": records(comparison, sort)}
+    return json.dumps({**document, "notes": comparison.notes, **more}, indent=2, ensure_ascii=False, allow_nan=False)

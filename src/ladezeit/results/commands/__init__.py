@@ -1,1 +1,0 @@
-"""One module a command of `ladezeit-results`; each has a function `command` and imports what is heavy inside it."""

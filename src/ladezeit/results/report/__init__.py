@@ -1,1 +1,0 @@
-"""One document for whoever has to decide: the verdict, tables, pictures, and everything needed to check them."""

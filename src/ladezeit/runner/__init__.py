@@ -1,0 +1,1 @@
+"""One measured load: the process that does it, and the one that watches it."""

@@ -1,0 +1,232 @@
+"""The server that `prewarmed` samples are forked from: libraries imported, GPU never touched.
+
+    python -m ladezeit.runner.prewarm <descriptor of its socket>
+
+Requests and answers are JSON documents, one a message. ``{"import": model_config}`` imports the model's class and
+answers with the seconds that took; ``{"run": path, "origin_ns": …, "environment": …}``, sent with the descriptors of
+the event pipe and the log, forks a worker and answers with its pid, and with its exit status when it ended. The server
+ends when its socket closes, and takes a running worker with it.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ladezeit.errors import OutOfMemoryError, WorkerError, exit_where_memory_ends, ran_out_of_memory
+from ladezeit.runner import worker
+from ladezeit.system.lifetime import die_with_parent
+from ladezeit.system.limits import ended_for_memory, kernel_kills
+from ladezeit.system.processes import variables
+
+_MESSAGE_BYTES = 1 << 20
+_END_S = 5.0
+
+#: Lets `torch.cuda.is_available` ask the driver's management library: CUDA, once called, does not survive a fork.
+_NO_CUDA_CALLS = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+
+
+class PrewarmServer:
+    """The supervisor's side: starts the server, asks it for imports and workers, and ends it."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        self.log = log
+        self._kills_before = kernel_kills()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = ours
+        with theirs, log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "ladezeit.runner.prewarm", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **environment, **_NO_CUDA_CALLS},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self.import_s = 0.0
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, readable when a worker has ended."""
+        return self._socket.fileno()
+
+    def imports(self, model_config: dict[str, Any]) -> float:
+        """Import what loading that model needs; return the seconds it took (0 where it was there already)."""
+        answer = self._ask({"import": model_config})
+        self.import_s += answer["seconds"]
+        return float(answer["seconds"])
+
+    def start(self, spec: Path, origin_ns: int, events: int, log: int, environment: dict[str, str]) -> int:
+        """Fork a worker for the sample that `spec` describes; return its pid, which is also its process group.
+
+        `environment` is added to the worker's.
+        """
+        request = {"run": str(spec), "origin_ns": origin_ns, "environment": environment}
+        return int(self._ask(request, [events, log])["pid"])
+
+    def ended(self) -> int:
+        """Wait for the running worker's end; return its exit code, negative for a signal."""
+        return os.waitstatus_to_exitcode(self._receive()["status"])
+
+    def close(self) -> None:
+        """End the server; a worker that still runs dies with it."""
+        self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)
+            return
+        self._process.kill()
+        self._process.wait()
+
+    def _ask(self, request: dict[str, Any], descriptors: list[int] | None = None) -> dict[str, Any]:
+        try:
+            socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors or [])
+        except OSError:
+            raise WorkerError(self._gone()) from self._why_gone()
+        return self._receive()
+
+    def _receive(self) -> dict[str, Any]:
+        message = b""
+        with contextlib.suppress(ConnectionError):  # it ended with a message unread
+            message = self._socket.recv(_MESSAGE_BYTES)
+        if not message:
+            raise WorkerError(self._gone()) from self._why_gone()
+        answer: dict[str, Any] = json.loads(message)
+        if "error" in answer:
+            cause = OutOfMemoryError(answer["error"]) if answer["out_of_memory"] else None
+            raise WorkerError(f"the prewarmed server could not do what it was asked: {answer['error']}") from cause
+        return answer
+
+    def _why_gone(self) -> OutOfMemoryError | None:
+        code = self._process.poll()
+        ended = code is not None and ended_for_memory(code, self._kills_before)
+        return OutOfMemoryError("memory ran out in it") if ended else None
+
+    def _gone(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)  # its socket closes a moment before it has ended
+        return f"the server for prewarmed samples has ended (exit code {self._process.poll()}): see {self.log}"
+
+
+def serve(connection: socket.socket) -> None:
+    """Answer requests until the other side closes."""
+    gc.freeze()
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(connection, _MESSAGE_BYTES, 2)
+        if not message:
+            return
+        request = json.loads(message)
+        if "import" in request:
+            connection.send(json.dumps(_import(request["import"])).encode())
+        else:
+            _fork(connection, request, *descriptors)
+
+
+def _import(model_config: dict[str, Any]) -> dict[str, Any]:
+    started = time.monotonic()
+    try:
+        _import_torchao()
+        from ladezeit.model.classes import model_class
+
+        model_class(model_config)
+        import torch
+
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            raise WorkerError("the GPU was touched by an import; use process=fresh")
+    except Exception as error:
+        return _failed(error)
+    gc.freeze()
+    return {"seconds": time.monotonic() - started}
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    return {"error": f"{type(error).__name__}: {error}", "out_of_memory": ran_out_of_memory(error)}
+
+
+def _import_torchao() -> None:
+    """Import torchao, where it is installed, without the GPU that it would ask for its kinds of kernels.
+
+    `transformers` imports it with any model. Only this import must not see the GPU: others remember what they saw.
+    """
+    with variables({"CUDA_VISIBLE_DEVICES": ""}), contextlib.suppress(ImportError, AttributeError):
+        import_module("torchao.prototype.safetensors.safetensors_support")
+        import_module("torch.utils._triton").has_triton.cache_clear()
+
+
+def _fork(connection: socket.socket, request: dict[str, Any], events: int, log: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        os.close(events)
+        os.close(log)
+        connection.send(json.dumps(_failed(error)).encode())
+        return
+    if pid == 0:
+        connection.close()
+        os.environ.update(request["environment"])
+        _be_worker(Path(request["run"]), request["origin_ns"], events, log)
+    os.close(events)
+    os.close(log)
+    connection.send(json.dumps({"pid": pid}).encode())
+    _watch(connection, pid)
+
+
+def _be_worker(spec: Path, origin_ns: int, events: int, log: int) -> None:
+    """Turn this forked process into a worker; never returns."""
+    started_ns = time.monotonic_ns()
+    code = 1
+    try:
+        die_with_parent()
+        os.setsid()
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = worker.run(spec, events, origin_ns, started_ns)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _watch(connection: socket.socket, pid: int) -> None:
+    """Sleep until the worker ended, and say so; end it where the supervisor is gone."""
+    handle = os.pidfd_open(pid)
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(handle, selectors.EVENT_READ)
+            selector.register(connection, selectors.EVENT_READ)
+            ready = {key.fileobj for key, _ in selector.select()}
+        if handle not in ready:
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+    finally:
+        os.close(handle)
+    with contextlib.suppress(OSError):
+        connection.send(json.dumps({"status": status}).encode())
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of ``python -m ladezeit.runner.prewarm``."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with exit_where_memory_ends():
+        serve(socket.socket(fileno=int(arguments[0])))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

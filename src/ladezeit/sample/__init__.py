@@ -1,1 +1,0 @@
-"""One measured load: the process that measures, and those who start, watch and end it."""

@@ -1,0 +1,176 @@
+"""From the arguments of `ladezeit.load` to one checked config: which model, by which method, held to what.
+
+The method is, in this order: what `loading` says, what the profile says for this model and device, `auto`.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ladezeit.config import (
+    LOADINGS,
+    AutoLoading,
+    CacheConfig,
+    CacheState,
+    FolderModel,
+    HubModel,
+    InferenceConfig,
+    LoadingConfig,
+    ModelConfig,
+    ProcessConfig,
+    ProcessKind,
+    RunConfig,
+    RuntimeConfig,
+    TensorParallelLoading,
+    TrackingConfig,
+    TrackingKind,
+    TransformersLoading,
+    ValidationConfig,
+    ValidationLevel,
+    check_values,
+)
+from ladezeit.config.compose import from_mapping, options, read_option
+from ladezeit.config.device_map import is_strategy
+from ladezeit.config.loading_profile import Profile
+from ladezeit.config.rules import check_combination
+from ladezeit.errors import CombinationError, ConfigError, NotRunnableError, did_you_mean
+from ladezeit.system.gpus import ResolvedDevice
+
+_HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+#: The option that only says how a folder is named on a command line.
+_FOLDER_OPTION = "folder"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of `ladezeit.load` that say what is loaded and how; see there."""
+
+    model: str | os.PathLike[str] | ModelConfig
+    loading: str | Mapping[str, Any] | LoadingConfig | None = None
+    profile: str | os.PathLike[str] | Mapping[str, Any] | None = None
+    validation: str = "placement"
+    max_memory: Mapping[Any, Any] | None = None
+    allow_offload: bool = False
+    config_dir: Path | None = None
+
+
+def config_of(asked: Asked, device: ResolvedDevice) -> tuple[RunConfig, str]:
+    """Return the checked config, and who chose its method: ``loading``, ``profile`` or ``auto``.
+
+    Raises:
+        ConfigError: a name or a value means nothing, with the nearest that does.
+        CombinationError: values that do not go together.
+        NotRunnableError: the method cannot run inside of one process.
+    """
+    model = model_of(asked.model, asked.config_dir)
+    chosen_by, runtime = "auto", RuntimeConfig()
+    if asked.loading is not None:
+        chosen_by, loading = "loading", loading_of(asked.loading, asked.config_dir)
+    elif asked.profile is not None:
+        chosen_by = "profile"
+        loading, runtime = Profile.open(asked.profile).method(model, device.name, asked.config_dir)
+    else:
+        loading = AutoLoading(name="auto")
+    config = RunConfig(
+        model=model,
+        loading=_permitted(loading, asked),
+        validation=ValidationConfig(level_of(asked.validation)),
+        cache=CacheConfig(CacheState.as_is),
+        inference=InferenceConfig(new_tokens=0),
+        runtime=runtime,
+        process=ProcessConfig(ProcessKind.inline),
+        tracking=TrackingConfig(TrackingKind.none),
+        device=device.name,
+        sample=0,
+        phases=True,
+        order_seed=0,
+        discard_first=False,
+        outputs="",
+    )
+    check_values(config)
+    check_combination(config)
+    return config, chosen_by
+
+
+def model_of(asked: str | os.PathLike[str] | ModelConfig, config_dir: Path | None = None) -> ModelConfig:
+    """Return the model that is meant: a configured name, a folder, or a hub id (``org/name`` or ``org/name@revision``).
+
+    A configured name comes first, then a folder that is there; raises `ConfigError` where it is none of the three.
+    """
+    if isinstance(asked, ModelConfig):
+        return asked
+    text = os.fspath(asked)
+    known = [name for name in options("model", config_dir) if name != _FOLDER_OPTION]
+    if isinstance(asked, str) and asked in known:
+        model = read_option("model", asked, config_dir)
+        assert isinstance(model, ModelConfig)
+        return model
+    if not isinstance(asked, str) or Path(text).expanduser().is_dir() or text.startswith(("/", ".", "~")):
+        folder = Path(text).expanduser().absolute()
+        return FolderModel(name=folder.name or str(folder), path=str(folder))
+    hub = _HUB_ID.fullmatch(text)
+    if hub is not None:
+        return HubModel(name=hub["repo"].rpartition("/")[2], repo_id=hub["repo"], revision=hub["revision"] or "main")
+    raise ConfigError(
+        f"model '{text}' is neither configured ({', '.join(known)}), nor a folder that is there, nor a hub id "
+        f"(org/name or org/name@revision)." + did_you_mean(text, known)
+    )
+
+
+def loading_of(asked: str | Mapping[str, Any] | LoadingConfig, config_dir: Path | None = None) -> LoadingConfig:
+    """Return the method that is meant: an option of group ``loading``, or its arguments (``engine`` is `auto` if left
+    out); raises `ConfigError`.
+    """
+    if isinstance(asked, LoadingConfig):
+        return asked
+    if isinstance(asked, str):
+        found = read_option("loading", asked, config_dir)
+        assert isinstance(found, LoadingConfig)
+        return found
+    values = dict(asked)
+    engine = str(values.setdefault("engine", "auto"))
+    values.setdefault("name", engine)
+    if ":" not in engine and engine not in LOADINGS:
+        raise ConfigError(
+            f"loading has engine={engine}, which there is not: there are {', '.join(LOADINGS)}, and your own as "
+            f"module:Class." + did_you_mean(engine, LOADINGS)
+        )
+    made = from_mapping(LOADINGS.get(engine, TransformersLoading), values, f"loading (engine={engine})")
+    assert isinstance(made, LoadingConfig)
+    return made
+
+
+def level_of(asked: str) -> ValidationLevel:
+    """Return the level by its name; raises `ConfigError`."""
+    if asked not in ValidationLevel.__members__:
+        levels = list(ValidationLevel.__members__)
+        raise ConfigError(
+            f"validation={asked} is no level: there are {', '.join(levels)}." + did_you_mean(str(asked), levels)
+        )
+    return ValidationLevel[asked]
+
+
+def _permitted(loading: LoadingConfig, asked: Asked) -> LoadingConfig:
+    """Return the method with what the caller permits and limits; nothing is offloaded that was not allowed."""
+    if isinstance(loading, TensorParallelLoading):
+        raise NotRunnableError(
+            f"loading={loading.name} is several processes, each with its part of the model, and load() is one: start "
+            f"the ranks yourself, or take a method on one process such as loading='device_map_auto'"
+        )
+    if not loading.disable_cpu_offload and not asked.allow_offload:
+        raise CombinationError(
+            f"loading={loading.name} lets weights be offloaded, which makes every answer slow, and that was not "
+            f"allowed: pass allow_offload=True if it is wanted, or take another method"
+        )
+    loading = replace(loading, disable_cpu_offload=not asked.allow_offload)
+    if asked.max_memory is None:
+        return loading
+    if not isinstance(loading, TransformersLoading) or not is_strategy(loading):
+        raise CombinationError(
+            f"max_memory was given with loading={loading.name}, which places the model itself: it means something only "
+            f"where the placement is left to a strategy. Use loading='device_map_auto', or leave max_memory out"
+        )
+    return replace(loading, max_memory={str(place): str(size) for place, size in asked.max_memory.items()})

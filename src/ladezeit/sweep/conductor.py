@@ -1,0 +1,272 @@
+"""Conducts a sweep: checks every point first, opens the parent run, measures in blocks, and closes whatever happens."""
+
+import os
+import re
+import shlex
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
+
+from ladezeit.config import RunConfig, build
+from ladezeit.config.rules import check_combination
+from ladezeit.config.serialize import point_id
+from ladezeit.errors import REFUSALS, ConfigError, LadezeitError, NotRunnableError, TrackingError
+from ladezeit.loading.preflight import TooLittleMemoryError, check_on_model, check_runnable
+from ladezeit.report.sweep_table import as_rich
+from ladezeit.report.verdict import closing_words, summary
+from ladezeit.results.fields import varying_values
+from ladezeit.results.labels import labels
+from ladezeit.results.reader import gather
+from ladezeit.results.records import SWEEP_FILE_NAME, Identity, Result, SweepRecord
+from ladezeit.sweep import job as one_job
+from ladezeit.sweep.plan import Job, in_blocks, varying_keys
+from ladezeit.sweep.progress import Display
+from ladezeit.sweep.session import Session, current
+from ladezeit.system.environment import git_state
+from ladezeit.tracking import MARKER, SweepStatus, Tracker
+
+#: A folder as `conf/config.yaml` names it, to the microsecond.
+_DATED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}$")
+WARM_UP_FOLDER = "warm-up"
+SUMMARY_FILE = "summary.md"
+
+#: Where it lies in the sweep's folder, and what its files are called.
+FOLDER = "report"
+NAME = "report"
+
+Compose = Callable[[list[str]], DictConfig]
+Launch = Callable[[list[list[str]]], Sequence[JobReturn]]
+
+
+def conduct(overrides: list[list[str]], compose: Compose, launch: Launch, folder: Path) -> Sequence[JobReturn]:
+    """Measure all samples of a sweep into `folder`.
+
+    Args:
+        overrides: one list a job, in any order.
+        compose: composes a job's overrides.
+        launch: runs jobs in the order given and returns their outcomes.
+        folder: the sweep's folder, empty but for Hydra's own file.
+
+    Raises:
+        ConfigError: a point cannot be composed or has no meaning; nothing was started.
+        CheckpointError, NotRunnableError, OutOfMemoryError: none of the points can run here; nothing was started.
+    """
+    session = current()
+    jobs = plan(session, overrides, compose)
+    _make(folder)
+    record = _record(jobs, folder)
+    session.planned = len(jobs)
+    used = {device for job in jobs if job.refusal is None for device in session.devices(job.config)}
+    session.enter(session.hold_all(used, "sweeps"))
+    with _tracked(session, jobs[0].config, record, folder):
+        _make_proof_files(session, jobs)
+        if jobs[0].config.discard_first:
+            _warm_up(session, jobs, folder)
+        _measure_ceilings(session, jobs, folder)
+        session.display.begin(len(jobs))
+        returns = launch([job.overrides for job in jobs])
+        for outcome in returns:
+            if outcome.status is JobStatus.FAILED:
+                session.display.defect(" ".join(outcome.overrides or []), outcome._return_value)
+        return returns
+
+
+def plan(session: Session, overrides: list[list[str]], compose: Compose) -> list[Job]:
+    """Compose and check every job, and return them in the order they are measured in."""
+    jobs = _checked(session, overrides, compose)
+    smaller = jobs[0].config.smaller_model
+    chosen = any(override.startswith("model") for override in overrides[0])
+    too_large = next((job.refusal for job in jobs if isinstance(job.refusal, TooLittleMemoryError)), None)
+    if smaller and too_large and not chosen:
+        session.display.note(f"{too_large}\nmeasuring {smaller} instead", "bold yellow")
+        jobs = _checked(session, [[*own, f"model={smaller}"] for own in overrides], compose)
+    refusals = [job.refusal for job in jobs if job.refusal]
+    if len(refusals) == len(jobs):
+        raise refusals[0]
+    for text in dict.fromkeys(map(str, refusals)):
+        session.display.note(f"will be skipped: {text}", "yellow")
+    return in_blocks(jobs, jobs[0].config.order_seed)
+
+
+def _make(folder: Path) -> None:
+    if (folder / SWEEP_FILE_NAME).exists():
+        raise ConfigError(f"{folder} holds a sweep already: choose another hydra.sweep.dir, nothing is overwritten")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _checked(session: Session, overrides: list[list[str]], compose: Compose) -> list[Job]:
+    jobs = []
+    refusals: dict[str, LadezeitError | None] = {}  # by point: samples of one point are refused alike
+    for own in overrides:
+        try:
+            config = build(compose(own))
+            point = point_id(config)
+            if point not in refusals:
+                refusals[point] = _refusal(session, config)
+        except ConfigError as error:
+            raise ConfigError(f"{error}\n(in the point {' '.join(own)}; nothing was started)") from error
+        jobs.append(Job(own, config, refusals[point]))
+    return jobs
+
+
+def _refusal(session: Session, config: RunConfig) -> LadezeitError | None:
+    """Return why the point cannot run here, or None; its checkpoint is made, fetched or converted where need be."""
+    try:
+        check_combination(config)
+        device = session.device(config.device)
+        check_runnable(config, device, session.sizes(config.model))
+        check_on_model(config.loading, session.checkpoint(config.model).config)
+        session.conversion(config)
+        session.check_cache_state(config)
+    except REFUSALS as refusal:
+        return refusal
+    return None
+
+
+def _record(jobs: Sequence[Job], folder: Path) -> SweepRecord:
+    config = jobs[0].config
+    varying = varying_keys(jobs)
+    named = [(varying_values(_unmeasured(job), varying), job.config.sample) for job in jobs]
+    models = dict.fromkeys(job.config.model.name for job in jobs)
+    source = git_state(Path(__file__).parent)
+    now = datetime.now(UTC)
+    return SweepRecord(
+        id=_id(folder, now),
+        title=config.title or "+".join(models),
+        command=shlex.join(["ladezeit", *sys.argv[1:]]),
+        varying=varying,
+        samples_planned=len(jobs),
+        started_at=now.isoformat(timespec="milliseconds"),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        labels=labels(named),
+        git_commit=source["commit"] if source else None,
+    )
+
+
+def _id(folder: Path, now: datetime) -> str:
+    """Return the name of the sweep's folder, which says when it was; a name that does not gets the time as well.
+
+    Sweeps are told apart by it in MLflow, and `hydra.sweep.dir` may end in the same name again and again.
+    """
+    return folder.name if _DATED.match(folder.name) else f"{folder.name}_{now:%Y-%m-%d_%H-%M-%S-%f}"
+
+
+def _unmeasured(job: Job) -> Result:
+    identity = Identity("", job.config.sample, 0, "", job.overrides, "")
+    return one_job.not_started(job.config, identity, NotRunnableError(""))
+
+
+@contextmanager
+def _tracked(session: Session, config: RunConfig, record: SweepRecord, folder: Path) -> Iterator[None]:
+    """Keep a parent run open for the block, and close it with the truth whatever ends the block."""
+    tracker = session.tracker(config)
+    record = tracker.begin_sweep(record, folder)
+    record.save(folder)
+    status = SweepStatus.FAILED
+    try:
+        yield
+        status = SweepStatus.FINISHED
+    except KeyboardInterrupt:
+        status = SweepStatus.KILLED
+        raise
+    finally:
+        session.display.finish()
+        _summarise(session, tracker, record, status, folder)
+
+
+def _summarise(session: Session, tracker: Tracker, record: SweepRecord, status: SweepStatus, folder: Path) -> None:
+    gathered = gather(folder)
+    results = [result for result in gathered.results if result.identity.sweep == record.id]
+    for problem in gathered.problems:
+        session.display.note(f"not in the table: {problem}", "yellow")
+    session.results = results
+    said, files = _tell(session, results, record, folder) if results else ("", [])
+    try:
+        for at, result in gathered.by_folder.items():
+            if result.identity.sweep == record.id and not (at / MARKER).exists():  # interrupted, or the store was away
+                tracker.log_sample(result, at, record, record.varying)
+        tracker.end_sweep(record, status, said, files)
+        session.display.note(tracker.address(record), "default")
+    except TrackingError as error:
+        session.display.note(f"the sweep's run in MLflow was not closed: {error}", "yellow")
+    session.display.note(f"results: {folder}", "default")
+
+
+def _tell(session: Session, results: Sequence[Result], record: SweepRecord, folder: Path) -> tuple[str, list[Path]]:
+    """Show the table and the verdict's words, write both and the report; return the words and what was written."""
+    session.display.show(as_rich(results, record.varying))
+    for line in closing_words(results, record.varying):
+        session.display.note(line.replace("`", ""), "default")
+    said = summary(results, record.varying)
+    (folder / SUMMARY_FILE).write_text(said, encoding="utf-8")
+    report = write_report(folder, session.display)
+    return said, [folder / SUMMARY_FILE, *([report] if report else [])]
+
+
+def _warm_up(session: Session, jobs: Sequence[Job], folder: Path) -> None:
+    """Measure the most demanding point once and never compare it.
+
+    The first touch of memory that a virtual machine never used costs several times more than later ones, and the
+    libraries' own files are not in the page cache yet; the first sample must not pay for the others.
+    """
+
+    def demand(job: Job) -> int:
+        return session.checkpoint(job.config.model).file_bytes
+
+    job = max((job for job in jobs if job.refusal is None), key=demand)
+    own = folder / WARM_UP_FOLDER
+    own.mkdir()
+    identity = Identity(point_id(job.config), 0, -1, "warm-up", job.overrides, one_job.command(job.overrides, True))
+    session.display.sample("warm-up")
+    with suppress(*REFUSALS):  # its samples will say why
+        session.display.done(one_job.measure(session, job.config, identity, own), counted=False)
+
+
+def _make_proof_files(session: Session, jobs: Sequence[Job]) -> None:
+    """Make what the samples are proven by before the first of them; what cannot be made skips those that need it."""
+    for job in jobs:
+        if job.refusal is None:
+            try:
+                session.proof_files(job.config, session.device(job.config.device), session.checkpoint(job.config.model))
+            except REFUSALS as refusal:
+                session.display.note(f"cannot be proven: {refusal}", "yellow")
+
+
+def _measure_ceilings(session: Session, jobs: Sequence[Job], folder: Path) -> None:
+    """Measure what the machine allows, once for each device and checkpoint, where all jobs of the sweep find it."""
+    for job in jobs:
+        if job.refusal is None and job.config.ceilings is not False:
+            session.ceilings(session.device(job.config.device), session.checkpoint(job.config.model))
+    session.save_ceilings(folder)
+
+
+# The report that every sweep ends with; what goes wrong in it costs the sweep a line, and nothing else.
+
+
+def write_report(folder: Path, display: Display) -> Path | None:
+    """Write the report on the sweep in `folder` into its folder ``report`` and return that.
+
+    None where there is no report; why is said on the display.
+    """
+    try:
+        from ladezeit.report.document import build
+        from ladezeit.report.render import write
+        from ladezeit.results.reader import read_paths
+
+        page = write(build(read_paths([folder])), folder / FOLDER, NAME)[1]
+    except Exception as error:  # a picture of the results must never cost the results
+        display.note(
+            f"no report was written ({type(error).__name__}: {error}); "
+            f"the results are complete: ladezeit-results report {folder}",
+            "yellow",
+        )
+        return None
+    display.note(f"report: {page}", "default")
+    return folder / FOLDER

@@ -1,0 +1,1 @@
+"""The machine: files, memory, devices, page cache, processes. Knows no model."""

@@ -1,0 +1,1 @@
+"""Clock, resources and profiler of a measured process."""

@@ -1,0 +1,1 @@
+"""`ladezeit.trace`: a load function of one's own, measured."""

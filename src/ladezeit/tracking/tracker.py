@@ -1,0 +1,91 @@
+"""What a sweep asks of its tracking, and the tracking that keeps nothing."""
+
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from ladezeit.results.records import Result, SweepRecord
+
+
+class SweepStatus(Enum):
+    """How a sweep ended, in MLflow's words."""
+
+    FINISHED = "FINISHED"  # every planned sample has a result, whatever its status
+    FAILED = "FAILED"  # the sweep itself broke
+    KILLED = "KILLED"  # ended by Ctrl-C or a signal
+
+
+class Tracker(Protocol):
+    """Writes samples and sweeps to a store; no method ever touches a result on disk."""
+
+    def begin_sweep(self, record: SweepRecord, folder: Path) -> SweepRecord:
+        """Open the parent run, save the record with its ids to ``folder/sweep.json`` and return it.
+
+        A sweep that the store knows already (same `record.id`) keeps its parent run, which is running again.
+
+        Raises:
+            TrackingError: the store did not answer or refused; the sweep can go on and be imported later.
+        """
+        ...
+
+    def log_sample(self, result: Result, folder: Path, sweep: SweepRecord | None, varying: Sequence[str]) -> str:
+        """Write one sample as a run and return the run's id; the same sample logged again is the same run.
+
+        `folder` holds the sample's files; the marker ``.mlflow_run_id`` is left in it. `varying` are the config keys
+        to log as params (`sweep.varying`, or what a single run overrides).
+
+        Raises:
+            TrackingError: the run was not written completely; the sample stays in the outbox.
+        """
+        ...
+
+    def end_sweep(
+        self,
+        record: SweepRecord,
+        status: SweepStatus,
+        summary_markdown: str,
+        artifacts: Sequence[Path] = (),
+        *,
+        ended_ms: int | None = None,
+    ) -> None:
+        """Close the parent run with the summary as its description and `artifacts` (files, folders) attached.
+
+        `ended_ms` is when the sweep ended, in milliseconds since 1970; now where it is None.
+
+        Raises:
+            TrackingError: the parent run could not be closed.
+        """
+        ...
+
+    def address(self, of: SweepRecord | str | None) -> str:
+        """Return the lines to print so that a person can open the sweep's comparison, or the run with that id."""
+        ...
+
+
+class Untracked:
+    """`tracking=none`: results are files and nothing else; see `Tracker` for the methods."""
+
+    def begin_sweep(self, record: SweepRecord, folder: Path) -> SweepRecord:
+        """Save the record as it is."""
+        record.save(folder)
+        return record
+
+    def log_sample(self, result: Result, folder: Path, sweep: SweepRecord | None, varying: Sequence[str]) -> str:
+        """Do nothing; the sample stays in the outbox."""
+        return ""
+
+    def end_sweep(
+        self,
+        record: SweepRecord,
+        status: SweepStatus,
+        summary_markdown: str,
+        artifacts: Sequence[Path] = (),
+        *,
+        ended_ms: int | None = None,
+    ) -> None:
+        """Do nothing."""
+
+    def address(self, of: SweepRecord | str | None) -> str:
+        """Say that there is none."""
+        return "MLflow: none (tracking=none); the results are files only"

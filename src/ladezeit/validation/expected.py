@@ -1,0 +1,33 @@
+"""What a validation is given: what a model was asked to be."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ladezeit.validation.logits import Reference
+    from ladezeit.validation.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the load was asked for.
+
+    `device` is a torch device name with its index (``cpu``, ``cuda:0``), `dtype` a torch dtype's name (``bfloat16``),
+    never ``auto``. `single_device`: one explicit device was asked for; `device_strategy`: the placement was left to a
+    strategy, so several devices are legitimate. `generation_config`: what the checkpoint's generation_config.json
+    says (`stored_generation_config`), which the model must have taken up; None where it has none. `quantisation`: the
+    scheme asked for, in the words of `ladezeit.loading.quantization.scheme_of`; None for none. `manifest`: what every
+    tensor must hold, for the levels that look at contents; `spoken`: what the model must say, for those that listen.
+    `rank`: which of the ranks this process is, where weights are split over several.
+    """
+
+    device: str
+    dtype: str
+    single_device: bool
+    offload_allowed: bool
+    device_strategy: bool
+    generation_config: dict[str, Any] | None = None
+    quantisation: str | None = None
+    manifest: "Manifest | None" = None
+    spoken: "Reference | None" = None
+    rank: int | None = None

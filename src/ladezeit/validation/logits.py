@@ -1,0 +1,278 @@
+"""What transformers' own load says on the run's device, and how much two such loads differ.
+
+    python -m ladezeit.validation.logits <request.json> <output.json>
+
+The second load calibrates: its weights lie elsewhere, as another engine's would, and what it says differently is the
+device's own noise. Libraries choose their kernels by a weight's address too, and each rounds in its own way.
+"""
+
+import base64
+import gc
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ladezeit.config import MatmulPrecision, RuntimeConfig
+from ladezeit.errors import CheckpointError
+from ladezeit.loading.quantization import Scheme, quantization_config
+from ladezeit.system.limits import available_cpus
+from ladezeit.system.processes import answer, run_apart
+from ladezeit.validation import reference_cache
+from ladezeit.validation.faults import Fault
+from ladezeit.validation.proof import Finding, Look
+from ladezeit.validation.reference_cache import Subject
+
+#: In the cache folder.
+FOLDER = "logits"
+#: The noise of two loads is a sample of one: what is let pass is a multiple of it.
+_TIMES_NOISE = 4.0
+#: How far into memory of their own the second load's weights begin: the least that every engine here keeps to on a GPU.
+_SHIFT_BYTES = 16
+
+#: What no forward survives unchanged; of other faults it finds those that this prompt happens to feel.
+CLAIMS = frozenset(
+    {
+        Fault.nan_in_file,
+        Fault.planted_nan,
+        Fault.missing_tensor,
+        Fault.buffer_on_meta,
+        Fault.weight_on_meta,
+        Fault.overwritten_buffer,
+    }
+)
+
+PROMPT_TOKENS = 16
+NEW_TOKENS = 8
+
+
+# What a model says to a fixed prompt: the logits of the first token, and the greedy continuation.
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """Logits of the first new token (float32, one a vocabulary entry) and the ids of `NEW_TOKENS` greedy tokens.
+
+    `leads` says of each token how far its logit was ahead of the next best.
+    """
+
+    logits: "np.ndarray[Any, np.dtype[np.float32]]"
+    token_ids: list[int]
+    leads: list[float]
+
+    def difference(self, other: "Spoken") -> float:
+        """Return the greatest difference of two logits, infinite where only one of them is a number."""
+        if self.logits.shape != other.logits.shape:
+            return float("inf")
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(self.logits.astype(np.float64) - other.logits)
+        same = (self.logits == other.logits) | (np.isnan(self.logits) & np.isnan(other.logits))
+        return float(np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart)).max(initial=0.0))
+
+    def agreed(self, other: "Spoken") -> int:
+        """Return how many tokens the two have in common before the first that differs."""
+        pairs = zip(self.token_ids, other.token_ids, strict=True)
+        return next((number for number, (own, its) in enumerate(pairs) if own != its), len(self.token_ids))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain data for `from_plain`."""
+        raw = np.ascontiguousarray(self.logits, dtype="<f4").tobytes()
+        return {"logits": base64.b64encode(raw).decode(), "token_ids": self.token_ids, "leads": self.leads}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "Spoken":
+        """Rebuild what `to_plain` returned."""
+        logits = np.frombuffer(base64.b64decode(plain["logits"]), dtype="<f4")
+        return cls(logits, [int(token) for token in plain["token_ids"]], [float(lead) for lead in plain["leads"]])
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the reference said, the greatest difference of logits that is let pass, and how many tokens are sure.
+
+    A token is sure where both loads said it, and no difference that is let pass could put another in its place.
+    """
+
+    spoken: Spoken
+    tolerance: float
+    noise: float
+    sure_tokens: int
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain data for `from_plain`."""
+        plain = {"tolerance": self.tolerance, "noise": self.noise, "sure_tokens": self.sure_tokens}
+        return {"spoken": self.spoken.to_plain(), **plain}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "Reference":
+        """Rebuild what `to_plain` returned."""
+        return cls(**{**plain, "spoken": Spoken.from_plain(plain["spoken"])})
+
+
+def reference_file(subject: Subject, runtime: RuntimeConfig, building: Callable[[], None] = lambda: None) -> Path:
+    """Return the file of the reference for `subject` by these settings, made where there is none for its files.
+
+    A quantised one is loaded by transformers with the same quantiser. `runtime` are settings that change what is
+    computed: attention, threads, precision. `building` is called before a reference is made, which takes two loads.
+
+    Raises:
+        CheckpointError: the reference load failed.
+    """
+    settings = asdict(runtime)
+    settings["matmul_precision"] = runtime.matmul_precision and runtime.matmul_precision.value
+    place = {
+        **subject.place(),
+        "device": subject.device,
+        "hardware": subject.hardware,
+        "cpus": available_cpus(),
+        "runtime": settings,
+        "tokens": [PROMPT_TOKENS, NEW_TOKENS],
+        "shift_bytes": _SHIFT_BYTES,
+    }
+
+    def build() -> dict[str, Any]:
+        building()
+        request = {**subject.request(), "runtime": settings}
+        return run_apart("ladezeit.validation.logits", request, f"model={subject.name}", runtime)
+
+    return reference_cache.ensure(
+        subject.cache / FOLDER, subject.name, {"place": place, "files": subject.files()}, build
+    )
+
+
+def read(path: Path) -> Reference:
+    """Read a reference file; raises `CheckpointError` where it is not there, or damaged."""
+    try:
+        return Reference.from_plain(reference_cache.read(path))
+    except (ValueError, TypeError, KeyError) as cause:
+        raise CheckpointError(f"{path} is no reference: {cause!r}. Remove it, and it is made again") from cause
+
+
+def make(request: dict[str, Any]) -> dict[str, Any]:
+    """Make the reference in this process; returns plain data."""
+    from ladezeit.system import torch_settings
+
+    settings = dict(request["runtime"])
+    if settings["matmul_precision"] is not None:
+        settings["matmul_precision"] = MatmulPrecision(settings["matmul_precision"])
+    torch_settings.apply(RuntimeConfig(**settings), request["device"])
+    one, other = _said(request), _said(request, _SHIFT_BYTES)
+    noise = one.difference(other)
+    passing = tolerance(one, noise, request["dtype"])
+    return Reference(one, passing, noise, sure_tokens(one, other, passing)).to_plain()
+
+
+def sure_tokens(one: Spoken, other: Spoken, passing: float) -> int:
+    """Return how many of the first tokens every load has to say whose logits differ by no more than `passing`.
+
+    Of two logits one may fall by that much and the other rise: a token that is ahead by no more than twice as much may
+    lose its place.
+    """
+    leading = (number for number, lead in enumerate(one.leads) if not lead > 2 * passing)
+    return min(one.agreed(other), next(leading, len(one.leads)))
+
+
+def tolerance(spoken: Spoken, noise: float, dtype: str) -> float:
+    """Return the greatest difference that is let pass: four times the noise, at least one step of the greatest logit.
+
+    A step is the distance between neighbouring numbers of `dtype`, in which the logits are computed.
+    """
+    import numpy as np
+    import torch
+
+    finite = np.abs(spoken.logits[np.isfinite(spoken.logits)])
+    return max(_TIMES_NOISE * noise, float(finite.max(initial=0.0)) * torch.finfo(getattr(torch, dtype)).eps)
+
+
+def _said(request: dict[str, Any], shift_bytes: int = 0) -> Spoken:
+    from ladezeit.validation.manifest import reference_load
+
+    arguments: dict[str, Any] = {"trust_remote_code": request["trust_remote_code"]}
+    if request["runtime"]["attn_implementation"] is not None:
+        arguments["attn_implementation"] = request["runtime"]["attn_implementation"]
+    if request["scheme"]:
+        arguments["quantization_config"] = quantization_config(Scheme(**request["scheme"]), request["dtype"])
+    model, _ = reference_load(request["folder"], request["dtype"], request["device"], **arguments)
+    if shift_bytes:
+        shift(model, shift_bytes)
+    spoken = speak(model)
+    del model
+    gc.collect()
+    return spoken
+
+
+def shift(model: Any, bytes_: int) -> None:
+    """Move each weight so that it begins `bytes_` into memory of its own; those with a layout of their own stay."""
+    import torch
+
+    for parameter in model.parameters():
+        weight = parameter.data
+        if type(parameter) is torch.nn.Parameter and type(weight) is torch.Tensor and weight.is_contiguous():
+            first = bytes_ // weight.element_size()
+            moved = torch.empty(first + weight.numel(), dtype=weight.dtype, device=weight.device)[first:]
+            parameter.data = moved.view(weight.shape).copy_(weight)
+
+
+# The level `logits`: first-token logits and greedy continuation against the reference's, after the sample's tokens.
+
+
+def look(model: Any, reference: Reference) -> Look:
+    """Let the model continue the reference's prompt, and compare."""
+    spoken = speak(model)
+    apart = reference.spoken.difference(spoken)
+    said, sure = reference.spoken.agreed(spoken), reference.sure_tokens
+    findings = []
+    if not apart <= reference.tolerance:
+        what = f"are up to {apart:.3g} from the reference's, where {reference.tolerance:.3g} are let pass"
+        findings.append(Finding("logits", "", f"the first token's {what}"))
+    if said < sure:
+        what = f"{spoken.token_ids} where the reference says {reference.spoken.token_ids}, the first {sure} for sure"
+        findings.append(Finding("tokens", "", f"the greedy continuation is {what}"))
+    every = len(spoken.token_ids)
+    return Look(
+        claim=f"first-token logits within {apart:.3g} of a reference load on this device "
+        f"(two reference loads: {reference.noise:.3g}), {said} of {every} greedy tokens equal ({sure} are sure to be)",
+        findings=findings,
+        metrics={
+            "validation/logits_difference": apart,
+            "validation/logits_tolerance": reference.tolerance,
+            "validation/tokens_equal": float(said == every),
+        },
+    )
+
+
+def speak(model: Any) -> Spoken:
+    """Let a causal `transformers` model continue a prompt of ids spread over its vocabulary; it ends at no token."""
+    import torch
+
+    from ladezeit.model.decoding import input_device
+
+    vocabulary = int(model.get_input_embeddings().num_embeddings)
+    ids = [(number * 7919 + 1) % vocabulary for number in range(PROMPT_TOKENS)]
+    fed = torch.tensor([ids], device=input_device(model))
+    takes = inspect.signature(model.forward).parameters
+    arguments = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    said: list[int] = []
+    leads: list[float] = []
+    first = None
+    kept = None
+    with torch.inference_mode():
+        while len(said) < NEW_TOKENS:
+            output = model(input_ids=fed, past_key_values=kept, use_cache=True, **arguments)
+            kept = output.past_key_values
+            logits = output.logits[0, -1].to(torch.float32)
+            first = logits.cpu().numpy() if first is None else first
+            best, second = logits.topk(2).values.tolist()
+            said.append(int(logits.argmax()))
+            leads.append(best - second)
+            fed = torch.tensor([said[-1:]], device=fed.device)
+    assert first is not None
+    return Spoken(first, said, leads)
+
+
+if __name__ == "__main__":
+    sys.exit(answer(make, sys.argv[1:]))

@@ -1,0 +1,237 @@
+"""Checks of a model that are not about one tensor's place or bytes: quantisation, generation config, float32, ties."""
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ladezeit.errors import CheckpointError
+from ladezeit.loading.quantization import CHECKPOINTS_OWN, dequantised_dtype, rule, scheme_of
+from ladezeit.model.tensors import parts
+from ladezeit.validation.expected import Expected
+from ladezeit.validation.proof import Finding
+
+#: Keys of the file that say who wrote it, not how to generate.
+_ABOUT_THE_FILE = ("transformers_version", "_from_model_config")
+
+
+def spoken_claim(expected: Expected) -> str | None:
+    """Return what it proves that a quantised model says what its reference says; None for one that is not quantised."""
+    if expected.quantisation is None:
+        return None
+    return "it says what another load by the same quantiser says, which is not to say what the original would"
+
+
+class Quantised:
+    """Judges the weights of a model one by one; `count` is how many were found quantised as asked."""
+
+    def __init__(self, model: Any, expected: Expected) -> None:
+        self._asked = expected.quantisation
+        self._dtype = expected.dtype
+        self._takes = rule(model)
+        self._of_scheme = 0
+        self.count = 0
+
+    def findings(self, path: str, module: Any, name: str, tensor: Any) -> list[Finding]:
+        """Return what is wrong with the parameter `name` of `module`, which hangs at `path`; counts it otherwise."""
+        full = f"{path}.{name}" if path else name
+        found = scheme_of(tensor)
+        if self._asked == CHECKPOINTS_OWN:
+            self.count += found is not None
+            return []
+        if found is None:
+            return self._plain(full, module, tensor, name == "weight" and self._takes(path, module))
+        if found != self._asked:
+            asked = f"asked for {self._asked}" if self._asked else "which was not asked"
+            return [Finding("quantisation", full, f"is {found}, {asked}")]
+        self._of_scheme += 1
+        if not (name == "weight" and self._takes(path, module)):
+            return [Finding("quantisation", full, f"is {found}, and the quantiser's own rule leaves it out")]
+        dtype = dequantised_dtype(tensor)
+        if dtype not in (None, self._dtype):
+            return [Finding("dtype", full, f"dequantises to {dtype}, asked for {self._dtype}")]
+        self.count += 1
+        return []
+
+    def claim(self) -> str | None:
+        """Return what looking at weights one by one proves of the quantised ones; None where none was asked for."""
+        if not self.count:
+            return None
+        return f"{self.count} weights are quantised as asked ({self._asked}); their values were not compared"
+
+    def missing(self) -> list[Finding]:
+        """Return a finding where a scheme was asked for and not one tensor follows it."""
+        if self._asked in (None, CHECKPOINTS_OWN) or self._of_scheme:
+            return []
+        return [Finding("quantisation", "", f"no tensor is {self._asked}, which was asked")]
+
+    def _plain(self, full: str, module: Any, tensor: Any, taken: bool) -> list[Finding]:
+        from torch.nn import Linear
+
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if self._asked and taken:
+            return [Finding("quantisation", full, f"is plain {kind}, asked for {self._asked}")]
+        if isinstance(module, Linear) and not (tensor.is_floating_point() or tensor.is_complex()):
+            return [Finding("quantisation", full, f"is {kind} without scales, which was not asked")]
+        return []
+
+
+# Whether weights that the model ties are one tensor in memory, and not two that happen to be equal.
+
+
+def untied(model: Any, expected: Expected) -> list[Finding]:
+    """Return a finding for each pair of weights that the model or its config ties, and that is not one storage.
+
+    A pair that the placement put on two devices is let pass where several devices are legitimate: a copy is the only
+    way to have it on both. Weights on meta are not judged here.
+    """
+    findings = []
+    for target, source in _pairs(model).items():
+        one, other = _tensor(model, target), _tensor(model, source)
+        if one is None or other is None or one.is_meta or other.is_meta or _same(one, other):
+            continue
+        if one.device != other.device and not expected.single_device:
+            continue
+        findings.append(
+            Finding(
+                "tie",
+                target,
+                f"is a tensor of its own, and the model ties it to {source}; where the checkpoint holds two different "
+                f"ones, its config.json must say tie_word_embeddings=false",
+            )
+        )
+    return findings
+
+
+def _pairs(model: Any) -> dict[str, str]:
+    """Return what is tied to what: transformers' own list, and the output embedding where config and class tie it.
+
+    transformers takes a pair off its list, with a log line, where the checkpoint holds different values for the two.
+    """
+    pairs = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    if getattr(model.config, "tie_word_embeddings", False) and getattr(model, "_tied_weights_keys", None):
+        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        names = {id(module): name for name, module in model.named_modules() if module in (head, embedding)}
+        if id(head) in names and id(embedding) in names:
+            pairs.setdefault(f"{names[id(head)]}.weight", f"{names[id(embedding)]}.weight")
+    return pairs
+
+
+def _tensor(model: Any, name: str) -> Any:
+    path, _, attribute = name.rpartition(".")
+    try:
+        return getattr(model.get_submodule(path), attribute, None)
+    except AttributeError:
+        return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    pairs = zip(parts(one), parts(other), strict=False)  # of two that are not one, the first parts differ already
+    return bool(one.shape == other.shape and all(_same_memory(part, twin) for part, twin in pairs))
+
+
+def _same_memory(one: Any, other: Any) -> bool:
+    return bool(one.device == other.device and one.data_ptr() == other.data_ptr())
+
+
+# Which weights a model class keeps in float32 whatever dtype is asked for.
+
+
+def kept_float32(model: Any, dtype: str) -> Callable[[str], bool]:
+    """Return whether transformers loads the tensor of a name as float32 when `dtype` is asked for.
+
+    Model classes list patterns: ``_keep_in_fp32_modules`` for float16, ``_keep_in_fp32_modules_strict`` for bfloat16
+    too (transformers, ``PreTrainedModel._get_dtype_plan``).
+    """
+    patterns: set[str] = set()
+    if dtype == "float16":
+        patterns |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    if dtype in ("float16", "bfloat16"):
+        patterns |= set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if not patterns:
+        return lambda name: False
+    # transformers reads `*` as anything, and the rest as a regular expression found anywhere in the name.
+    found = re.compile("|".join(pattern.replace("*", ".*") for pattern in sorted(patterns)))
+    return lambda name: found.search(name) is not None
+
+
+@dataclass(frozen=True)
+class WrongDtype:
+    """A weight whose dtype is `found` and should be `wanted`; torch dtype names."""
+
+    name: str
+    found: str
+    wanted: str
+
+
+def without_class_choices(model: Any, dtype: str, wrong: list[WrongDtype]) -> list[WrongDtype]:
+    """Drop from `wrong` what the model class itself makes in another dtype than the `dtype` asked for.
+
+    Some classes do so without listing it. That shows only in a model made anew: it is built on meta, and only where
+    something is wrong at all. What a class lists for float32 and is not float32 stays wrong.
+    """
+    if all(weight.wanted != dtype for weight in wrong):
+        return wrong
+    own = _class_dtypes(model, dtype)
+    return [weight for weight in wrong if weight.wanted != dtype or own.get(weight.name) != weight.found]
+
+
+def _class_dtypes(model: Any, dtype: str) -> dict[str, str]:
+    import torch
+
+    try:
+        with torch.device("meta"):
+            fresh = type(model)._from_config(copy.deepcopy(model.config), dtype=getattr(torch, dtype))
+    except Exception:  # the class cannot be made on meta: then nothing is excused
+        return {}
+    tensors = [*fresh.named_parameters(), *fresh.named_buffers()]
+    return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors}
+
+
+# Whether a model speaks as its checkpoint says: stops where it should, with the settings it was published with.
+
+
+def stored_generation_config(folder: Path) -> dict[str, Any] | None:
+    """Return the content of the checkpoint's generation_config.json, None where there is none.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    path = folder / "generation_config.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as cause:
+        raise CheckpointError(f"{path} cannot be read: {cause}. Fetch the checkpoint again") from cause
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{path} holds {type(stored).__name__}, not settings by name. Fetch the checkpoint again")
+    return stored
+
+
+def not_taken_up(model: Any, stored: dict[str, Any] | None) -> list[Finding]:
+    """Return a finding where a model that can generate has no generation config, or another one than `stored`.
+
+    Compared are plain values under names that this transformers knows; nested ones become objects of its own.
+    """
+    if not (hasattr(model, "can_generate") and model.can_generate()):
+        return []
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
+        return [Finding("generation_config", "", "the model can generate and has no generation config")]
+    differing = [
+        f"{key} is {getattr(settings, key)!r}, the checkpoint has {value!r}"
+        for key, value in (stored or {}).items()
+        if key not in _ABOUT_THE_FILE
+        and not isinstance(value, dict)
+        and hasattr(settings, key)
+        and getattr(settings, key) != value
+    ]
+    if not differing:
+        return []
+    return [Finding("generation_config", "", "; ".join(differing))]

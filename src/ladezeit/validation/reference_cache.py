@@ -1,0 +1,150 @@
+"""What proofs rest on, kept in the cache folder: one JSON file for each, whole or not at all, made again when outdated.
+
+Of several processes that need a file one makes it and the others wait; the system lets go of the lock of one that dies.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ladezeit.checkpoint.resolve import Checkpoint
+from ladezeit.checkpoint.verify import identity
+from ladezeit.errors import CheckpointError
+from ladezeit.loading.quantization import Scheme
+from ladezeit.system.files import write_atomically
+
+_SCHEMA = 1
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+def ensure(folder: Path, name: str, asked: dict[str, Any], build: Callable[[], dict[str, Any]]) -> Path:
+    """Return the file with what `build` makes of `asked`, calling it where there is none.
+
+    Args:
+        folder: where files of this kind are kept, inside the cache folder.
+        name: of the model, for people.
+        asked: plain data, all that the content depends on; ``asked["place"]`` alone decides which file it is, so that
+            what was made for other files in that place is replaced.
+        build: makes the content, plain data.
+
+    Raises:
+        CheckpointError: the folder cannot be written and holds no such file. What `build` raises goes through.
+    """
+    path = folder / _file_name(name, asked["place"])
+    if _is_there(path, asked):
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            if not _is_there(path, asked):
+                body = json.dumps(build(), separators=(",", ":"))
+                head = {"schema": _SCHEMA, "asked": asked, "sha256": hashlib.sha256(body.encode()).hexdigest()}
+                write_atomically(path, json.dumps(head) + "\n" + body + "\n")
+    except OSError as cause:
+        raise CheckpointError(
+            f"model={name}: the reference for its proof cannot be written to {folder}: {cause.strerror}. Set "
+            f"LADEZEIT_CACHE to a folder that can be written, or use validation=placement, which needs none"
+        ) from cause
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read what `ensure` wrote.
+
+    Raises:
+        CheckpointError: it is not there, or damaged.
+    """
+    try:
+        return _parsed(path.read_bytes())[1]
+    except _DAMAGED as cause:
+        raise CheckpointError(f"{path} cannot be read: {cause}. Remove it, and it is made again") from cause
+
+
+def _file_name(name: str, where: Any) -> str:
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "model"
+    return f"{readable[:80]}-{hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+
+def _is_there(path: Path, asked: dict[str, Any]) -> bool:
+    try:
+        return bool(_parsed(path.read_bytes())[0]["asked"] == json.loads(json.dumps(asked)))
+    except _DAMAGED:
+        return False
+
+
+def _parsed(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    first, _, rest = content.partition(b"\n")
+    head, body = json.loads(first), rest.removesuffix(b"\n")
+    if head["schema"] != _SCHEMA or hashlib.sha256(body).hexdigest() != head["sha256"]:
+        raise ValueError("its content is not what it was written with")
+    return head, dict(json.loads(body))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# What a reference is made for: a checkpoint as a point loads it.
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint, and all of a loading method that changes what its tensors must be.
+
+    `name` is the model's, for people. `dtype` is torch's name of the dtype that is asked for, never ``auto``; `device`
+    torch's name of the run's device, `hardware` its product's name, for another product computes other last bits.
+    `cache` is ladezeit's cache folder. `scheme` is what weights are quantised to, `ranks` over how many processes they
+    are split.
+    """
+
+    checkpoint: Checkpoint
+    name: str
+    dtype: str
+    device: str
+    cache: Path
+    hardware: str = ""
+    trust_remote_code: bool = False
+    scheme: Scheme | None = None
+    ranks: int | None = None
+
+    def place(self) -> dict[str, Any]:
+        """Return what every reference depends on besides the files' content, plain data for `ensure`."""
+        place: dict[str, Any] = {
+            "folder": str(self.checkpoint.folder),
+            "dtype": self.dtype,
+            "torch": version("torch"),
+            "transformers": version("transformers"),
+        }
+        if self.scheme is not None:
+            library = f"{self.scheme.library} {version(self.scheme.library)}"
+            quantised = {**asdict(self.scheme), "version": library, "words": self.scheme.words}
+            place["quantised"] = {**quantised, "device": self.device, "hardware": self.hardware}
+        return place
+
+    def files(self) -> dict[str, Any]:
+        """Return what is equal as long as the checkpoint's files are what they were."""
+        return identity(self.checkpoint)
+
+    def request(self) -> dict[str, Any]:
+        """Return what every reference process is told."""
+        return {
+            "folder": str(self.checkpoint.folder),
+            "dtype": self.dtype,
+            "device": self.device,
+            "trust_remote_code": self.trust_remote_code,
+            "scheme": None if self.scheme is None else asdict(self.scheme),
+        }

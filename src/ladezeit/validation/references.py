@@ -1,0 +1,60 @@
+"""Makes ready what a validation level needs before any sample: the manifest of contents, the reference of logits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ladezeit.checkpoint.resolve import Checkpoint
+from ladezeit.config import DType, RunConfig, TensorParallelLoading, ValidationLevel
+from ladezeit.loading.quantization import scheme
+from ladezeit.validation.logits import reference_file
+from ladezeit.validation.manifest import manifest_file
+from ladezeit.validation.reference_cache import Subject
+
+#: Levels that hold contents against a manifest, and those that hold what the model says against a reference.
+NEED_MANIFEST = (ValidationLevel.content, ValidationLevel.full)
+NEED_REFERENCE = (ValidationLevel.logits, ValidationLevel.full)
+
+
+@dataclass(frozen=True)
+class ProofFiles:
+    """The files that a sample is proven by; None where its level needs none."""
+
+    manifest: Path | None = None
+    reference: Path | None = None
+
+
+def subject_of(config: RunConfig, checkpoint: Checkpoint, *, device: str, hardware: str, cache: Path) -> Subject:
+    """Return what the config's references are made for; arguments as those of `Subject`."""
+    asked, loading = config.loading.dtype, config.loading
+    return Subject(
+        checkpoint=checkpoint,
+        name=config.model.name,
+        dtype=checkpoint.dtype if asked is DType.auto else asked.value,
+        device=device,
+        cache=cache,
+        hardware=hardware,
+        trust_remote_code=config.model.trust_remote_code,
+        scheme=scheme(loading),
+        ranks=loading.ranks if isinstance(loading, TensorParallelLoading) else None,
+    )
+
+
+def prepare(config: RunConfig, subject: Subject, building: Callable[[str], None] = lambda what: None) -> ProofFiles:
+    """Return the files for the config's level, made where they are not there for the checkpoint as it is now.
+
+    `building` is told what is being made; that takes as long as a load or two.
+
+    Raises:
+        CheckpointError: the checkpoint's files are damaged, or its reference load failed.
+        NotRunnableError: its reference load does not fit this machine.
+    """
+    manifest = reference = None
+    if config.validation.level in NEED_MANIFEST:
+        quantised = "" if subject.scheme is None else f", quantised by {subject.scheme.library}"
+        what = f"a reference load, to know what every tensor must hold{quantised}"
+        manifest = manifest_file(subject, lambda: building(what))
+    if config.validation.level in NEED_REFERENCE:
+        what_said = "two reference loads, to know what the model must say"
+        reference = reference_file(subject, config.runtime, lambda: building(what_said))
+    return ProofFiles(manifest, reference)
