@@ -16,16 +16,18 @@ help:  ## this list
 demo: $(VENV)/.ready  ## set up, then compare loading methods on a small real language model (first time: about 8 minutes)
 	$(BIN)/ladezeit experiment=demo
 
-test: $(VENV)/.ready-dev  ## set up, then format, lint, types and all tests that this machine can run
+test: $(VENV)/.ready-dev  ## set up, then format, lint, types, imports and all tests that this machine can run
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest $(PARALLEL)
 
-check: $(VENV)/.ready-dev  ## the quick part of test: format, lint, types, tests under ten seconds
+check: $(VENV)/.ready-dev  ## the quick part of test: format, lint, types, imports, tests under ten seconds
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser and not postgres"
 
 ui: $(VENV)/.ready  ## the MLflow UI on everything measured so far; prints where the newest sweep is compared
