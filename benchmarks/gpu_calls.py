@@ -90,7 +90,7 @@ SHARES = {
 }
 
 #: Files of GPU tests of the first call, by the beginning of their path; the others are `tests_other`.
-FIRST_TESTS = ("tests/loading/streamed/", "tests/validation/content/", "tests/measure/", "tests/loading/test_engines")
+FIRST_TESTS = ("tests/loading/streamed/", "tests/validation/content/", "tests/system/", "tests/loading/test_engines")
 #: Of the others those that come last, because they take long.
 LAST_TESTS = ("tests/faults/", "tests/serving/test_memory_given_back", "tests/serving/test_many_threads")
 

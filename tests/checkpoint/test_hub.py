@@ -9,7 +9,8 @@ from typing import Any
 import fake_hub
 import pytest
 from fake_hub import COMMIT, Hub
-from samples import python, sharded, single, write_shard
+
+from checkpoint_files import python, sharded, single, write_shard
 
 #: Prepares the model; prints its folder and file names, or the error.
 PREPARE = """

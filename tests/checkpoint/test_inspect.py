@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from samples import python, sharded, single, write_json, write_shard
 
+from checkpoint_files import python, sharded, single, write_json, write_shard
 from ladezeit.checkpoint.resolve import Checkpoint, inspect, locate, prepare
 from ladezeit.config import FolderModel
 from ladezeit.errors import CheckpointError

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-from samples import QWEN2, QWEN3_MOE
 
+from checkpoint_files import QWEN2, QWEN3_MOE
 from ladezeit.checkpoint import synthetic
 from ladezeit.checkpoint.resolve import inspect, prepare
 from ladezeit.checkpoint.synthetic import layout

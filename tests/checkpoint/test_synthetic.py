@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samples import QWEN2, QWEN3_MOE, interrupt, python, started, wait_for
 
+from checkpoint_files import QWEN2, QWEN3_MOE, interrupt, python, started, wait_for
 from ladezeit.checkpoint import synthetic
 from ladezeit.checkpoint.resolve import inspect, locate, prepare
 from ladezeit.config import SyntheticModel

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "results"))  # example_results
+sys.path.insert(0, str(Path(__file__).parents[1]))  # example_results
 
 from real_parts import PASSWORD, free_port, mlflow_server, running
 

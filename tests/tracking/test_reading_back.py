@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import planted
-
 from ladezeit.analysis.comparison import compare_points
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.results.records import SweepRecord, read

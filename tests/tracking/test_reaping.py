@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_results import result, write_sample
 
+from example_results import result, write_sample
 from ladezeit.tracking.owner import Life, Owner
 from ladezeit.tracking.sync import Fate, Finding, look, reap
 
@@ -65,7 +65,7 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweeps]:
 
     outputs = tmp_path_factory.mktemp("reaping")
     tracker = open_tracker(TrackingConfig(kind=TrackingKind.sqlite, experiment="reap"), outputs)
-    examples = str(Path(__file__).parents[1] / "results")
+    examples = str(Path(__file__).parents[1])
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SWEEPING, str(outputs), "reap", name, examples, planned],

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import planted
 import pytest
 
+import planted
 from ladezeit.report.document import build
 from ladezeit.report.render import write
 from ladezeit.results.reader import read_paths

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_results import not_ok, record, result, write_sample
 
+from example_results import not_ok, record, result, write_sample
 from ladezeit.report.timeline import draw
 from ladezeit.results.records import Result, Status, SweepRecord
 

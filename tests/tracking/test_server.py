@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_results import record, result, write_sample
 from real_parts import PASSWORD, end_group, free_port, mlflow_server
 
+from example_results import record, result, write_sample
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.errors import TrackingError
 from ladezeit.report.timeline import draw
@@ -169,7 +169,7 @@ def test_a_postgresql_store_keeps_its_password_to_itself(postgres: str, tmp_path
 def test_several_processes_share_a_server_on_postgresql(postgres: str, tmp_path: Path) -> None:
     """The usual team's store: sweeps of several machines that begin at once end in one experiment, complete."""
     open_tracker(at(postgres), tmp_path)  # creates the tables; the server would, too
-    examples = str(Path(__file__).parents[1] / "results")
+    examples = str(Path(__file__).parents[1])
     with mlflow_server(tmp_path, postgres) as (address, _):
         command = [sys.executable, "-c", SAMPLES_OF_ONE_PROCESS, address, str(tmp_path)]
         ends: list[subprocess.CompletedProcess[str]] = []

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from example_results import record, result, write_sample
 
+from example_results import record, result, write_sample
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.errors import TrackingError
 from ladezeit.tracking import SweepStatus, Untracked, open_tracker, unlogged
@@ -54,7 +54,7 @@ def children(count: int, code: str, *arguments: str) -> list[subprocess.Popen[st
 @pytest.mark.slow
 def test_eight_processes_open_a_fresh_store_at_once_and_lose_nothing(tmp_path: Path) -> None:
     """Parallel launchers open the store together: without a lock the first sweep of a new user would destroy it."""
-    examples = str(Path(__file__).parents[1] / "results")
+    examples = str(Path(__file__).parents[1])
     processes = children(8, SAMPLES_OF_ONE_PROCESS, str(tmp_path), examples)
     ends = [(*process.communicate(timeout=300), process.returncode) for process in processes]
     assert [code for _, _, code in ends] == [0] * 8, "\n".join(error for _, error, _ in ends)

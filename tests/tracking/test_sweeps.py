@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_results import record, result, sweep_results, write_sample
 
+from example_results import record, result, sweep_results, write_sample
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.errors import TrackingError
 from ladezeit.report.sweep_table import sweep_as_markdown

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_results import record, result, sweep_results, write_sample
 
+from example_results import record, result, sweep_results, write_sample
 from ladezeit.errors import LadezeitError
 from ladezeit.results.records import SweepRecord
 from ladezeit.tracking.owner import Owner

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import write_json
 
+from checkpoint_files import write_json
 from ladezeit.checkpoint.resolve import inspect
 from ladezeit.errors import CheckpointError
 

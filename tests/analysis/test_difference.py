@@ -3,10 +3,10 @@
 import random
 
 import pytest
-from example_results import not_ok, result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from example_results import not_ok, result
 from ladezeit.analysis.attribution import REST, UNATTRIBUTED, compare
 from ladezeit.errors import LadezeitError
 from ladezeit.results.records import Result, Status

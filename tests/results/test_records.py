@@ -45,7 +45,7 @@ def test_the_file_has_exactly_the_documented_keys_in_order(tmp_path: Path) -> No
     """Programs of users read this file; docs/result.md is their contract."""
     plain = json.loads(save(example(), tmp_path).read_text())
     assert list(plain) == DOCUMENTED
-    documented = (Path(__file__).parent.parent / "docs" / "result.md").read_text()
+    documented = (Path(__file__).parents[2] / "docs" / "result.md").read_text()
     assert all(f"| `{key}` |" in documented for key in DOCUMENTED)
     assert all(f"`{status.value}`" in documented for status in Status)
 

@@ -1,8 +1,8 @@
 """Where the time goes that one method spends and another does not, in words that are true."""
 
-import planted
 import pytest
 
+import planted
 from ladezeit.analysis.decision import decide
 from ladezeit.report.verdict import closing_words, summary
 from ladezeit.results.records import Phase, Result

@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("docs/results/*.md")])
 
 #: Why a command is not run here.
 REASONS = ("needs the network", "needs a GPU", "takes long")
 
 #: Documents whose commands need what only a test of their own sets up.
-TESTED_ELSEWHERE = {"regression-gate": "tests/results/test_gate_docs.py"}
+TESTED_ELSEWHERE = {"regression-gate": "tests/docs/test_gate_docs.py"}
 
 #: The same for programs.
 PROGRAMS_TESTED_ELSEWHERE = {"in-a-service": "tests/serving/test_service_docs.py"}

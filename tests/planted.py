@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import example_results as example
-
 from ladezeit.results.records import Result, Status, SweepRecord, save
 
 MACHINE: dict[str, Any] = {

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import planted
 import pytest
 
+import planted
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.results.records import SweepRecord, read
 from ladezeit.tracking import SweepStatus, open_tracker

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import example_results as example
-import planted
 import pytest
 
+import example_results as example
+import planted
 from ladezeit.analysis import profile_writer
 from ladezeit.analysis.comparison import compare_points
 from ladezeit.analysis.decision import Decision, decide

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from example_results import not_ok, result
 from PIL import Image
 
+from example_results import not_ok, result
 from ladezeit.report.timeline import _panels, _title, draw
 from ladezeit.results.records import Phase, Status
 

@@ -21,7 +21,7 @@ from ladezeit.config.serialize import point_id
 from ladezeit.errors import CombinationError, ConfigError
 from ladezeit.sweep.plan import Job, in_blocks, varying_keys
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 OPTIONS = sorted(CONF.glob("*/*.yaml"))
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-import planted
 import pytest
 import yaml
 
+import planted
 from ladezeit.analysis.regression import Outcome
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.tracking import import_unlogged, open_tracker

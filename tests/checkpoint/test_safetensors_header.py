@@ -12,8 +12,8 @@ import safetensors
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import write_shard
 
+from checkpoint_files import write_shard
 from ladezeit.checkpoint.safetensors_header import DTYPE_BITS, read_header
 from ladezeit.errors import CheckpointError
 

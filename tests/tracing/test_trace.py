@@ -20,7 +20,7 @@ from ladezeit.results.reader import read_paths
 from ladezeit.results.records import Result, Status
 from ladezeit.tracing.api import Trace, checkpoint_words
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 QUICK = ["device=cpu", "ceilings=off"]
 
 

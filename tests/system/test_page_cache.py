@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from samples import python
 
+from checkpoint_files import python
 from ladezeit.config import CacheState
 from ladezeit.errors import CheckpointError, NotRunnableError
 from ladezeit.system.page_cache import (

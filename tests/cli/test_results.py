@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import planted
 import pytest
 import yaml
 
+import planted
 from ladezeit.analysis.comparison import compare_points
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

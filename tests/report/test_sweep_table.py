@@ -4,9 +4,9 @@ import io
 from pathlib import Path
 
 import pytest
-from example_results import not_ok, result, sweep_results, write_sample
 from rich.console import Console
 
+from example_results import not_ok, result, sweep_results, write_sample
 from ladezeit.analysis.statistics import Spread
 from ladezeit.errors import LadezeitError
 from ladezeit.report.sweep_table import as_rich, coverage, summarise, sweep_as_markdown

@@ -3,9 +3,9 @@
 import random
 from collections.abc import Mapping
 
-import planted
 import pytest
 
+import planted
 from ladezeit.analysis.regression import Check, Outcome, PointCheck, check, pairs
 from ladezeit.errors import LadezeitError
 from ladezeit.results.records import Result, Status

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import planted
 import pytest
 
+import planted
 from ladezeit.analysis.comparison import compare_points
 from ladezeit.analysis.eligibility import doubt, level_of, machine_of
 from ladezeit.config import NOT_MEASURED, TrackingConfig, TrackingKind

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-import planted
 import pytest
 
+import planted
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.results.records import Status
 from ladezeit.tracking import import_unlogged, open_tracker

@@ -23,7 +23,7 @@ def test_help_lists_every_option_with_its_purpose(ladezeit: Run) -> None:
     """A user sees at once what there is: each option file's first line is the help."""
     shown = ladezeit("--help")
     assert shown.returncode == 0
-    conf = Path(__file__).parent.parent / "conf"
+    conf = Path(__file__).parents[2] / "conf"
     for option in conf.glob("*/*.yaml"):
         assert f"    {option.stem} " in shown.stdout, option
     assert "experiment=demo" in shown.stdout and "Exit codes" in shown.stdout

@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import example_results as example
-import planted
 import pytest
 
+import example_results as example
+import planted
 from ladezeit.analysis.eligibility import figure
 from ladezeit.errors import LadezeitError
 from ladezeit.report import fault_catches
