@@ -6,7 +6,7 @@ needs no Hydra: `compose` reads the same files without. `build` then checks valu
 together. Enum members are lower case because their names are what users type.
 """
 
-from ladezeit.config.compose import build, check_values
+from ladezeit.config.compose import build, check_load_values, check_values
 from ladezeit.config.loading import (
     LOADINGS,
     STRATEGIES,
@@ -41,6 +41,7 @@ from ladezeit.config.run import (
     FolderModel,
     HubModel,
     InferenceConfig,
+    LoadConfig,
     MatmulPrecision,
     ModelConfig,
     PackagedModel,
@@ -72,6 +73,7 @@ __all__ = [
     "InferenceConfig",
     "InstanttensorLoading",
     "LOADINGS",
+    "LoadConfig",
     "LegacyManagerLoading",
     "LoadingConfig",
     "ModuleWalk",
@@ -101,6 +103,7 @@ __all__ = [
     "ValidationConfig",
     "ValidationLevel",
     "build",
+    "check_load_values",
     "check_values",
     "from_plain",
     "to_plain",

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ladezeit.config.run import RunConfig, TrackingConfig
+from ladezeit.config.run import LoadConfig, RunConfig, TrackingConfig
 from ladezeit.config.schema import KINDS
 from ladezeit.errors import ConfigError, did_you_mean
 
@@ -153,10 +153,32 @@ def build(composed: DictConfig) -> RunConfig:
     return config
 
 
+def check_load_values(config: LoadConfig) -> None:
+    """Check each value of a load by itself; raises `ConfigError`."""
+    _check_device(config.device)
+    _check_least(
+        {
+            "validation.k": (config.validation.k, 1),
+            "runtime.threads": (config.runtime.threads, 1),
+            "loading.ranks": (getattr(config.loading, "ranks", None), 2),
+            "loading.threads": (getattr(config.loading, "threads", None), 1),
+            "loading.io_depth": (getattr(config.loading, "io_depth", None), 1),
+            "loading.threshold": (getattr(config.loading, "threshold", None), 0),
+            "loading.buffer_bytes": (getattr(config.loading, "buffer_bytes", None), 4096),
+        }
+    )
+
+
 def check_values(config: RunConfig) -> None:
     """Check each value of `config` by itself; raises `ConfigError`."""
-    _check_device(config.device)
-    _check_numbers(config)
+    check_load_values(config)
+    _check_least(
+        {
+            "sample": (config.sample, 0),
+            "inference.new_tokens": (config.inference.new_tokens, 0),
+            "process.time_limit_s": (config.process.time_limit_s, 1),
+        }
+    )
     _check_no_secret(config.tracking)
 
 
@@ -199,19 +221,8 @@ def _check_no_secret(tracking: TrackingConfig) -> None:
         )
 
 
-def _check_numbers(config: RunConfig) -> None:
-    limits = {
-        "sample": (config.sample, 0),
-        "validation.k": (config.validation.k, 1),
-        "inference.new_tokens": (config.inference.new_tokens, 0),
-        "runtime.threads": (config.runtime.threads, 1),
-        "process.time_limit_s": (config.process.time_limit_s, 1),
-        "loading.ranks": (getattr(config.loading, "ranks", None), 2),
-        "loading.threads": (getattr(config.loading, "threads", None), 1),
-        "loading.io_depth": (getattr(config.loading, "io_depth", None), 1),
-        "loading.threshold": (getattr(config.loading, "threshold", None), 0),
-        "loading.buffer_bytes": (getattr(config.loading, "buffer_bytes", None), 4096),
-    }
+def _check_least(limits: dict[str, tuple[float | None, float]]) -> None:
+    """Refuse values below the least of their key; None is no value."""
     for key, (value, least) in limits.items():
         if value is not None and value < least:
             raise ConfigError(f"{key}={value} is too small: the least is {least}")

@@ -18,7 +18,7 @@ from ladezeit.config.loading import (
     TracedLoading,
     TransformersLoading,
 )
-from ladezeit.config.run import ProcessKind, RunConfig, ValidationLevel
+from ladezeit.config.run import LoadConfig, ProcessKind, RunConfig, ValidationLevel
 from ladezeit.errors import CombinationError, ConfigError, did_you_mean
 
 #: Engines that read with one thread, whatever is asked.
@@ -28,8 +28,8 @@ _ONE_THREAD = ("safetensors_mmap", "safetensors_pread")
 _PLACES = ("device", "cpu", "disk")
 
 
-def check_combination(config: RunConfig) -> None:
-    """Check that the values go together.
+def check_load(config: LoadConfig) -> None:
+    """Check that the values of a load go together.
 
     Raises:
         CombinationError: with what was asked and what to do.
@@ -38,6 +38,15 @@ def check_combination(config: RunConfig) -> None:
     _check_has_effect(config.loading)
     if isinstance(config.loading, TracedLoading):
         _check_traced(config.loading)
+
+
+def check_combination(config: RunConfig) -> None:
+    """Check that the values of a load, and of how a sample measures it, go together.
+
+    Raises:
+        CombinationError: with what was asked and what to do.
+    """
+    check_load(config)
     if isinstance(config.loading, TensorParallelLoading):
         _check_ranks(config, config.loading)
     if config.profile and isinstance(config.loading, TensorParallelLoading):

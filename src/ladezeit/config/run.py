@@ -128,18 +128,24 @@ class ModelConfig:
 
 
 @dataclass
-class RunConfig:
-    """One composed point: everything a sample needs to be measured."""
+class LoadConfig:
+    """What is loaded, how, onto which device, and what is checked of it: all that a service's load needs."""
 
     model: ModelConfig = MISSING
     loading: LoadingConfig = MISSING
     validation: ValidationConfig = MISSING
+    runtime: RuntimeConfig = MISSING
+    device: str = MISSING
+
+
+@dataclass
+class RunConfig(LoadConfig):
+    """One composed configuration: a load, and how a sample measures it."""
+
     cache: CacheConfig = MISSING
     inference: InferenceConfig = MISSING
-    runtime: RuntimeConfig = MISSING
     process: ProcessConfig = MISSING
     tracking: TrackingConfig = MISSING
-    device: str = MISSING
     sample: int = MISSING
     phases: bool = MISSING
     order_seed: int = MISSING

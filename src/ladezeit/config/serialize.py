@@ -13,6 +13,7 @@ from ladezeit.config.run import (
     NOT_MEASURED,
     FolderModel,
     HubModel,
+    LoadConfig,
     ModelConfig,
     PackagedModel,
     RunConfig,
@@ -21,7 +22,7 @@ from ladezeit.config.run import (
 from ladezeit.errors import ConfigError
 
 
-def to_plain(config: RunConfig) -> dict[str, Any]:
+def to_plain(config: LoadConfig) -> dict[str, Any]:
     """Return `config` as plain dicts, lists, strings and numbers (enums by name), ready for JSON."""
     plain = _plain(config)
     assert isinstance(plain, dict)
@@ -67,7 +68,7 @@ def _model_class(plain: dict[str, Any]) -> type[ModelConfig]:
     raise ConfigError(f"model has the keys {sorted(plain)}, which fit no kind of model")
 
 
-def point_id(config: RunConfig) -> str:
+def point_id(config: LoadConfig) -> str:
     """Return 12 hexadecimal digits that are equal for configs that measure the same thing."""
     measured = {key: value for key, value in to_plain(config).items() if key not in NOT_MEASURED}
     return hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:12]

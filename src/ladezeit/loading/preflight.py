@@ -12,6 +12,7 @@ from ladezeit.config import (
     Bitsandbytes4bitLoading,
     CacheState,
     DType,
+    LoadConfig,
     LoadingConfig,
     QuantisedLoading,
     RunConfig,
@@ -206,7 +207,7 @@ def check_runnable(config: RunConfig, device: ResolvedDevice, checkpoint: Sizes)
 # Whether a model fits where it is to go, known from the headers before a byte of a weight is read.
 
 
-def check_fits(config: RunConfig, checkpoint: Checkpoint, device: str) -> None:
+def check_fits(config: LoadConfig, checkpoint: Checkpoint, device: str) -> None:
     """Check that the weights fit into the memory that is free now.
 
     Offload that was allowed makes room wherever it likes, and a mapping that the caller wrote is his own: neither is
@@ -248,7 +249,7 @@ def _free_on_all(loading: LoadingConfig, device: str) -> int:
     return sum(free.values()) if budget is None else sum(min(free[index], budget[index]) for index in free)
 
 
-def _compare(config: RunConfig, needed: int, available: int, where: str) -> None:
+def _compare(config: LoadConfig, needed: int, available: int, where: str) -> None:
     if needed > available:
         raise TooLittleMemoryError(
             f"{config.model.name} by {config.loading.name} needs {needed / 2**30:.2f} GiB of {where}, "

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ladezeit.config import DType, LoadingConfig, RunConfig
+from ladezeit.config import DType, LoadConfig, LoadingConfig
 from ladezeit.config.device_map import is_strategy, single_device
 from ladezeit.timing.clock import LOAD, Clock
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def make_request(
-    config: RunConfig,
+    config: LoadConfig,
     checkpoint: "Checkpoint",
     device: str,
     scratch: Path,
@@ -89,7 +89,7 @@ def effective_of(loaded: "EngineModel") -> dict[str, Any]:
     return effective
 
 
-def expected(config: RunConfig, checkpoint: "Checkpoint", device: str, proof_files: "ProofFiles") -> "Expected":
+def expected(config: LoadConfig, checkpoint: "Checkpoint", device: str, proof_files: "ProofFiles") -> "Expected":
     """Return what `config` asks of the loaded model, and have at hand what it is proven with.
 
     Raises:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ladezeit.config import RunConfig
+from ladezeit.config import LoadConfig
 from ladezeit.results.records import Phase
 from ladezeit.serving.protocols import Bytes, in_words
 
@@ -60,7 +60,7 @@ class Proven(Event):
 class LoadRecord:
     """What a load was asked to be and what it came to, without the model: enough for a result file."""
 
-    config: RunConfig
+    config: LoadConfig
     folder: Path
     weight_bytes: int
     file_bytes: int

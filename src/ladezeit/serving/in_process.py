@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ladezeit.checkpoint.resolve import Checkpoint, prepare
-from ladezeit.config import DType, LoadingConfig, RunConfig, RuntimeConfig, TransformersLoading
+from ladezeit.config import DType, LoadConfig, LoadingConfig, RuntimeConfig, TransformersLoading
 from ladezeit.errors import ConfigError
 from ladezeit.loading import device_map
 from ladezeit.loading.preflight import weights_bytes
@@ -59,7 +59,7 @@ class InProcessLoader:
         config, device = self._config(settings)
         return load_as_configured(config, "profile" if settings.profile is not None else "loading", device)
 
-    def _config(self, settings: ModelSettings) -> tuple[RunConfig, ResolvedDevice]:
+    def _config(self, settings: ModelSettings) -> tuple[LoadConfig, ResolvedDevice]:
         device = resolve_device(settings.device)
         config, _ = config_of(_asked(settings), device)
         attention = self.runtime.attn_implementation
@@ -87,7 +87,7 @@ def _loading(settings: ModelSettings) -> LoadingConfig:
     return found if dtype is None else replace(found, dtype=DType[dtype])
 
 
-def _needs(config: RunConfig, device: ResolvedDevice, checkpoint: Checkpoint) -> Bytes:
+def _needs(config: LoadConfig, device: ResolvedDevice, checkpoint: Checkpoint) -> Bytes:
     """Return the bytes by place; what may be offloaded counts on the GPUs as far as its budget there goes."""
     loading = config.loading
     weights = weights_bytes(loading, checkpoint.weight_bytes, checkpoint.dtype)

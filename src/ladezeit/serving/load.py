@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ladezeit.checkpoint.cache import Progress
 from ladezeit.checkpoint.resolve import Checkpoint, prepare
-from ladezeit.config import LoadingConfig, ModelConfig, RunConfig, RuntimeConfig, TransformersLoading
+from ladezeit.config import LoadConfig, LoadingConfig, ModelConfig, RuntimeConfig, TransformersLoading
 from ladezeit.config.device_map import offload_folder
 from ladezeit.errors import OutOfMemoryError, ran_out_of_memory
 from ladezeit.results.records import Phase
@@ -57,7 +57,7 @@ class LoadedModel:
 
     model: Any
     checkpoint: "Checkpoint"
-    config: RunConfig
+    config: LoadConfig
     chosen_by: str
     phases: list[Phase]
     proof: "Proof"
@@ -133,7 +133,7 @@ def load(
     return _Load(config, chosen_by, found, clock, progress).run()
 
 
-def load_as_configured(config: RunConfig, chosen_by: str, device: ResolvedDevice) -> LoadedModel:
+def load_as_configured(config: LoadConfig, chosen_by: str, device: ResolvedDevice) -> LoadedModel:
     """Load what a config says that was checked already (see `config_of`); raises as `load` does."""
     return _Load(config, chosen_by, device, Clock(time.monotonic_ns()), lambda what, done, total: None).run()
 
@@ -142,7 +142,7 @@ class _Load:
     """One load under way."""
 
     def __init__(
-        self, config: RunConfig, chosen_by: str, device: ResolvedDevice, clock: Clock, progress: Progress | None
+        self, config: LoadConfig, chosen_by: str, device: ResolvedDevice, clock: Clock, progress: Progress | None
     ) -> None:
         self.config = config
         self.chosen_by = chosen_by

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.analysis.eligibility import PRODUCTION
-from ladezeit.config import FolderModel, ModelConfig, TrackingConfig, TrackingKind, to_plain
+from ladezeit.config import CacheState, FolderModel, ModelConfig, TrackingConfig, TrackingKind, to_plain
 from ladezeit.results.records import Identity, Result, Status, save
 from ladezeit.runner.sample import load_metrics
 from ladezeit.serving.events import Event, LoadFinished, LoadRecord
@@ -97,7 +97,7 @@ def result_of(event: LoadFinished, record: LoadRecord, environment: dict[str, An
     config, proof = record.config, record.proof
     plain = to_plain(config)
     words = [*_model_words(config.model), f"loading={config.loading.name}"]
-    plain["process"] = {"kind": PRODUCTION}
+    plain |= {"process": {"kind": PRODUCTION}, "cache": {"state": CacheState.as_is.name}}
     result = Result(
         status=Status.ok,
         identity=Identity(

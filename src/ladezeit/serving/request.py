@@ -13,29 +13,22 @@ from typing import Any
 from ladezeit.config import (
     LOADINGS,
     AutoLoading,
-    CacheConfig,
-    CacheState,
     FolderModel,
     HubModel,
-    InferenceConfig,
+    LoadConfig,
     LoadingConfig,
     ModelConfig,
-    ProcessConfig,
-    ProcessKind,
-    RunConfig,
     RuntimeConfig,
     TensorParallelLoading,
-    TrackingConfig,
-    TrackingKind,
     TransformersLoading,
     ValidationConfig,
     ValidationLevel,
-    check_values,
+    check_load_values,
 )
 from ladezeit.config.compose import from_mapping, options, read_option
 from ladezeit.config.device_map import is_strategy
 from ladezeit.config.loading_profile import Profile
-from ladezeit.config.rules import check_combination
+from ladezeit.config.rules import check_load
 from ladezeit.errors import CombinationError, ConfigError, NotRunnableError, did_you_mean
 from ladezeit.system.gpus import ResolvedDevice
 
@@ -57,7 +50,7 @@ class Asked:
     config_dir: Path | None = None
 
 
-def config_of(asked: Asked, device: ResolvedDevice) -> tuple[RunConfig, str]:
+def config_of(asked: Asked, device: ResolvedDevice) -> tuple[LoadConfig, str]:
     """Return the checked config, and who chose its method: ``loading``, ``profile`` or ``auto``.
 
     Raises:
@@ -74,24 +67,15 @@ def config_of(asked: Asked, device: ResolvedDevice) -> tuple[RunConfig, str]:
         loading, runtime = Profile.open(asked.profile).method(model, device.name, asked.config_dir)
     else:
         loading = AutoLoading(name="auto")
-    config = RunConfig(
+    config = LoadConfig(
         model=model,
         loading=_permitted(loading, asked),
         validation=ValidationConfig(level_of(asked.validation)),
-        cache=CacheConfig(CacheState.as_is),
-        inference=InferenceConfig(new_tokens=0),
         runtime=runtime,
-        process=ProcessConfig(ProcessKind.inline),
-        tracking=TrackingConfig(TrackingKind.none),
         device=device.name,
-        sample=0,
-        phases=True,
-        order_seed=0,
-        discard_first=False,
-        outputs="",
     )
-    check_values(config)
-    check_combination(config)
+    check_load_values(config)
+    check_load(config)
     return config, chosen_by
 
 

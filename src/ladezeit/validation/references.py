@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.config import DType, RunConfig, TensorParallelLoading, ValidationLevel
+from ladezeit.config import DType, LoadConfig, TensorParallelLoading, ValidationLevel
 from ladezeit.loading.quantization import scheme
 from ladezeit.validation.logits import reference_file
 from ladezeit.validation.manifest import manifest_file
@@ -24,7 +24,7 @@ class ProofFiles:
     reference: Path | None = None
 
 
-def subject_of(config: RunConfig, checkpoint: Checkpoint, *, device: str, hardware: str, cache: Path) -> Subject:
+def subject_of(config: LoadConfig, checkpoint: Checkpoint, *, device: str, hardware: str, cache: Path) -> Subject:
     """Return what the config's references are made for; arguments as those of `Subject`."""
     asked, loading = config.loading.dtype, config.loading
     return Subject(
@@ -40,7 +40,7 @@ def subject_of(config: RunConfig, checkpoint: Checkpoint, *, device: str, hardwa
     )
 
 
-def prepare(config: RunConfig, subject: Subject, building: Callable[[str], None] = lambda what: None) -> ProofFiles:
+def prepare(config: LoadConfig, subject: Subject, building: Callable[[str], None] = lambda what: None) -> ProofFiles:
     """Return the files for the config's level, made where they are not there for the checkpoint as it is now.
 
     `building` is told what is being made; that takes as long as a load or two.
