@@ -14,10 +14,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from ladezeit.config import RunConfig, build
-from ladezeit.config.rules import check_combination
 from ladezeit.config.serialize import point_id
-from ladezeit.errors import REFUSALS, ConfigError, LadezeitError, NotRunnableError, TrackingError
-from ladezeit.loading.preflight import TooLittleMemoryError, check_on_model, check_runnable
+from ladezeit.errors import REFUSALS, ConfigError, NotRunnableError, TrackingError
+from ladezeit.loading.preflight import TooLittleMemoryError
 from ladezeit.report.sweep_table import as_rich
 from ladezeit.report.verdict import closing_words, summary
 from ladezeit.results.fields import varying_values
@@ -62,7 +61,7 @@ def conduct(overrides: list[list[str]], compose: Compose, launch: Launch, folder
     _make(folder)
     record = _record(jobs, folder)
     session.planned = len(jobs)
-    used = {device for job in jobs if job.refusal is None for device in session.devices(job.config)}
+    used = {device for job in jobs if job.prepared for device in job.prepared.devices}
     session.enter(session.hold_all(used, "sweeps"))
     with _tracked(session, jobs[0].config, record, folder):
         _make_proof_files(session, jobs)
@@ -102,31 +101,16 @@ def _make(folder: Path) -> None:
 
 def _checked(session: Session, overrides: list[list[str]], compose: Compose) -> list[Job]:
     jobs = []
-    refusals: dict[str, LadezeitError | None] = {}  # by point: samples of one point are refused alike
     for own in overrides:
         try:
             config = build(compose(own))
-            point = point_id(config)
-            if point not in refusals:
-                refusals[point] = _refusal(session, config)
+            try:
+                jobs.append(Job(own, config, prepared=session.prepare(config)))
+            except REFUSALS as refusal:
+                jobs.append(Job(own, config, refusal=refusal))
         except ConfigError as error:
             raise ConfigError(f"{error}\n(in the point {' '.join(own)}; nothing was started)") from error
-        jobs.append(Job(own, config, refusals[point]))
     return jobs
-
-
-def _refusal(session: Session, config: RunConfig) -> LadezeitError | None:
-    """Return why the point cannot run here, or None; its checkpoint is made, fetched or converted where need be."""
-    try:
-        check_combination(config)
-        device = session.device(config.device)
-        check_runnable(config, device, session.sizes(config.model))
-        check_on_model(config.loading, session.checkpoint(config.model).config)
-        session.conversion(config)
-        session.check_cache_state(config)
-    except REFUSALS as refusal:
-        return refusal
-    return None
 
 
 def _record(jobs: Sequence[Job], folder: Path) -> SweepRecord:
@@ -218,23 +202,24 @@ def _warm_up(session: Session, jobs: Sequence[Job], folder: Path) -> None:
     """
 
     def demand(job: Job) -> int:
-        return session.checkpoint(job.config.model).file_bytes
+        return job.prepared.checkpoint.file_bytes if job.prepared else -1
 
-    job = max((job for job in jobs if job.refusal is None), key=demand)
+    job = max(jobs, key=demand)
+    assert job.prepared is not None  # `plan` raises where no job can run
     own = folder / WARM_UP_FOLDER
     own.mkdir()
     identity = Identity(point_id(job.config), 0, -1, "warm-up", job.overrides, one_job.command(job.overrides, True))
     session.display.sample("warm-up")
     with suppress(*REFUSALS):  # its samples will say why
-        session.display.done(one_job.measure(session, job.config, identity, own), counted=False)
+        session.display.done(one_job.measure(session, job.prepared, identity, own), counted=False)
 
 
 def _make_proof_files(session: Session, jobs: Sequence[Job]) -> None:
     """Make what the samples are proven by before the first of them; what cannot be made skips those that need it."""
     for job in jobs:
-        if job.refusal is None:
+        if job.prepared:
             try:
-                session.proof_files(job.config, session.device(job.config.device), session.checkpoint(job.config.model))
+                session.proof_files(job.prepared)
             except REFUSALS as refusal:
                 session.display.note(f"cannot be proven: {refusal}", "yellow")
 
@@ -242,8 +227,8 @@ def _make_proof_files(session: Session, jobs: Sequence[Job]) -> None:
 def _measure_ceilings(session: Session, jobs: Sequence[Job], folder: Path) -> None:
     """Measure what the machine allows, once for each device and checkpoint, where all jobs of the sweep find it."""
     for job in jobs:
-        if job.refusal is None and job.config.ceilings is not False:
-            session.ceilings(session.device(job.config.device), session.checkpoint(job.config.model))
+        if job.prepared and job.config.ceilings is not False:
+            session.ceilings(job.prepared.device, job.prepared.checkpoint)
     session.save_ceilings(folder)
 
 

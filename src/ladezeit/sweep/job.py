@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,15 +12,15 @@ from omegaconf import DictConfig
 
 from ladezeit.config import RunConfig, TransformersLoading, build, to_plain
 from ladezeit.config.device_map import offload_folder
-from ladezeit.config.rules import check_combination
 from ladezeit.config.serialize import point_id
 from ladezeit.errors import REFUSALS, LadezeitError, TrackingError, ran_out_of_memory
-from ladezeit.loading.preflight import check_on_model, check_runnable, converts, weights_bytes
+from ladezeit.loading.preflight import converts, weights_bytes
 from ladezeit.report.timeline import draw
 from ladezeit.results.labels import label
 from ladezeit.results.records import FILE_NAME, Identity, Result, Status, SweepRecord, save
 from ladezeit.runner.spec import FILE_NAME as SPEC_FILE_NAME
 from ladezeit.runner.spec import SCRATCH, WorkerSpec
+from ladezeit.sweep.prepared import PreparedConfiguration
 from ladezeit.sweep.session import Session, current
 from ladezeit.system.bandwidth import Ceilings, binding
 from ladezeit.system.gpus import ResolvedDevice, wait_until_drained
@@ -47,13 +48,15 @@ def run(composed: DictConfig) -> float:
         raise LadezeitError(f"{folder} holds a result already: choose another folder, nothing measured is overwritten")
     if sweep is None:
         session.tracker(config)  # what cannot be logged is said before it is measured
-        session.enter(session.hold_all(session.devices(config), "sweeps"))
     else:
         session.recall_ceilings(Path(hydra.sweep.dir))
     try:
-        if sweep is None and config.ceilings:
-            session.ceilings(session.device(config.device), session.checkpoint(config.model))
-        result = measure(session, config, identity, folder)
+        prepared = session.prepare(config)
+        if sweep is None:  # a sweep holds its devices itself
+            session.enter(session.hold_all(prepared.devices, "sweeps"))
+            if config.ceilings:
+                session.ceilings(prepared.device, prepared.checkpoint)
+        result = measure(session, prepared, identity, folder)
     except REFUSALS as refusal:
         if sweep is None:
             raise
@@ -65,16 +68,10 @@ def run(composed: DictConfig) -> float:
     return result.metrics.get("load/total_s", float("inf")) if result.status is Status.ok else float("inf")
 
 
-def measure(session: Session, config: RunConfig, identity: Identity, folder: Path) -> Result:
-    """Measure one sample into `folder`; everything that can be refused is refused before anything is written."""
-    check_combination(config)
-    device = session.device(config.device)
-    checkpoint = session.checkpoint(config.model)
-    check_runnable(config, device, checkpoint)
-    check_on_model(config.loading, checkpoint.config)
-    conversion = session.conversion(config)
-    session.check_cache_state(config)
-    proof_files = session.proof_files(config, device, checkpoint)
+def measure(session: Session, prepared: PreparedConfiguration, identity: Identity, folder: Path) -> Result:
+    """Measure one sample into `folder`; where it cannot be proven, that is said before anything is written."""
+    config, device, checkpoint, conversion = prepared.config, prepared.device, prepared.checkpoint, prepared.conversion
+    proof_files = session.proof_files(prepared)
     spec = WorkerSpec(
         config=config,
         checkpoint=checkpoint,
@@ -89,15 +86,14 @@ def measure(session: Session, config: RunConfig, identity: Identity, folder: Pat
     ceilings = session.known_ceilings(device, checkpoint) if _ceilings_apply(spec) else None
     if ceilings is not None:
         spec.environment["ceilings"] = ceilings.to_plain()
-    devices = session.devices(config)
     try:
-        with session.hold_all(devices, "samples"):
+        with session.hold_all(prepared.devices, "samples"):
             session.display.sample(identity.label)
-            result = _attempt(session, spec, devices)
+            result = _attempt(session, spec, prepared.devices)
             if result.status is Status.invalid:
                 # The kernel sometimes takes pages back between setting the cache's state and the load: once more.
                 (folder / FILE_NAME).rename(folder / FIRST_ATTEMPT_FILE)
-                result = _attempt(session, spec, devices)
+                result = _attempt(session, spec, prepared.devices)
     finally:
         _remove_scratch(config, folder)
     if ceilings is not None and _add_ceiling(result, spec, ceilings):
@@ -141,12 +137,12 @@ def _add_ceiling(result: Result, spec: WorkerSpec, ceilings: Ceilings) -> bool:
     return True
 
 
-def _attempt(session: Session, spec: WorkerSpec, devices: list[ResolvedDevice]) -> Result:
+def _attempt(session: Session, spec: WorkerSpec, devices: Sequence[ResolvedDevice]) -> Result:
     _set_the_stage(session, spec, devices)
     return session.supervisor.run(spec, session.display.phase)
 
 
-def _set_the_stage(session: Session, spec: WorkerSpec, devices: list[ResolvedDevice]) -> None:
+def _set_the_stage(session: Session, spec: WorkerSpec, devices: Sequence[ResolvedDevice]) -> None:
     """Wait until the GPUs are free of the last sample, set the page cache's state, and note both for the record."""
     gpus = [device.gpu for device in devices if device.gpu is not None]
     drains = [wait_until_drained(gpu, session.gpu_baseline_bytes(gpu), _DRAIN_LIMIT_S) for gpu in gpus]

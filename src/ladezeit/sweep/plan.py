@@ -6,14 +6,19 @@ from dataclasses import dataclass
 
 from ladezeit.config import RunConfig
 from ladezeit.errors import LadezeitError
+from ladezeit.sweep.prepared import PreparedConfiguration
 
 
 @dataclass(frozen=True)
 class Job:
-    """One sample of a sweep: the overrides that compose it, what they compose to, why it cannot run here if so."""
+    """One sample of a sweep: the overrides that compose it, and what they compose to.
+
+    Either it is `prepared`, or `refusal` says why it cannot run here.
+    """
 
     overrides: list[str]
     config: RunConfig
+    prepared: PreparedConfiguration | None = None
     refusal: LadezeitError | None = None
 
 

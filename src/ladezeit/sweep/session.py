@@ -4,6 +4,7 @@ import atexit
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from ladezeit.checkpoint.cache import Progress
 from ladezeit.checkpoint.resolve import Checkpoint, prepare
 from ladezeit.checkpoint.synthetic import synthetic_sizes
 from ladezeit.config import CacheState, ModelConfig, RunConfig, SyntheticModel, TrackingConfig
+from ladezeit.config.rules import check_combination
+from ladezeit.config.serialize import point_id
 from ladezeit.errors import REFUSALS, LadezeitError, NotRunnableError
 from ladezeit.loading.base import Conversion
 from ladezeit.loading.conversion import conversion_for
-from ladezeit.loading.preflight import Sizes, devices_used, ranks_of
+from ladezeit.loading.preflight import Sizes, check_on_model, check_runnable, devices_used, ranks_of
 from ladezeit.loading.quantization import scheme
 from ladezeit.loading.registry import converter
 from ladezeit.results.records import Result
 from ladezeit.runner.supervisor import Supervisor
+from ladezeit.sweep.prepared import PreparedConfiguration
 from ladezeit.sweep.progress import Display
 from ladezeit.system.bandwidth import Ceilings, measure_apart
 from ladezeit.system.device_lock import Against, Holder, lock
@@ -48,6 +52,7 @@ class Session:
         self._checkpoints: dict[str, Checkpoint] = {}
         self._conversions: dict[tuple[str, str], Conversion | None] = {}
         self._devices: dict[str, ResolvedDevice] = {}
+        self._prepared: dict[str, PreparedConfiguration | LadezeitError] = {}
         self._baselines: dict[str, int] = {}
         self._environments: dict[tuple[str, Path], dict[str, Any]] = {}
         self._ceilings: dict[tuple[str, Path], Ceilings | None] = {}
@@ -109,6 +114,36 @@ class Session:
             self._never_cold[number] = why_never_cold(folder)
         return self._never_cold[number]
 
+    def prepare(self, config: RunConfig) -> PreparedConfiguration:
+        """Check that `config` can be measured here, once for all its samples, and return what was found for it.
+
+        Its checkpoint is made, fetched or converted where need be.
+
+        Raises:
+            CheckpointError, NotRunnableError, OutOfMemoryError: it cannot; the same at every call.
+        """
+        key = point_id(config)
+        if key not in self._prepared:
+            try:
+                self._prepared[key] = self._prepare(config)
+            except REFUSALS as refusal:
+                self._prepared[key] = refusal
+        found = self._prepared[key]
+        if isinstance(found, LadezeitError):
+            raise found
+        return replace(found, config=config)
+
+    def _prepare(self, config: RunConfig) -> PreparedConfiguration:
+        check_combination(config)
+        device = self.device(config.device)
+        check_runnable(config, device, self.sizes(config.model))  # before a checkpoint of gigabytes is made for nothing
+        checkpoint = self.checkpoint(config.model)
+        check_on_model(config.loading, checkpoint.config)
+        conversion = self.conversion(config)
+        self.check_cache_state(config)
+        devices = tuple(devices_used(config.loading, device))
+        return PreparedConfiguration(config, device, devices, checkpoint, conversion)
+
     def sizes(self, model: ModelConfig) -> Sizes:
         """Return how large the model's checkpoint is, or will be; nothing is written to find out."""
         if isinstance(model, SyntheticModel):
@@ -129,10 +164,6 @@ class Session:
         if gpu.uuid not in self._baselines:
             self._baselines[gpu.uuid] = gpu_memory_used_bytes(gpu)
         return self._baselines[gpu.uuid]
-
-    def devices(self, config: RunConfig) -> list[ResolvedDevice]:
-        """Return all devices that a sample of `config` may be on, the run's own first."""
-        return devices_used(config.loading, self.device(config.device))
 
     @contextmanager
     def hold_all(self, devices: Iterable[ResolvedDevice], against: Against) -> Iterator[None]:
@@ -193,18 +224,18 @@ class Session:
                 key = (entry["device"], Path(entry["checkpoint"]))
                 self._ceilings.setdefault(key, Ceilings.from_plain(entry["ceilings"]))
 
-    def proof_files(self, config: RunConfig, device: ResolvedDevice, checkpoint: Checkpoint) -> ProofFiles:
+    def proof_files(self, prepared: PreparedConfiguration) -> ProofFiles:
         """Return what the config's validation level proves a sample by, made at the first call where it is not there.
 
         Raises:
             CheckpointError, NotRunnableError, OutOfMemoryError: it cannot be made; the same at every call.
         """
-        loading = config.loading
+        config, loading, device = prepared.config, prepared.config.loading, prepared.device
         made = (loading.dtype, scheme(loading), ranks_of(loading))
         key = tuple(map(repr, (config.validation.level, config.model, made, config.runtime, device.name)))
         if key not in self._proof_files:
             try:
-                self._proof_files[key] = self._make_proof_files(config, device, checkpoint)
+                self._proof_files[key] = self._make_proof_files(config, device, prepared.checkpoint)
             except REFUSALS as refusal:
                 self._proof_files[key] = refusal
         found = self._proof_files[key]

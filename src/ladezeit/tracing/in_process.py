@@ -47,7 +47,8 @@ def _measure(session: Session, own: RunConfig, words: list[str], folder: Path) -
     folder.mkdir(parents=True, exist_ok=True)
     named = label({"cache": own.cache.state.value, "loading": own.loading.name}, own.sample)
     again = job.command([*words, "process=fresh"], in_sweep=False)
-    return job.measure(session, own, Identity(point_id(own), own.sample, own.sample, named, words, again), folder)
+    prepared = session.prepare(own)
+    return job.measure(session, prepared, Identity(point_id(own), own.sample, own.sample, named, words, again), folder)
 
 
 def compose_here(words: list[str], outputs: Path) -> RunConfig:
