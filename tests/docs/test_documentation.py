@@ -18,7 +18,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("docs/results/*.md")])
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("docs/results/*.md")]),
+]
 
 #: Why a command is not run here.
 REASONS = ("needs the network", "needs a GPU", "takes long")
