@@ -172,12 +172,21 @@ def test_one_sample_and_all_failed_are_answers_too() -> None:
 
 def test_an_open_question_says_how_many_samples_settle_it() -> None:
     made = [planted.sample("cuda_fp16", n, 1.0, job=n, noise=0.1) for n in range(6)]
-    made += [planted.sample("transformers", n, 1.06, job=6 + n, noise=0.1) for n in range(6)]
+    made += [planted.sample("transformers", n, 1.15, job=6 + n, noise=0.1) for n in range(6)]
     found = decision(made)
     assert found.load.state is State.shared
-    question = found.load.questions[0]
-    assert question.samples is None or question.samples > 6
-    assert "not distinguishable" in as_markdown([found], [], "")
+    (question,) = found.load.questions
+    assert question.samples is not None and 6 < question.samples <= 100
+    said = f"not distinguishable (+12.8 %); about {question.samples} samples each would settle it"
+    assert said in as_markdown([found], [], "")
+
+
+def test_an_open_question_that_no_hundred_samples_settle_says_so() -> None:
+    made = [planted.sample("cuda_fp16", n, 1.0, job=n, noise=0.1) for n in range(6)]
+    made += [planted.sample("transformers", n, 1.06, job=6 + n, noise=0.1) for n in range(6)]
+    found = decision(made)
+    assert [question.samples for question in found.load.questions] == [None]
+    assert "not distinguishable (+4.0 %); more than 100 samples would be needed" in as_markdown([found], [], "")
 
 
 def test_the_warm_cache_is_advised_where_it_was_measured() -> None:

@@ -51,13 +51,13 @@ def test_a_significant_difference_inside_the_limit_passes() -> None:
 
 
 def test_what_cannot_be_told_passes_and_says_what_would_settle_it() -> None:
-    """Noise of 15 % hides a slowdown of 15 %: not a failure, but a number of samples."""
+    """Noise of 15 % hides a slowdown of 15 % beyond the limit: not a failure, but a number of samples."""
     checked = check(
-        measured(noise=0.15), measured({**METHODS, "streamed": 1.25}, seed=3, noise=0.15), VARYING, limit=0.1
+        measured(noise=0.15), measured({**METHODS, "streamed": 1.35}, seed=3, noise=0.15), VARYING, limit=0.1
     )
     undecided = outcome(checked, "streamed")
     assert undecided.outcome is Outcome.undecided and not checked.failing
-    assert undecided.samples is None or undecided.samples > 6
+    assert undecided.samples is not None and 6 < undecided.samples <= 100
 
 
 def test_equal_sweeps_hardly_ever_fail() -> None:

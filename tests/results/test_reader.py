@@ -96,7 +96,8 @@ def test_five_thousand_samples_are_compared_rightly(tmp_path: Path) -> None:
     ranked = compared.sections[0].ranked
     slow = {point.values["loading"] for point in ranked[250:]}
     assert len(ranked) == 500 and slow == {f"m{method}" for method in range(1, 500, 2)}
-    assert all(point.ratio is None or point.ratio.estimate > 0.97 for point in ranked)
+    ratios = [point.ratio.estimate for point in ranked if point.ratio is not None]
+    assert len(ratios) == 499 and min(ratios) > 0.97, "all but the first are compared with it"
     folder = planted.write(tmp_path / "sweep", made[:1000])
     assert len(read_paths([folder]).results) == 1000
 

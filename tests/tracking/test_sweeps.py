@@ -107,7 +107,7 @@ def test_averages_over_the_samples_are_saved_as_a_view_of_their_own(tracker: Any
         "groupByKeys": [{"mode": "param", "groupByData": key} for key in ("cache", "loading")],
     }
     assert view["groupsExpanded"]["param.cache.warm,param.loading.cuda_fp16"] is False
-    assert all(column.startswith("metrics.") for column in view["selectedColumns"])
+    assert view["selectedColumns"] and all(column.startswith("metrics.") for column in view["selectedColumns"])
     assert not {"PARALLEL", "DIFFERENCE"} & {chart["type"] for chart in view["compareRunCharts"]}
     sections = {section["uuid"] for section in view["compareRunSections"]}
     assert sections == {chart["metricSectionId"] for chart in view["compareRunCharts"]}
