@@ -1,16 +1,26 @@
-"""The console script as a new user meets it: help, configs, wrong input, exit codes. Real processes throughout."""
+"""The console script as a new user meets it: help, configs, wrong input, exit codes.
+
+Real processes, but for the long list of wrong input: there the script's entry is called in this one.
+"""
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from safetensors.torch import save_file
 
+from ladezeit.cli import run as app
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Entry = Callable[..., int]
 
 QUICK = ("model=tiny", "tracking=none", "device=cpu", "inference.new_tokens=2")
 
@@ -33,17 +43,24 @@ def test_help_shows_the_users_own_options_too(ladezeit: Run, tmp_path: Path) -> 
     own = tmp_path / "my-conf" / "loading"
     own.mkdir(parents=True)
     (own / "mine.yaml").write_text("# My own way.\n# ladezeit loading=mine\nname: mine\n")
-    assert "mine" in ladezeit("--help", "--config-dir", str(own.parent)).stdout
+    assert "    mine " in ladezeit("--help", "--config-dir", str(own.parent)).stdout
     assert "My own way." in ladezeit("--help", f"--config-dir={own.parent}").stdout
 
 
 @pytest.mark.parametrize(
-    "flags", [("--cfg", "job"), ("--cfg", "hydra"), ("--info", "defaults"), ("--info", "searchpath")]
+    "flags, said",
+    [
+        (("--cfg", "job"), "model:\n  name: tiny\n"),
+        (("--cfg", "hydra"), "_target_: hydra_plugins.ladezeit_sweeper.sweeper.LadezeitSweeper\n"),
+        (("--info", "defaults"), "| hydra/sweeper/ladezeit "),
+        (("--info", "searchpath"), "| pkg://ladezeit.conf |"),
+    ],
 )
-def test_hydras_own_questions_are_answered(ladezeit: Run, flags: tuple[str, ...]) -> None:
+def test_hydras_own_questions_are_answered(ladezeit: Run, flags: tuple[str, ...], said: str) -> None:
+    """The composed config, Hydra's own, the list of defaults and where options are searched can be looked at."""
     shown = ladezeit(*flags, *QUICK)
     assert shown.returncode == 0, shown.stderr
-    assert "tiny" in shown.stdout or "ladezeit" in shown.stdout
+    assert said in shown.stdout
 
 
 def test_tab_completion_offers_options(ladezeit: Run) -> None:
@@ -52,6 +69,36 @@ def test_tab_completion_offers_options(ladezeit: Run) -> None:
     shown = ladezeit("-sc", "query=bash", COMP_LINE="ladezeit loading=", COMP_POINT="17")
     assert "loading=cuda_fp16" in shown.stdout and "loading=legacy_manager" in shown.stdout
     assert "schema" not in ladezeit("-sc", "query=bash", COMP_LINE="ladezeit loa", COMP_POINT="12").stdout
+
+
+def the_rest(arguments: tuple[str, ...]) -> list[str]:
+    """Return the overrides of a quick run for the keys that `arguments` do not name."""
+    given = {argument.lstrip("+").partition("=")[0] for argument in arguments}
+    return [word for word in QUICK[:3] if word.partition("=")[0] not in given]
+
+
+@pytest.fixture
+def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Entry]:
+    """The script's entry, called from a folder of its own; what it sets for its whole process is put back.
+
+    Hydra's singletons are not put back as a whole (`hydra_restore_singletons`): the schema of our sweeper is
+    registered when its module is imported, which happens once a process.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr(app, "_refusal", None)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["ladezeit", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        return int(ended.value.code or 0)
+
+    yield call
+    GlobalHydra.instance().clear()
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(
@@ -88,23 +135,37 @@ def test_tab_completion_offers_options(ladezeit: Run) -> None:
         (("sample=0,1",), "--multirun"),
         (("-m", "sample=x,y"), "sample: Value 'x'"),
         (("-m", "device=cuda", "sample=0,1"), "device=cuda was asked for"),
-        (("=",), "ladezeit:"),
+        (("=",), "Could not override ''"),
         (("tracking=server",), "MLFLOW_TRACKING_URI"),
     ],
 )
 def test_wrong_input_is_one_clear_message_and_nothing_else(
-    ladezeit: Run, tmp_path: Path, arguments: tuple[str, ...], said: str
+    entry: Entry, capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: tuple[str, ...], said: str
 ) -> None:
     """What was asked, what to do, exit code 2, no stack trace, and no folder left behind."""
-    given = {argument.lstrip("+").partition("=")[0] for argument in arguments}
-    rest = [
-        f"{key}={value}"
-        for key, value in (("model", "tiny"), ("tracking", "none"), ("device", "cpu"))
-        if key not in given
-    ]
-    shown = ladezeit(*arguments, *rest)
+    code = entry(*arguments, *the_rest(arguments))
+    shown = capsys.readouterr()
+    assert code == 2, shown.out + shown.err
+    assert shown.err.startswith("ladezeit: ") and said in shown.err
+    assert "Traceback" not in shown.err and "Error executing job" not in shown.err
+    assert not list((tmp_path / "outputs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("lodaing=transformers",), "Did you mean 'loading'"),  # found while the config is composed
+        (("device=cuda:7",), "device=cuda:7 was asked for"),  # found by the task
+        (("-m", "sample=x,y"), "sample: Value 'x'"),  # found by the sweeper
+    ],
+)
+def test_the_script_refuses_as_its_entry_does(
+    ladezeit: Run, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    """The same through the script itself: Hydra's own way to print errors and to exit stays out of sight."""
+    shown = ladezeit(*arguments, *the_rest(arguments))
     assert shown.returncode == 2, shown.stdout + shown.stderr
-    assert said in shown.stderr
+    assert shown.stderr.startswith("ladezeit: ") and said in shown.stderr
     assert "Traceback" not in shown.stderr and "Error executing job" not in shown.stderr
     assert not list((tmp_path / "outputs").rglob("*.yaml"))
 
@@ -246,7 +307,7 @@ def test_one_load_prints_a_line_and_leaves_a_result(ladezeit: Run, tmp_path: Pat
     # What other tests have mapped of their own `tiny` could not be dropped from the page cache.
     shown = ladezeit(*QUICK, "loading=cuda_fp16", "cache=cold", LADEZEIT_CACHE=str(tmp_path / "cache"))
     assert shown.returncode == 0, shown.stderr
-    assert "cold·cuda_fp16·#0" in shown.stdout and "ok" in shown.stdout
+    assert re.search(r"^cold·cuda_fp16·#0 +ok  load ", shown.stdout, re.MULTILINE), shown.stdout
     (result,) = results(tmp_path)
     assert result["status"] == "ok" and result["effective"]["dtype"] == "float16"
     assert result["metrics"]["cold_start/first_token_s"] > result["metrics"]["load/total_s"]
