@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,10 @@ DOCUMENTS = [
 REASONS = ("needs the network", "needs a GPU", "takes long")
 
 #: Documents whose commands need what only a test of their own sets up.
-TESTED_ELSEWHERE = {"regression-gate": "tests/docs/test_gate_docs.py"}
+TESTED_ELSEWHERE = {
+    "regression-gate": "tests/docs/test_gate_docs.py",
+    "reading-a-verdict": "tests/docs/test_verdict_docs.py",
+}
 
 #: The same for programs.
 PROGRAMS_TESTED_ELSEWHERE = {"in-a-service": "tests/serving/test_service_docs.py"}
@@ -89,13 +92,14 @@ def words_of(command: str, checkpoint: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def project(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def project(tiny: Any, tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path], Path]) -> Iterator[Path]:
     """A folder as a reader has it: the repository's files, an environment in .venv, and the sweep that docs read."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("examples", "benchmarks", "conf"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / ".venv").mkdir()
     (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    with_store(folder / "outputs")
     sweep = "ladezeit -m model=tiny loading=transformers,legacy_manager cache=as_is sample=range(5)"
     ran = run(folder, [*shlex.split(sweep), "hydra.sweep.dir=outputs/sweeps/demo", *QUICK])
     assert ran.returncode == 0, ran.stdout + ran.stderr

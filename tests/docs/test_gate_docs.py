@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -44,12 +45,13 @@ def test_all_outcomes_of_the_table_are_those_that_there_are() -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_workflow_run(tmp_path: Path) -> None:
+def test_the_commands_of_the_workflow_run(tmp_path: Path, with_store: Callable[[Path], Path]) -> None:
     """All of it but the installing: two real sweeps, the check, and the files that are kept, whatever was found."""
     points = WORKFLOW["jobs"]["loading-time"]["env"]["POINTS"]
     commands = [step["run"].replace("$POINTS", points) for step in STEPS if "run" in step]
     commands = [shlex.split(command) for command in commands if command.startswith("ladezeit")]
     assert [command[0] for command in commands] == ["ladezeit", "ladezeit", "ladezeit-results"]
+    with_store(tmp_path / "outputs")
     for command in commands[:2]:
         done = run([*command, "discard_first=false", "ceilings=false"], tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -60,7 +62,7 @@ def test_the_commands_of_the_workflow_run(tmp_path: Path) -> None:
     assert len(list(ET.parse(tmp_path / "check.xml").iter("testcase"))) == 2
 
 
-def test_the_commands_at_the_top_of_the_page_run(tmp_path: Path) -> None:
+def test_the_commands_at_the_top_of_the_page_run(tmp_path: Path, with_store: Callable[[Path], Path]) -> None:
     """The baseline as a folder and as an experiment."""
     truth = {"transformers": 1.0, "streamed": 1.0}
     for day, name in enumerate(("baseline", "new"), start=1):
@@ -68,7 +70,7 @@ def test_the_commands_at_the_top_of_the_page_run(tmp_path: Path) -> None:
         for result in results:
             result.started_at = result.started_at.replace("2026-03-01", f"2026-04-0{day}")
         planted.write(tmp_path / "outputs" / "sweeps" / name, results)
-    tracker = open_tracker(TrackingConfig(kind=TrackingKind.sqlite), tmp_path / "outputs")
+    tracker = open_tracker(TrackingConfig(kind=TrackingKind.sqlite), with_store(tmp_path / "outputs"))
     import_unlogged(tmp_path / "outputs" / "sweeps" / "baseline", tracker)
     commands = re.findall(r"^\$ (ladezeit-results check .*)$", PAGE, re.MULTILINE)
     assert len(commands) == 3

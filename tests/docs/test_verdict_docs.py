@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,18 @@ from ladezeit.tracking import SweepStatus, open_tracker
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reading-a-verdict.md"
-COMMANDS = re.findall(r"^\$ (ladezeit-results .*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+COMMANDS = re.findall(r"^\$ (.+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path], Path]) -> Path:
     """A folder with the sweep and the experiment that the page speaks of."""
     folder = tmp_path_factory.mktemp("docs")
     truth = {"transformers": 1.0, "legacy_manager": 1.0}
     sweep = planted.write(folder / "outputs" / "sweeps" / "demo", planted.sweep(truth=truth, bad=False))
-    tracker = open_tracker(TrackingConfig(kind=TrackingKind.sqlite, experiment="ladezeit"), folder / "outputs")
+    tracker = open_tracker(
+        TrackingConfig(kind=TrackingKind.sqlite, experiment="ladezeit"), with_store(folder / "outputs")
+    )
     record = tracker.begin_sweep(SweepRecord.read(sweep), sweep)
     for job in range(10):
         tracker.log_sample(read(sweep / str(job)), sweep / str(job), record, record.varying)
