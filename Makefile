@@ -21,7 +21,7 @@ test: $(VENV)/.ready-dev  ## set up, then format, lint, types, imports and all t
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) --durations=25
 
 check: $(VENV)/.ready-dev  ## the quick part of test: format, lint, types, imports, tests under ten seconds
 	$(BIN)/ruff format --check .
