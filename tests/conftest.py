@@ -74,6 +74,25 @@ def supervisor() -> Iterator[Any]:
         yield supervisor
 
 
+@pytest.fixture(scope="session")
+def with_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Put an MLflow store that holds nothing yet into an outputs folder, which is returned.
+
+    MLflow takes seconds to create one; here that is done once, for all tests that are not about it.
+    """
+    from ladezeit.tracking.store import DATABASE_FILE, client_class
+
+    empty = tmp_path_factory.mktemp("store") / DATABASE_FILE
+    client_class()(f"sqlite:///{empty}").search_experiments(max_results=1)
+
+    def put(outputs: Path) -> Path:
+        outputs.mkdir(parents=True, exist_ok=True)
+        shutil.copy(empty, outputs / DATABASE_FILE)
+        return outputs
+
+    return put
+
+
 @pytest.fixture
 def warm_references(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """References and conversions are made in forks of a warm process: one each, without the seconds of imports.

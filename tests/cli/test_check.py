@@ -20,7 +20,7 @@ TRUTH = {"cuda_fp16": 1.0, "transformers": 1.0, "streamed": 1.0}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path], Path]) -> Path:
     """A folder with a baseline, a sweep that equals it, a slow one, a broken one, and the baseline in MLflow."""
     folder = tmp_path_factory.mktemp("gate")
     sweeps = {
@@ -39,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for result in results:
             result.started_at = result.started_at.replace("2026-03-01", f"2026-04-{day:02}")
         planted.write(folder / name, results)
-    tracker = open_tracker(TrackingConfig(kind=TrackingKind.sqlite, experiment="main"), folder / "outputs")
+    tracker = open_tracker(TrackingConfig(kind=TrackingKind.sqlite, experiment="main"), with_store(folder / "outputs"))
     import_unlogged(folder / "baseline", tracker)
     return folder
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,9 +104,9 @@ def test_five_thousand_samples_are_compared_rightly(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Samples]:
+def experiment(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path], Path]) -> tuple[Path, Samples]:
     """An outputs folder whose store holds a planted sweep, and what lies in its files."""
-    outputs = tmp_path_factory.mktemp("outputs")
+    outputs = with_store(tmp_path_factory.mktemp("outputs"))
     folder = planted.write(outputs / "sweeps" / "one", planted.sweep(samples=5))
     tracker = open_tracker(TrackingConfig(kind=TrackingKind.sqlite, experiment="planted"), outputs)
     record = tracker.begin_sweep(SweepRecord.read(folder), folder)

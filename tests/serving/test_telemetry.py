@@ -122,9 +122,9 @@ def test_a_failed_load_is_a_failed_span(manager: ModelManager) -> None:
 
 
 @pytest.fixture(scope="module")
-def production(tmp_path_factory: pytest.TempPathFactory, known: Any) -> Path:
+def production(tmp_path_factory: pytest.TempPathFactory, known: Any, with_store: Callable[[Path], Path]) -> Path:
     """Two loads in production, written to files and to MLflow."""
-    outputs = tmp_path_factory.mktemp("outputs")
+    outputs = with_store(tmp_path_factory.mktemp("outputs"))
     log = ProductionLog(outputs)
     config = {"ape": {"path": str(known["ape"].folder), "loading": {"device_map": "cpu"}}}
     with ModelManager(config, listeners=[log]) as manager:

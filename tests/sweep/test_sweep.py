@@ -116,8 +116,11 @@ def test_none_ok_is_exit_code_3(ladezeit: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
-def test_an_interrupted_sweep_keeps_what_it_has_and_says_so(tmp_path: Path, number: int, code: int) -> None:
+def test_an_interrupted_sweep_keeps_what_it_has_and_says_so(
+    tmp_path: Path, with_store: Callable[[Path], Path], number: int, code: int
+) -> None:
     """Ctrl-C and a polite kill: finished samples stay, the running one is `killed`, no run is left RUNNING."""
+    with_store(tmp_path / "outputs")
     arguments = [*BASE, "loading.engine=engines_for_tests:Steady", "sample=range(20)", "discard_first=false"]
     script = Path(sys.executable).with_name("ladezeit")
     process = subprocess.Popen(
@@ -139,8 +142,11 @@ def test_an_interrupted_sweep_keeps_what_it_has_and_says_so(tmp_path: Path, numb
     assert subprocess.run(["pgrep", "-f", str(tmp_path)], check=False, capture_output=True).stdout == b""
 
 
-def test_a_store_that_dies_in_mid_sweep_costs_no_measurement(tmp_path: Path) -> None:
+def test_a_store_that_dies_in_mid_sweep_costs_no_measurement(
+    tmp_path: Path, with_store: Callable[[Path], Path]
+) -> None:
     """The files are the truth: the sweep goes on, says what is not in MLflow, and all results are there."""
+    with_store(tmp_path / "outputs")
     arguments = [*BASE, "loading.engine=engines_for_tests:Steady", "sample=range(3)", "discard_first=false"]
     script = Path(sys.executable).with_name("ladezeit")
     process = subprocess.Popen(
@@ -190,8 +196,11 @@ def test_a_sweep_folder_is_never_used_twice(ladezeit: Run, tmp_path: Path) -> No
     assert sorted((tmp_path / "mine").rglob("result.json")) == before
 
 
-def test_sweeps_into_folders_of_one_name_are_two_sweeps_in_mlflow(ladezeit: Run, tmp_path: Path) -> None:
+def test_sweeps_into_folders_of_one_name_are_two_sweeps_in_mlflow(
+    ladezeit: Run, tmp_path: Path, with_store: Callable[[Path], Path]
+) -> None:
     """`hydra.sweep.dir=<here>/sweep` and `<there>/sweep` share a name, not a parent run: nothing is mixed."""
+    with_store(tmp_path / "outputs")
     for place in ("here", "there"):
         shown = ladezeit(*BASE, "sample=0", "discard_first=false", f"hydra.sweep.dir={tmp_path}/{place}/sweep")
         assert shown.returncode == 0, shown.stdout + shown.stderr
@@ -200,8 +209,11 @@ def test_sweeps_into_folders_of_one_name_are_two_sweeps_in_mlflow(ladezeit: Run,
     assert {run.data.tags["mlflow.parentRunId"] for run in samples} == {run.info.run_id for run in parents}
 
 
-def test_jobs_in_other_processes_join_the_same_sweep(ladezeit: Run, tmp_path: Path) -> None:
+def test_jobs_in_other_processes_join_the_same_sweep(
+    ladezeit: Run, tmp_path: Path, with_store: Callable[[Path], Path]
+) -> None:
     """With Hydra's joblib launcher each job runs elsewhere: same parent run, one sample at a time on the device."""
+    with_store(tmp_path / "outputs")
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     shown = ladezeit(*BASE, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "sample=range(2)")
     assert shown.returncode == 0, shown.stdout + shown.stderr

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from required_parts import require
 
 
 @pytest.fixture(scope="session")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The outputs folder that tests with a sqlite store share: its first opening takes seconds."""
-    return tmp_path_factory.mktemp("outputs with blank")
+def outputs(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path], Path]) -> Path:
+    """The outputs folder that tests with a sqlite store share."""
+    return with_store(tmp_path_factory.mktemp("outputs with blank"))
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def tracker(outputs: Path, request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path], Path]) -> Iterator[str]:
     """The address of an MLflow server on sqlite."""
-    folder = tmp_path_factory.mktemp("server")
-    with mlflow_server(folder, f"sqlite:///{folder}/server.db") as (address, _):
+    folder = with_store(tmp_path_factory.mktemp("server"))
+    with mlflow_server(folder, f"sqlite:///{folder}/mlflow.db") as (address, _):
         yield address
 
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,11 @@ def log_report(place: Path, sweep: SweepRecord, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def pages(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
+def pages(
+    browser: Any, tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path], Path]
+) -> Iterator[Pages]:
     place = tmp_path_factory.mktemp("pages")
+    with_store(place / "outputs")
     folder, command = measured_sweep(place)
     sweep = SweepRecord.read(folder)
     log_report(place, sweep, folder)

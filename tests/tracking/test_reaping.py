@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,11 @@ class Sweeps:
 
 
 @pytest.fixture(scope="module")
-def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweeps]:
+def sweeps(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path], Path]) -> Iterator[Sweeps]:
     from ladezeit.config import TrackingConfig, TrackingKind
     from ladezeit.tracking import open_tracker
 
-    outputs = tmp_path_factory.mktemp("reaping")
+    outputs = with_store(tmp_path_factory.mktemp("reaping"))
     tracker = open_tracker(TrackingConfig(kind=TrackingKind.sqlite, experiment="reap"), outputs)
     examples = str(Path(__file__).parents[1])
     processes = [

@@ -4,7 +4,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,9 @@ def test_a_sweep_goes_to_a_server_with_its_files(server: str, tmp_path: Path, mo
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_a_server_that_dies_in_mid_sweep_costs_no_sample(tmp_path: Path) -> None:
+def test_a_server_that_dies_in_mid_sweep_costs_no_sample(tmp_path: Path, with_store: Callable[[Path], Path]) -> None:
     """The sweep goes on, what could not be logged is imported when the server is back, with the original times."""
-    backend = f"sqlite:///{tmp_path}/server.db"
+    backend = f"sqlite:///{with_store(tmp_path)}/mlflow.db"
     first, second = result(job=0), result(job=1, sample=1)
     with mlflow_server(tmp_path, backend) as (address, process):
         tracker: Any = open_tracker(at(address), tmp_path)
