@@ -29,11 +29,11 @@ from ladezeit.loading.base import Conversion, EngineModel
 from ladezeit.loading.conversion import conversion_for
 from ladezeit.runner import pipeline
 from ladezeit.timing.clock import Clock
+from ladezeit.validation import references
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.faults import Fault
 from ladezeit.validation.levels import prove, prove_spoken
 from ladezeit.validation.references import NEED_REFERENCE, subject_of
-from ladezeit.validation.references import prepare as make_proof_files
 
 #: Every engine that brings the checkpoint's own weights onto a CPU.
 ENGINES = (
@@ -96,7 +96,7 @@ class Bench:
         asked = subject_of(
             composed("transformers"), self.checkpoint, device=device, hardware="here", cache=cache_folder
         )
-        self._proof_files = make_proof_files(composed("transformers"), asked)
+        self._proof_files = references.prepare(composed("transformers"), asked)
         self._damaged = {fault: self._damage(fault) for fault in IN_FILES}
 
     def run(self, engines: tuple[str, ...] = ENGINES) -> list[Outcome]:

@@ -286,9 +286,7 @@ def test_without_room_nothing_is_written(
     checkpoints: dict[str, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One error with both sizes, before the first byte."""
-    from ladezeit.checkpoint import cache as store
-
-    monkeypatch.setattr(store, "_RESERVE_BYTES", 2**60)
+    monkeypatch.setattr("ladezeit.checkpoint.cache._RESERVE_BYTES", 2**60)
     with pytest.raises(CheckpointError, match=r"needs \d+ bytes .* are free\. Free some, or set LADEZEIT_CACHE"):
         converted("gguf", checkpoints["tied"], tmp_path)
     assert [path for path in (tmp_path / "gguf").iterdir() if path.suffix != ".lock"] == []

@@ -2,7 +2,6 @@
 
 import pytest
 
-from ladezeit.loading import progress as reading_progress
 from ladezeit.loading.progress import in_words, told_rarely
 
 
@@ -15,7 +14,7 @@ def test_bytes_rate_and_time_left_are_told() -> None:
 def test_a_load_of_thousands_of_reads_tells_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress never wakes the listener more often than somebody can read."""
     now = 100.0
-    monkeypatch.setattr(reading_progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr("ladezeit.loading.progress.time.monotonic", lambda: now)
     told: list[str] = []
     progress = told_rarely(told.append)
     for step in range(1000):

@@ -17,9 +17,8 @@ from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
 from ladezeit.config import Bitsandbytes4bitLoading, FourBitType, InferenceConfig, TransformersLoading
 from ladezeit.config.rules import check_combination
 from ladezeit.errors import CombinationError, LoadError, NotRunnableError
-from ladezeit.loading import registry
+from ladezeit.loading import preflight, registry
 from ladezeit.loading.preflight import converts, host_bytes_needed
-from ladezeit.loading.preflight import weights_bytes as planned_bytes
 from ladezeit.loading.quantization import CHECKPOINTS_OWN, scheme_of
 from ladezeit.model.tensors import held, parts, touch, weights_bytes
 from ladezeit.results.records import read
@@ -177,16 +176,18 @@ def test_the_plan_asks_for_no_more_than_a_quantised_load_needs(tiny: Checkpoint,
     bits = {"bitsandbytes_8bit": 0.5, "torchao_int8": 0.5, "bitsandbytes_4bit": 0.28125}
     for name, share in bits.items():
         loading = loading_of(name)
-        assert planned_bytes(loading, seven_b, "bfloat16") == int(seven_b * share)
+        assert preflight.weights_bytes(loading, seven_b, "bfloat16") == int(seven_b * share)
         assert converts(loading, tiny.dtype)
         quantised, plain = (
             host_bytes_needed(make_run_config(tmp_path, loading=one), False, tiny)
             for one in (loading, TransformersLoading(name="x"))
         )
         assert quantised - plain == int(tiny.weight_bytes * share)
-        assert planned_bytes(loading, tiny.weight_bytes, tiny.dtype) < weights_bytes(load(name, tiny, tmp_path).model)
+        assert preflight.weights_bytes(loading, tiny.weight_bytes, tiny.dtype) < weights_bytes(
+            load(name, tiny, tmp_path).model
+        )
     double = Bitsandbytes4bitLoading(name="x", double_quant=True)
-    assert planned_bytes(double, 256, "bfloat16") == 66
+    assert preflight.weights_bytes(double, 256, "bfloat16") == 66
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from configs_for_tests import TINY_MOE, make_run_config, model_config
+from ladezeit.checkpoint import resolve
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.checkpoint.resolve import prepare as resolve
 from ladezeit.config import (
     DType,
     InferenceConfig,
@@ -34,7 +34,8 @@ from ladezeit.system.files import cache_folder
 from ladezeit.system.gpus import ResolvedDevice
 from ladezeit.system.nvml import Gpu
 from ladezeit.system.page_cache import set_state
-from ladezeit.validation.references import prepare, subject_of
+from ladezeit.validation import references
+from ladezeit.validation.references import subject_of
 
 Measure = Callable[..., Result]
 CONTENT = ValidationConfig(ValidationLevel.content)
@@ -42,7 +43,7 @@ ONE_GPU = ResolvedDevice("cuda:0", Gpu(0, "GPU-0", "a GPU", 2**34, "1", None, No
 
 
 @pytest.fixture
-def measure(tiny: Any, tmp_path: Path) -> Measure:
+def measure(tiny: Any, tmp_path: Path, warm_references: None) -> Measure:
     """Measure one sample in processes of its own; of model=tiny, by two ranks of an engine of the tests by default."""
 
     def run(
@@ -53,7 +54,9 @@ def measure(tiny: Any, tmp_path: Path) -> Measure:
             loading.engine = f"engines_for_tests:{engine}"
         fields = {"loading": loading, "process": ProcessConfig(ProcessKind.fresh, time_limit_s=limit_s)}
         config = make_run_config(tmp_path, **(fields | changes))
-        files = prepare(config, subject_of(config, checkpoint, device=device, hardware="this", cache=cache_folder()))
+        files = references.prepare(
+            config, subject_of(config, checkpoint, device=device, hardware="this", cache=cache_folder())
+        )
         identity = Identity("0" * 12, 0, 0, "test", [], "ladezeit")
         spec = WorkerSpec(config, checkpoint, identity, device, tmp_path, manifest=files.manifest)
         set_state(checkpoint.shards, config.cache.state)
@@ -115,7 +118,7 @@ def test_experts_that_are_cut_inside_are_proven(measure: Measure, cache: Path) -
     """Gate and up of all experts are one tensor, and a rank holds its half of each of the two."""
     model = model_config("tiny")
     model.name, model.architecture = "tiny-experts", TINY_MOE
-    result = measure(checkpoint=resolve(model, cache), validation=CONTENT)
+    result = measure(checkpoint=resolve.prepare(model, cache), validation=CONTENT)
     assert result.status is Status.ok, result.reason
     assert result.proof is not None and "bit for bit its slice" in result.proof["claim"]
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import ladezeit
 from configs_for_tests import model_config
 from ladezeit.checkpoint.resolve import Checkpoint, prepare
-from ladezeit.cli import cache as cache_app
+from ladezeit.cli.cache import NOT_SO, app, main
 from ladezeit.config import SyntheticModel
 from ladezeit.errors import USAGE, CheckpointError, ConfigError, NotRunnableError
 from sparse_checkpoints import four_terabytes
@@ -81,15 +81,15 @@ def test_the_commands_do_and_show_the_same(
     """An operator sees what is in memory and what lies on the disk, and scripts see it in the exit code."""
     run = CliRunner().invoke
     folder = str(shards.folder)
-    prefetched = run(cache_app.app, ["prefetch", folder, "--rate-mb-per-s", "500"])
+    prefetched = run(app, ["prefetch", folder, "--rate-mb-per-s", "500"])
     assert prefetched.exit_code == 0 and "100.0 % of 0.004 GB in memory" in prefetched.output
-    shown = run(cache_app.app, ["status", folder])
+    shown = run(app, ["status", folder])
     assert shown.exit_code == 0 and str(shards.shards[-1]) in shown.output.replace("\n", "")
-    evicted = run(cache_app.app, ["evict", folder])
-    assert evicted.exit_code in (0, cache_app.NOT_SO) and "100.0 % before" in evicted.output
-    listed = run(cache_app.app, ["list"])
+    evicted = run(app, ["evict", folder])
+    assert evicted.exit_code in (0, NOT_SO) and "100.0 % before" in evicted.output
+    listed = run(app, ["list"])
     assert listed.exit_code == 0 and shards.folder.name in listed.output and "synthetic" in listed.output
     monkeypatch.setattr(sys, "argv", ["ladezeit-cache", "status", "tinny"])
     with pytest.raises(SystemExit) as ended:
-        cache_app.main()
+        main()
     assert ended.value.code == USAGE and "Did you mean 'tiny'" in capsys.readouterr().err

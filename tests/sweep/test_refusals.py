@@ -17,7 +17,6 @@ from configs_for_tests import make_run_config
 from ladezeit.config import CacheConfig, CacheState
 from ladezeit.errors import CheckpointError, LadezeitError, NotRunnableError, OutOfMemoryError
 from ladezeit.results.records import Identity, Status
-from ladezeit.sweep import session as session_module
 from ladezeit.sweep.job import not_started
 from ladezeit.sweep.session import Session
 from ladezeit.system.page_cache import resident_share, why_never_cold
@@ -126,7 +125,7 @@ def test_a_file_system_is_tried_once(
         tried.append(folder)
         return "it is never cold"
 
-    monkeypatch.setattr(session_module, "why_never_cold", tries)
+    monkeypatch.setattr("ladezeit.sweep.session.why_never_cold", tries)
     for state in (CacheState.warm, CacheState.as_is):
         session.check_cache_state(asked(state, tmp_path))
     assert tried == []

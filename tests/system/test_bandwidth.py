@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from ladezeit.config import NOT_MEASURED, CacheState
 from ladezeit.errors import WorkerError
 from ladezeit.sweep.session import CEILINGS_FILE, Session
-from ladezeit.system import bandwidth as module
-from ladezeit.system import rates
+from ladezeit.system import bandwidth, rates
 from ladezeit.system.bandwidth import Ceilings, binding, measure, measure_apart
 from ladezeit.system.gpus import resolve_device
 from ladezeit.system.page_cache import resident_share, set_state
@@ -121,7 +120,7 @@ def test_a_process_of_its_own_measures_the_same_things(shards: list[Path], tmp_p
 def test_a_process_that_hangs_or_breaks_is_an_error_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep goes on without ceilings, and says so."""
     with monkeypatch.context() as patched:
-        patched.setattr(module, "LIMIT_S", 0.001)
+        patched.setattr(bandwidth, "LIMIT_S", 0.001)
         with pytest.raises(WorkerError, match="not measured within"):
             measure_apart("cpu", [])
     with pytest.raises(WorkerError, match=r"could not be measured: .*Error"):

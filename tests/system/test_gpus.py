@@ -28,8 +28,8 @@ FOUR = [Gpu(n, f"GPU-{n}{n}{n}-aa", f"card {n}", 80 * 2**30, "580.1", 5, 16) for
 def test_nothing_here_imports_torch() -> None:
     """The supervisor's side stays light: torch takes seconds to import and could open a GPU context."""
     program = (
-        "import sys; from ladezeit.system import gpus as devices, device_lock, environment, environment as storage; "
-        "devices.resolve_device('auto'); assert 'torch' not in sys.modules, 'torch'; "
+        "import sys; from ladezeit.system import device_lock, environment, gpus; "
+        "gpus.resolve_device('auto'); assert 'torch' not in sys.modules, 'torch'; "
         "assert 'transformers' not in sys.modules, 'transformers'"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

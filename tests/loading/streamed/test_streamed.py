@@ -24,8 +24,7 @@ from ladezeit.checkpoint.safetensors_header import DTYPE_BITS
 from ladezeit.config import CacheState, Reading, StreamedLoading
 from ladezeit.errors import CheckpointError, ConfigError, LadezeitError, LoadError
 from ladezeit.loading.base import LoadRequest
-from ladezeit.loading.streamed import memory as files_module
-from ladezeit.loading.streamed import plan as plan_module
+from ladezeit.loading.streamed import memory, plan
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.layout import Piece
 from ladezeit.loading.streamed.memory import ShardFile, dtype_of
@@ -168,13 +167,13 @@ def test_a_file_cached_in_many_scattered_pieces_is_loaded(tmp_path: Path, monkey
     checkpoint = checkpoint_of(shard)
     wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
     monkeypatch.setattr(
-        files_module, "resident_ranges", lambda fd, path, ranges: ([n % 2 == 1 for n in range(len(ranges))], "test")
+        memory, "resident_ranges", lambda fd, path, ranges: ([n % 2 == 1 for n in range(len(ranges))], "test")
     )
     loaded = load(checkpoint)
     assert_same(loaded.tensors, wanted)
     assert loaded.effective["bytes_mapped"] > 0
     assert loaded.effective["direct_io_refused"] is False
-    monkeypatch.setattr(plan_module, "_MOST_PIECES", 10)
+    monkeypatch.setattr(plan, "_MOST_PIECES", 10)
     loaded = load(checkpoint)
     assert_same(loaded.tensors, wanted)
     assert loaded.effective["bytes_mapped"] == 0
@@ -283,7 +282,7 @@ def test_where_direct_io_is_refused_the_load_goes_on_and_says_so(
     """On a file system without direct I/O the load works, and the result tells that it was buffered and why."""
     checkpoint = checkpoint_of(shard)
     wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
-    monkeypatch.setattr(files_module, "resident_ranges", lambda fd, path, ranges: ([False] * len(ranges), "unknown"))
+    monkeypatch.setattr(memory, "resident_ranges", lambda fd, path, ranges: ([False] * len(ranges), "unknown"))
     honest_open, honest_preadv = os.open, os.preadv
     refused: set[int] = set()
 

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ladezeit.validation import digest as host_sums
 from ladezeit.validation.checksum import ROW_BYTES, ROW_WORDS, flat_pieces, multipliers
 from ladezeit.validation.digest import DeviceSums, HostSums, digest, digests, native_kernel
 
@@ -59,7 +58,7 @@ def test_multipliers_are_odd_and_all_different() -> None:
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled kernel, and that which takes its place where there was no compiler."""
     if request.param == "numpy":
-        monkeypatch.setattr(host_sums, "native_kernel", lambda: None)
+        monkeypatch.setattr("ladezeit.validation.digest.native_kernel", lambda: None)
     elif native_kernel() is None:
         assert shutil.which("cc") is None, "there is a compiler: install ladezeit again"
         pytest.skip("needs a C compiler when ladezeit is installed")
@@ -209,8 +208,8 @@ def test_pieces_and_threads_do_not_change_the_sums(*, rows: int, task_rows: int,
     tensor = random_bytes(rows * ROW_BYTES - 3)
     with ThreadPoolExecutor(threads) as pool, pytest.MonkeyPatch.context() as patch:
         usual = HostSums(tensor, pool).result()
-        patch.setattr(host_sums, "CHUNK_ROWS", chunk_rows)
-        patch.setattr(host_sums, "native_kernel", lambda: None)
+        patch.setattr("ladezeit.validation.digest.CHUNK_ROWS", chunk_rows)
+        patch.setattr("ladezeit.validation.digest.native_kernel", lambda: None)
         other = HostSums(tensor, pool, task_rows=task_rows).result()
     (small_chunks,) = DeviceSums([tensor], chunk_bytes=chunk_rows * ROW_BYTES).results()
     for found in (other, small_chunks):

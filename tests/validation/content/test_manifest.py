@@ -85,10 +85,10 @@ def test_a_damaged_file_is_made_again_and_never_believed(copy: Checkpoint, tmp_p
 def test_of_several_processes_one_makes_it(tmp_path: Path) -> None:
     """Parallel jobs wait for the one that loads; all get the same file, whole."""
     script = (
-        "import sys, time; from pathlib import Path; from ladezeit.validation import reference_cache as kept\n"
+        "import sys, time; from pathlib import Path; from ladezeit.validation import reference_cache\n"
         "def build():\n"
         "    print('made', flush=True); time.sleep(1); return {'a': 1}\n"
-        "print(kept.ensure(Path(sys.argv[1]), 'x', {'place': 'here', 'files': 1}, build))"
+        "print(reference_cache.ensure(Path(sys.argv[1]), 'x', {'place': 'here', 'files': 1}, build))"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "kept")]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
@@ -179,11 +179,10 @@ def test_a_file_without_a_promise_has_none(cache: Path) -> None:
 def test_a_model_larger_than_the_host_is_loaded_where_the_run_is(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference goes to the GPU where only that has room; without one the refusal says what to do."""
     from ladezeit.errors import NotRunnableError
-    from ladezeit.validation import manifest as reference
 
     checkpoint = made("tied", cache)
     assert _device(checkpoint, "bfloat16", "cuda:0", "m") == "cpu"
-    monkeypatch.setattr(reference, "available_memory_bytes", lambda: 10**9)
+    monkeypatch.setattr(manifest, "available_memory_bytes", lambda: 10**9)
     assert _device(checkpoint, "bfloat16", "cuda:0", "m") == "cuda:0"
     with pytest.raises(NotRunnableError, match="GiB of host memory"):
         _device(checkpoint, "bfloat16", "cpu", "m")

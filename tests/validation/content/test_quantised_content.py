@@ -14,17 +14,15 @@ from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
 from ladezeit.config import FourBitType, ValidationConfig, ValidationLevel
 from ladezeit.errors import CheckpointError
 from ladezeit.loading.base import EngineModel
-from ladezeit.loading.quantization import scheme as scheme_asked
+from ladezeit.loading.quantization import scheme
 from ladezeit.results.records import Identity, Status
 from ladezeit.runner.spec import WorkerSpec
 from ladezeit.runner.supervisor import Supervisor
 from ladezeit.timing.clock import Clock
-from ladezeit.validation import manifest
-from ladezeit.validation import manifest as quantiser
+from ladezeit.validation import manifest, references
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.levels import prove
 from ladezeit.validation.proof import Proof
-from ladezeit.validation.references import prepare as make_proof_files
 from ladezeit.validation.references import subject_of
 from quantised_loads import ENGINES, UP, load, loading_of
 
@@ -44,7 +42,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 def proven(loaded: EngineModel, file: Path, method: str, dtype: str = "bfloat16") -> Proof:
     name, arguments, _ = METHODS[method]
-    asked = scheme_asked(loading_of(name, **arguments))
+    asked = scheme(loading_of(name, **arguments))
     assert asked is not None
     expected = Expected(
         "cpu", dtype, single_device=True, offload_allowed=False, device_strategy=False, quantisation=asked.words,
@@ -56,7 +54,7 @@ def proven(loaded: EngineModel, file: Path, method: str, dtype: str = "bfloat16"
 def file_of(checkpoint: Checkpoint, cache: Path, method: str, dtype: str = "bfloat16") -> Path:
     name, arguments, _ = METHODS[method]
     pytest.importorskip(ENGINES[name])
-    return manifest_of(checkpoint, cache, dtype, scheme=scheme_asked(loading_of(name, **arguments)))
+    return manifest_of(checkpoint, cache, dtype, scheme=scheme(loading_of(name, **arguments)))
 
 
 def found(proof: Proof) -> set[tuple[str, str]]:
@@ -198,19 +196,19 @@ def test_a_quantiser_that_does_not_repeat_itself_is_found_out(
     """Codes that differ between two times prove nothing: said with what to use instead, never proven by luck."""
     from transformers import AutoModelForCausalLM
 
-    asked = scheme_asked(loading_of("bitsandbytes_8bit"))
+    asked = scheme(loading_of("bitsandbytes_8bit"))
     assert asked is not None
     pytest.importorskip("bitsandbytes")
-    right = quantiser.quantise
+    right = manifest.quantise
 
     def dithered(*arguments: Any) -> dict[str, torch.Tensor]:
         parts = right(*arguments)
         return {**parts, "": parts[""] + torch.randint(0, 2, parts[""].shape, dtype=torch.int8)}
 
-    monkeypatch.setattr(quantiser, "quantise", dithered)
+    monkeypatch.setattr(manifest, "quantise", dithered)
     model: Any = AutoModelForCausalLM.from_pretrained(tiny.folder, dtype=torch.bfloat16)
     with pytest.raises(CheckpointError, match=r"makes other codes .* \(28 of 28: .*Use validation=logits"):
-        quantiser.quantised_entries(model, asked, "bfloat16", "cpu")
+        manifest.quantised_entries(model, asked, "bfloat16", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +223,7 @@ def test_a_worker_proves_a_quantised_load_in_full(
     loading = loading_of("bitsandbytes_4bit")
     loading.engine = engine
     config = make_run_config(tmp_path, validation=ValidationConfig(ValidationLevel.full), loading=loading)
-    files = make_proof_files(config, subject_of(config, tiny, device="cpu", hardware="this", cache=cache))
+    files = references.prepare(config, subject_of(config, tiny, device="cpu", hardware="this", cache=cache))
     own = tmp_path / "sample"
     own.mkdir()
     identity = Identity("p", 0, 0, "test", [], "command")
@@ -251,7 +249,7 @@ def test_on_a_gpu_codes_are_those_that_its_kernels_make(
     """The measure is made where the load quantises: another device may round otherwise."""
     name, arguments, _ = METHODS[method]
     pytest.importorskip(ENGINES[name])
-    asked = scheme_asked(loading_of(name, **arguments))
+    asked = scheme(loading_of(name, **arguments))
     assert asked is not None
     file = manifest_of(tiny, cache, scheme=asked, device="cuda:0")
     loaded = load(name, tiny, tmp_path, "cuda:0", **arguments)
