@@ -1,4 +1,4 @@
-"""ladezeit: the fastest correct way to get a Hugging Face language model onto your GPU, found, proven and kept."""
+"""ladezeit: the fastest correct way to get a Hugging Face language model onto your GPU, found, verified and kept."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -33,7 +33,7 @@ def test_work_that_only_one_does_is_named_even_where_it_is_lost_in_the_noise(sam
     """The manager's walk costs what it costs, also where nothing can be told apart or samples are too few."""
     made = with_a_short_walk(samples)
     (decision,), _ = decide(made, ["loading"])
-    assert decision.additions == ["manager has all phases of transformers, and besides: load/module_walk (0.100 s)."]
+    assert decision.additions == ["manager has all phases of transformers, plus: load/module_walk (0.100 s)."]
     assert decision.additions[0] in summary(made, ["loading", "sample"])
 
 

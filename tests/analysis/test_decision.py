@@ -37,7 +37,7 @@ def test_equal_methods_share_the_first_place_and_the_slow_one_does_not() -> None
 def test_a_clear_winner_is_named() -> None:
     found = decision(planted.sweep(truth={"cuda_fp16": 0.7, "transformers": 1.0, "slow": 1.5}))
     assert found.load.state is State.best and names(found.load.best) == {"cuda_fp16"}
-    assert "`cuda_fp16`" in answer(found) and "proven faster" in answer(found)
+    assert "`cuda_fp16`" in answer(found) and "significantly faster" in answer(found)
 
 
 def test_the_slow_one_is_quantified_within_its_interval() -> None:
@@ -57,7 +57,7 @@ def test_wrong_failing_and_unproven_methods_are_never_ranked() -> None:
     assert set(reasons) == {"offloader", "broken", "unchecked"}
     assert "5 of 5 wrong: 2 of 339 tensors lie on the CPU" in reasons["offloader"]
     assert "5 of 5 failed: no kernel image" in reasons["broken"]
-    assert "the proof did not run" in reasons["unchecked"]
+    assert "the verification did not run" in reasons["unchecked"]
 
 
 def test_what_is_proven_of_a_quantised_model_is_said_with_the_verdict() -> None:
@@ -67,7 +67,7 @@ def test_what_is_proven_of_a_quantised_model_is_said_with_the_verdict() -> None:
         if result.config["loading"]["name"] == "slow" and result.proof is not None:
             result.proof["claim"] = "the codes are those that the library makes of the checkpoint's"
     said = as_markdown([decision(made)], [], "")
-    assert said.count("- What is proven of `slow`: the codes are those that the library makes") == 1
+    assert said.count("- What was verified of `slow`: the codes are those that the library makes") == 1
 
 
 def test_a_method_that_was_wrong_once_is_out() -> None:
@@ -85,7 +85,7 @@ def test_a_weaker_validation_is_no_proof() -> None:
             assert result.proof is not None
             result.proof["level"] = "sampled"
     found = decision(made)
-    assert "validation=sampled does not prove" in (found.apart[0].excluded or "")
+    assert "validation=sampled does not check" in (found.apart[0].excluded or "")
 
 
 def test_a_method_that_fails_now_and_then_is_ranked_and_told_on() -> None:
@@ -112,7 +112,7 @@ def test_the_origins_case_is_found_in_the_manager_and_not_in_the_settings() -> N
     text = as_markdown([found], [], "")
     assert "are spent in load/module_walk" in text and "the settings are not the cause" in text
     assert "(97 %)" in text and "costs 170" in text
-    assert "take load/module_walk out of it" in steps(found, [found])[1].text
+    assert "remove load/module_walk from it" in steps(found, [found])[1].text
 
 
 def test_too_few_samples_are_not_called_equality() -> None:
@@ -152,7 +152,7 @@ def test_points_that_look_alike_are_told_apart_by_their_sweep() -> None:
 def test_nine_methods_need_more_than_five_samples_and_that_is_said() -> None:
     found = decision(planted.sweep(truth={f"m{i}": 1.0 + 0.3 * i for i in range(9)}, bad=False))
     assert found.load.state is State.shared
-    assert "9 methods can only be told apart from 6 samples on" in as_markdown([found], [], "")
+    assert "9 methods cannot be told apart with fewer than 6 samples each" in as_markdown([found], [], "")
 
 
 def test_too_few_samples_decide_nothing() -> None:
@@ -166,7 +166,7 @@ def test_too_few_samples_decide_nothing() -> None:
 def test_one_sample_and_all_failed_are_answers_too() -> None:
     assert "fewer than 5" in answer(decision([planted.sample("cuda_fp16", 0, 1.0)]))
     broken = decision([planted.failed("broken", number, number) for number in range(5)])
-    assert broken.load.state is State.absent and "no method has a proven sample" in answer(broken)
+    assert broken.load.state is State.absent and "no method has a verified sample" in answer(broken)
     assert "5 of 5 failed" in as_markdown([broken], [], "")
 
 

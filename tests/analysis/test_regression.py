@@ -84,7 +84,7 @@ def test_a_lost_proof_closes_the_gate() -> None:
     for result in now[::3]:
         result.proof = None
     (broken,) = check(measured(), now, VARYING, limit=0.1).failing
-    assert broken.outcome is Outcome.broken and "no proof is on record" in broken.reason
+    assert broken.outcome is Outcome.broken and "no verification is on record" in broken.reason
 
 
 def test_what_failed_before_may_fail_again() -> None:
@@ -119,7 +119,7 @@ def test_a_gate_that_cannot_close_is_refused() -> None:
     with pytest.raises(LadezeitError, match=r"sample=range\(5\)"):
         check(measured(samples=3), measured(samples=3, seed=1), VARYING, limit=0.1)
     many = {f"method_{number}": 1.0 for number in range(13)}
-    with pytest.raises(LadezeitError, match=r"13 points are too many.*sample=range\(6\)"):
+    with pytest.raises(LadezeitError, match=r"13 configurations are too many.*sample=range\(6\)"):
         check(measured(many, samples=5), measured(many, samples=5, seed=1), VARYING, limit=0.1)
     assert check(measured(many), measured({**many, "method_3": 2.0}, seed=1), VARYING, limit=0.1).failing
 
@@ -144,5 +144,5 @@ def test_a_newer_ladezeit_with_more_options_finds_its_points_again() -> None:
     for result in now:
         result.config["loading"]["device_map"] = {"": "cuda"}  # was "cuda": another value is another point
     assert all(not (pair.before and pair.now) for pair in pairs(measured(), now))
-    with pytest.raises(LadezeitError, match="no point of the baseline"):
+    with pytest.raises(LadezeitError, match="no configuration of the baseline"):
         check(measured(), now, VARYING, limit=0.1)

@@ -59,7 +59,7 @@ def run(place: Path) -> Run:
 def test_a_slowdown_fails_the_job_and_all_three_forms_agree(run: Run, place: Path) -> None:
     done = run("slow", "--baseline", "baseline", "--max-slowdown", "10%", "--json", "c.json", "--junit", "j.xml")
     assert done.returncode == 1, done.stderr
-    assert "SLOWER     streamed" in done.stdout and "times as long" in done.stdout
+    assert "SLOWER      streamed" in done.stdout and "times as long" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("FAILED: 1 slower than allowed, 2 within the limit")
     document = json.loads((place / "c.json").read_text())
     (slow,) = [point for point in document["points"] if point["failing"]]

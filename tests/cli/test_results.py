@@ -106,8 +106,8 @@ def test_metrics_filters_baselines_and_orders(run: Run, sweep: Path) -> None:
         (("--where", "loading=slwo"), "Did you mean 'slow'"),
         (("--where", "laoding=slow"), "Did you mean 'loading'"),
         (("--where", "loading"), "write key=value"),
-        (("--baseline", "loading=nobody"), "no proven point"),
-        (("--baseline", "cache=warm"), "points meet cache=warm"),
+        (("--baseline", "loading=nobody"), "no verified configuration"),
+        (("--baseline", "cache=warm"), "configurations match cache=warm"),
         (("--sort", "colour"), "use one of rank"),
         (("--tracking-uri", "sqlite:////x.db"), "goes with --experiment"),
         (("--experiment", "x"), "not both"),
@@ -209,7 +209,7 @@ def test_show_says_first_how_the_sample_ended(run: Run, sweep: Path) -> None:
     failed = run("show", sweep, "--job", "5")
     assert failed.stdout.splitlines()[0].startswith("failed") and "no kernel image" in failed.stdout.splitlines()[1]
     unchecked = run("show", sweep, "--where", "loading=unchecked", "--where", "sample=0")
-    assert "not ranked: the proof did not run" in unchecked.stdout
+    assert "not ranked: the verification did not run" in unchecked.stdout
 
 
 def test_show_lists_the_samples_where_several_fit(run: Run, sweep: Path) -> None:

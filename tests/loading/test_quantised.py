@@ -50,7 +50,7 @@ def test_it_loads_speaks_and_is_proven(name: str, tiny: Checkpoint, tmp_path: Pa
     assert "lm_head" in told["kept"] and "model.embed_tokens" in told["kept"]
     found = proof(loaded, scheme(name))
     assert found.passed, found.reason
-    assert f"{len(projections)} tensors quantised as asked: their values are the library's" in found.reason
+    assert f"{len(projections)} tensors quantized as asked: their values are the library's" in found.reason
     asked = InferenceConfig(new_tokens=3, token_ids=[1, 2, 3])
     assert len(generate(loaded.model, tiny.folder, asked, Clock(time.monotonic_ns())).token_ids) == 3
     again = proof(loaded, scheme(name))  # bitsandbytes moves its scales at the first forward
@@ -129,7 +129,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 def test_a_library_that_finds_nothing_to_do_is_an_error(gpt2: Checkpoint, tmp_path: Path) -> None:
     """torchao says nothing at all then, and the result would be labelled with what did not happen."""
-    with pytest.raises(LoadError, match=r"torchao_int8 quantised nothing: GPT2LMHeadModel has no linear layer"):
+    with pytest.raises(LoadError, match=r"torchao_int8 quantized nothing: GPT2LMHeadModel has no linear layer"):
         load("torchao_int8", gpt2, tmp_path)
 
 
@@ -138,7 +138,7 @@ def test_other_classes_that_the_library_takes_are_proven_too(name: str, gpt2: Ch
     loaded = load(name, gpt2, tmp_path)
     found = proof(loaded, scheme(name))
     assert found.passed, found.reason
-    assert "8 tensors quantised as asked" in found.reason
+    assert "8 tensors quantized as asked" in found.reason
 
 
 def test_a_checkpoint_that_is_quantised_already(tiny: Checkpoint, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_checkpoint_that_is_quantised_already(tiny: Checkpoint, tmp_path: Path
     [
         ({"device_map": None}, "takes a GPU where it finds one"),
         ({"async_load": False}, "one tensor after another"),
-        ({"disable_cpu_offload": False}, "not quantised, or not provably so"),
+        ({"disable_cpu_offload": False}, "not quantized, or cannot be verified to be"),
         ({"device_map": None, "move_to_device": True}, "device_map=null"),
     ],
 )

@@ -72,8 +72,10 @@ def test_every_status_is_counted_and_said_why() -> None:
 def test_the_range_says_how_much_it_promises() -> None:
     """`min–max` of five samples covers the true median with 93.8 %, of one with nothing."""
     five = [result(sample=i) for i in range(5)]
-    assert "min–max covers the true median of the load with 93.8 % at n = 5" in sweep_as_markdown(five, VARYING)
-    assert "one sample a point says nothing about the spread" in sweep_as_markdown(five[:1], VARYING)
+    assert "min–max covers the true median of the load with a probability of 93.8 % at n = 5" in sweep_as_markdown(
+        five, VARYING
+    )
+    assert "one sample per configuration says nothing about the spread" in sweep_as_markdown(five[:1], VARYING)
     assert coverage(6) == pytest.approx(0.96875)
 
 

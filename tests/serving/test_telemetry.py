@@ -84,7 +84,7 @@ def test_the_log_says_in_a_line_what_was_loaded(manager: ModelManager, caplog: A
         manager.get("gone")
     lines = [record.getMessage() for record in caplog.records if record.name == "ladezeit"]
     assert any(line.startswith("loaded ape by auto in ") for line in lines)
-    assert any(line.startswith("proved ape (placement") for line in lines)
+    assert any(line.startswith("verified ape (placement") for line in lines)
     assert any(line.startswith("gone was not loaded") for line in lines)
 
 

@@ -86,7 +86,9 @@ def check_the_report(folder: Path, parent: Any) -> None:
     text = page.read_text(encoding="utf-8")
     assert "Undecided" in text and all(name in text for name in ("transformers", "dies", "unties", "senseless"))
     note = parent.data.tags["mlflow.note.content"]
-    assert note.startswith("- Undecided: fewer than 5 samples a point") and "| loading" in note.replace("&emsp;", " ")
+    assert note.startswith("- Undecided: fewer than 5 samples per configuration") and "| loading" in note.replace(
+        "&emsp;", " "
+    )
     client = MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db")
     logged = {file.path for file in client.list_artifacts(parent.info.run_id, "report")}
     assert {"report/report.md", "report/report.html", "report/report-1-samples.png"} <= logged

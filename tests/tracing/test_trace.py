@@ -100,7 +100,11 @@ def test_repeats_are_results_that_the_other_commands_read(tiny: Any, tmp_path: P
     )
     assert len(read_paths([tmp_path]).results) == 2
     assert found.results[0].config["loading"]["name"] == "our manager"
-    assert "our manager takes" in str(found) and "own_loaders:wait" in str(found) and "proof: placement" in str(found)
+    assert (
+        "our manager takes" in str(found)
+        and "own_loaders:wait" in str(found)
+        and "verification: placement" in str(found)
+    )
     with pytest.raises(LadezeitError, match="nothing measured is overwritten"):
         ladezeit.trace(own_loaders.plain, "tiny", output=tmp_path, overrides=QUICK)
 
@@ -164,7 +168,7 @@ def test_the_verdict_names_the_walk_and_clears_the_settings(tiny: Any, tmp_path:
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "are spent in load/slow_manager:ModelManager._walk_all_modules (" in shown.stdout
     assert "slow_manager.py:" in shown.stdout and "the settings are not the cause" in shown.stdout
-    assert "Or keep ours and take load/slow_manager:ModelManager._walk_all_modules out of it" in shown.stdout
+    assert "Or keep ours and remove load/slow_manager:ModelManager._walk_all_modules from it" in shown.stdout
     slow = [r for r in read_paths([tmp_path / "traced"]).results if r.config["loading"]["name"] == "ours"]
     assert all(r.status is Status.ok and doubt(r) is None for r in slow)
     assert len({r.identity.point for r in slow}) == 1 and len(slow) == 5

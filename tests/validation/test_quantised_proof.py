@@ -93,7 +93,7 @@ def test_a_head_that_the_quantiser_leaves_out_must_not_be_quantised(
     loaded.model.lm_head.weight = module.weight
     module.weight = torch.nn.Parameter(module.weight.data.clone(), requires_grad=False)
     details = [finding.detail for finding in proof(loaded, scheme(name)).findings]
-    assert any("the quantiser's own rule leaves it out" in detail for detail in details)
+    assert any("the quantizer's own rule leaves it out" in detail for detail in details)
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -153,7 +153,7 @@ def additions(points: Sequence[PointFigures], explained: Collection[str] = ()) -
         if sum(besides.values()) < NEGLIGIBLE * sum(own.values()):
             continue
         parts = [f"{path} ({seconds(spent)} s)" for path, spent in sorted(besides.items(), key=lambda pair: -pair[1])]
-        said.append(f"{point.name} has all phases of {nearest.name}, and besides: {', '.join(parts[:_MOST_NAMED])}.")
+        said.append(f"{point.name} has all phases of {nearest.name}, plus: {', '.join(parts[:_MOST_NAMED])}.")
     return said[:_MOST_NAMED]
 
 
@@ -167,11 +167,11 @@ def _elsewhere(faster: str, phase: PhaseDifference) -> str:
 
 
 def ends_with(result: Result) -> dict[str, object]:
-    """Return what a load ended with: dtype (``float16, bitsandbytes_4bit`` where quantised), device, attention."""
+    """Return what a load ended with: dtype (``float16, bitsandbytes_4bit`` where quantized), device, attention."""
     found: dict[str, object] = {key: result.effective.get(key) for key in _ENDS}
     if result.effective.get("quantisation"):
         # Weights in fewer bits are other weights, whatever the dtype of the rest.
-        found["dtype"] = f"{found['dtype']}, {(result.config.get('loading') or {}).get('engine', 'quantised')}"
+        found["dtype"] = f"{found['dtype']}, {(result.config.get('loading') or {}).get('engine', 'quantized')}"
     return found
 
 
@@ -222,7 +222,7 @@ def _check_comparable(one: Sequence[Result], other: Sequence[Result], sides: lis
         found = {value_of(result, key) for result in chain(*sides)}
         if len(found) > 1:
             raise LadezeitError(
-                f"the samples differ in {key} ({', '.join(sorted(found))}): compare points that are equal in it"
+                f"the samples differ in {key} ({', '.join(sorted(found))}): compare configurations that agree in it"
             )
 
 

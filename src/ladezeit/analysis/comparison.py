@@ -132,7 +132,9 @@ def compare_points(
     ]
     if baseline is not None and all(section.baseline is None for section in sections):
         wanted = " ".join(f"{key}={value}" for key, value in baseline)
-        raise LadezeitError(f"no proven point with a {metric} meets the baseline {wanted}: see the values in the table")
+        raise LadezeitError(
+            f"no verified configuration with a {metric} matches the baseline {wanted}: see the table's values"
+        )
     return Comparison(metric, keys, sections, library_notes(results))
 
 
@@ -243,7 +245,9 @@ def _baseline(
         where = ", ".join(point.name for point in found)
         asked = " ".join(f"{key}={value}" for key, value in wanted)
         title = " · ".join(value for value in conditions.values() if value)
-        raise LadezeitError(f"{len(found)} points meet {asked} ({title}: {where}): add a key that tells them apart")
+        raise LadezeitError(
+            f"{len(found)} configurations match {asked} ({title}: {where}): add a key that tells them apart"
+        )
     if len(found) == 1:
         return found[0]
     return ranked[0] if ranked and wanted is None else None

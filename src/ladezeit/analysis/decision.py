@@ -159,7 +159,7 @@ def _current(section: Section, load: Standing, wanted: Sequence[Condition], *, s
     found = [point for point in section.ranked if matches(point.samples[0], wanted)]
     if len(found) > 1 and strict:
         names = ", ".join(point.name for point in found)
-        raise LadezeitError(f"several points are the current config ({names}): add a key that tells them apart")
+        raise LadezeitError(f"several configurations are the current one ({names}): add a key that tells them apart")
     if len(found) != 1 or load.leader is None:
         return None
     point, leader = found[0], load.leader

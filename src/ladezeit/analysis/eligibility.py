@@ -45,13 +45,13 @@ def doubt(result: Result) -> str | None:
 def _unproven(result: Result) -> str | None:
     proof = result.proof
     if not proof:
-        return "no proof is on record"
+        return "no verification is on record"
     if not proof.get("ran"):
-        return f"the proof did not run: {proof.get('reason', 'no reason given')}"
+        return f"the verification did not run: {proof.get('reason', 'no reason given')}"
     if not proof.get("passed"):
-        return f"the proof did not pass: {proof.get('reason', 'no reason given')}"
+        return f"the verification did not pass: {proof.get('reason', 'no reason given')}"
     if level_of(result) in WEAKER_THAN_PLACEMENT:
-        return f"validation={level_of(result)} does not prove where every weight is; validation=placement does"
+        return f"validation={level_of(result)} does not check where every weight is; validation=placement does"
     return None
 
 
@@ -69,7 +69,7 @@ def exclusion(samples: Sequence[Result]) -> str | None:
     doubts = Counter(text for result in samples if (text := doubt(result)))
     if doubts:
         text, count = doubts.most_common(1)[0]
-        return f"unproven ({count} of {len(samples)}): {text}"
+        return f"not verified ({count} of {len(samples)}): {text}"
     if not any(result.status is Status.ok for result in samples):
         first = Counter((result.status, why(result)) for result in samples).most_common(1)[0]
         (status, reason), count = first

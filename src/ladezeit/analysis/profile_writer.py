@@ -41,7 +41,8 @@ def write(path: Path, decisions: Sequence[Decision]) -> list[str]:
     entries = entries_of(decisions)
     if not entries:
         raise LadezeitError(
-            f"there is no decision to write into {path}: every point has fewer than {LEAST_TO_RANK} proven samples"
+            f"there is no decision to write into {path}: "
+            f"every configuration has fewer than {LEAST_TO_RANK} verified samples"
         )
     if path.suffix == ".json":
         written = origin_form(entries)

@@ -56,7 +56,7 @@ def _phase_to_cure(decision: Decision) -> list[Step]:
             found.append(
                 Step(
                     phase.slower_s,
-                    f"Or keep {attribution.slower} and take {phase.path} out of it: "
+                    f"Or keep {attribution.slower} and remove {phase.path} from it: "
                     f"{share_text(phase.slower_s, total_s)}; {attribution.faster} does without it",
                 )
             )
@@ -101,7 +101,7 @@ def _collector(decision: Decision) -> list[Step]:
         share = statistics.median([r.metrics.get("load/garbage_collection_share", 0.0) for r in point.samples] or [0.0])
         if share >= NEGLIGIBLE:
             saved = share_text(share * total_s, total_s)
-            text = f"Call gc.freeze() when all is imported, before {point.name} loads: the garbage collector then has "
+            text = f"Call gc.freeze() after all imports, before {point.name} loads: the garbage collector then has "
             return [Step(share * total_s, f"{text}nothing to walk: {saved}")]
     return []
 
@@ -118,8 +118,8 @@ def _questions(decision: Decision) -> list[Step]:
         return [
             Step(
                 None,
-                f"Measure at least {LEAST_TO_RANK} samples a point (sample=range({LEAST_TO_RANK})): nothing can "
-                f"be decided from {load.leader.spread.n}",
+                f"Measure at least {LEAST_TO_RANK} samples per configuration (sample=range({LEAST_TO_RANK})): "
+                f"nothing can be decided from {load.leader.spread.n}",
             )
         ]
     return []

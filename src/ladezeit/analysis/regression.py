@@ -163,14 +163,14 @@ def _state(pair: Pair, keys: Sequence[str], metric: str) -> PointCheck:
         return replace(point, outcome=Outcome.new, reason="not in the baseline")
     doubt = exclusion(pair.before) or (None if old else f"no sample has {metric}")
     if doubt:
-        return replace(point, outcome=Outcome.unproven_before, reason=f"the baseline proves nothing: {doubt}")
+        return replace(point, outcome=Outcome.unproven_before, reason=f"the baseline is not verified: {doubt}")
     if absent := _absent(pair.now, new, metric):
         return replace(point, outcome=Outcome.missing, reason=absent)
     if broken := _broken(pair):
         return replace(point, outcome=Outcome.broken, reason=broken)
     if min(len(old), len(new)) < LEAST_TO_RANK:
         few = (
-            f"{len(old)} samples before and {len(new)} now: nothing is proven below {LEAST_TO_RANK} and {LEAST_TO_RANK}"
+            f"{len(old)} samples before and {len(new)} now: fewer than {LEAST_TO_RANK} on a side cannot show a slowdown"
         )
         return replace(point, reason=few, samples=LEAST_TO_RANK)
     return point
@@ -202,15 +202,15 @@ def _broken(pair: Pair) -> str | None:
 
 
 def _refuse_blind(found: Sequence[tuple[Pair, PointCheck]], measured: Sequence[int], enough: Sequence[int]) -> None:
-    """Raise `LadezeitError` where no slowdown could be proven, whatever was measured."""
+    """Raise `LadezeitError` where no slowdown could be significant, whatever was measured."""
     if not any(pair.before and pair.now for pair, _ in found):
         raise LadezeitError(
-            "no point of the baseline is among the new results: the configurations differ in more than what "
-            "a ladezeit of another version would add. Measure the baseline's points, or choose them with --where"
+            "no configuration of the baseline is among the new results: they differ in more than the options that "
+            "another version of ladezeit would add. Measure the baseline's configurations, or select some with --where"
         )
     if measured and not enough:
         raise LadezeitError(
-            f"{found[measured[0]][1].reason}. A gate that cannot close is none: "
+            f"{found[measured[0]][1].reason}. A gate that cannot close is useless: "
             f"measure sample=range({LEAST_TO_RANK}) or more"
         )
     least = [1 / math.comb(p.n_before + p.n_now, p.n_now) for i in enough for p in [found[i][1]]]
@@ -219,8 +219,8 @@ def _refuse_blind(found: Sequence[tuple[Pair, PointCheck]], measured: Sequence[i
         while len(enough) / math.comb(2 * count, count) >= LEVEL:
             count += 1
         raise LadezeitError(
-            f"{len(enough)} points are too many for so few samples: even complete separation would prove no slowdown. "
-            f"Measure sample=range({count}), or choose fewer points with --where"
+            f"{len(enough)} configurations are too many for so few samples: even complete separation would not be "
+            f"significant. Measure sample=range({count}), or select fewer configurations with --where"
         )
 
 
@@ -245,7 +245,7 @@ def _judged(
         )
     point = replace(point, ratio=found, p=p)
     if found.interval.low > 1 + limit and p < LEVEL:
-        return replace(point, outcome=Outcome.slower, reason="proven to be slower by more than the limit")
+        return replace(point, outcome=Outcome.slower, reason="significantly slower than the limit")
     if found.interval.high <= 1 + limit:
         faster = found.interval.high < 1
         return replace(point, outcome=Outcome.within, reason="faster than before" if faster else "within the limit")

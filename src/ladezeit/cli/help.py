@@ -29,7 +29,7 @@ FLAGS = """\
   --hydra-help         Hydra's own flags"""
 
 TEMPLATE = """\
-ladezeit finds, proves and keeps the fastest correct way to get a Hugging Face language model onto your GPU.
+ladezeit finds, verifies and keeps the fastest correct way to get a Hugging Face language model onto your GPU.
 
 Options, as group=option; any value as group.key=value:
 

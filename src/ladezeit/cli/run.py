@@ -29,7 +29,7 @@ _refusal: Exception | None = None
 
 
 def run(composed: DictConfig) -> float:
-    """Hydra's task function: measure one composed point; what is refused leaves no folder behind."""
+    """Hydra's task function: measure one composed configuration; what is refused leaves no folder behind."""
     from ladezeit.sweep.job import run as measure
 
     global _refusal

@@ -24,13 +24,13 @@ def command(
     *,
     checkpoint: Annotated[str, typer.Option(help="A checkpoint's folder, or the name of a configured model.")],
     name: Annotated[str | None, typer.Option(help="What it is called in results. Default: from its own name.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Fresh processes a point; a verdict needs 5.")] = 5,
+    samples: Annotated[int, typer.Option(min=1, help="Fresh processes per configuration; a verdict needs 5.")] = 5,
     cache: Annotated[str, typer.Option(help="cold, warm, as_is, or several with commas.")] = "warm",
     against: Annotated[str, typer.Option(help="Loading methods to compare with; empty for none.")] = "transformers",
     profile: Annotated[bool, typer.Option("--profile", help="One profiled sample instead, and its functions.")] = False,
     output: Annotated[Path | None, typer.Option(help="The folder for the results.")] = None,
 ) -> None:
-    """Measure a load function of your own as it is, prove its model, and say where its time goes."""
+    """Measure your own load function as it is, verify its model, and report where its time goes."""
     from ladezeit.tracing.api import checkpoint_words
 
     folder = (output or Path("outputs") / "traces" / time.strftime("%Y-%m-%d_%H-%M-%S")).resolve()

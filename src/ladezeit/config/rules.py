@@ -62,7 +62,7 @@ def _check_ranks(config: RunConfig, loading: TensorParallelLoading) -> None:
         raise CombinationError(
             f"{asked} was given with validation={config.validation.level.value}: ranks add up their parts in an order "
             f"of their own, so that logits differ from one process's by more than its noise. Use validation=content, "
-            f"which proves every bit of every rank's part"
+            f"which verifies every rank's part bit for bit"
         )
     if config.process.kind is not ProcessKind.fresh:
         raise CombinationError(
@@ -119,12 +119,12 @@ def _check_quantised(loading: QuantisedLoading) -> None:
     if loading.async_load is not None:
         raise CombinationError(
             f"loading.async_load was given with loading.engine={loading.engine}, which reads one tensor after another, "
-            f"so that only one is in memory unquantised. Leave it out"
+            f"so that only one is in memory unquantized. Leave it out"
         )
     if not loading.disable_cpu_offload:
         raise CombinationError(
             f"loading.disable_cpu_offload=false was given with loading.engine={loading.engine}: what is offloaded is "
-            f"not quantised, or not provably so. Leave it out, or use loading=device_map_auto"
+            f"not quantized, or cannot be verified to be. Leave it out, or use loading=device_map_auto"
         )
 
 

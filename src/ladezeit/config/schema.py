@@ -34,9 +34,9 @@ KINDS: dict[str, dict[str, type]] = {
 GROUPS = {
     "model": "which checkpoint is loaded",
     "loading": "by which engine and with which arguments",
-    "validation": "what is looked at after the load",
+    "validation": "what is verified after the load",
     "cache": "the page cache's state when the load starts, set and verified",
-    "inference": "what the loaded model has to say",
+    "inference": "the tokens generated after the load",
     "runtime": "process-wide performance settings",
     "process": "what the measured process has done before its clock starts",
     "tracking": "where runs are logged",

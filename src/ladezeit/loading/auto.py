@@ -59,10 +59,10 @@ RULES: tuple[Rule, ...] = (
         {"device_map": "device"},
     ),
     Rule(
-        "the checkpoint is quantised",
+        "the checkpoint is quantized",
         lambda facts: facts.quantised,
         "transformers",
-        "its quantiser decides what becomes of each tensor",
+        "its quantizer decides what becomes of each tensor",
         {"device_map": "device"},
     ),
     Rule(

@@ -19,7 +19,7 @@ from ladezeit.analysis.statistics import LEAST_TO_RANK, Interval, samples_needed
 from ladezeit.results.format import NOTHING
 
 #: Columns that a narrow terminal goes without, the first to go first; all are in CSV, JSON and Markdown.
-_OPTIONAL = ("MAD", "min", "proof", "of ceiling")
+_OPTIONAL = ("MAD", "min", "verified", "of ceiling")
 _MOST_REASON = 200
 _ODDITIES = 6
 
@@ -51,11 +51,11 @@ def columns(comparison: Comparison, section: Section) -> list[Column]:
         Column("× baseline", lambda point: "1 (baseline)" if base is point else _ratio(point)),
         Column("p", lambda point: p_text(point.p)),
         Column("of ceiling", lambda point: percent(point.ceiling_share)),
-        Column("proof", lambda point: point.level, left=True),
+        Column("verified", lambda point: point.level, left=True),
         Column("samples", counts_text, left=True),
     ]
     needless = {"of ceiling"} if all(point.ceiling_share is None for point in section.ranked) else set()
-    needless |= {"proof"} if "validation" in keys else set()
+    needless |= {"verified"} if "validation" in keys else set()
     return [column for column in found if column.head not in needless]
 
 
@@ -70,7 +70,7 @@ def as_rich(comparison: Comparison, width: int, sort: str = "rank") -> Renderabl
         if section.ranked:
             parts += _rich_section(comparison, section, width, sort)
         else:
-            parts.append(Text(f"{section.title}: no proven sample, nothing to rank", style="bold"))
+            parts.append(Text(f"{section.title}: no verified sample, nothing to rank", style="bold"))
         if section.apart:
             parts.append(Text("not ranked" + ("" if section.ranked else ":"), style="yellow"))
             parts += [
@@ -143,21 +143,22 @@ def legend_of(comparison: Comparison, section: Section) -> str:
     """Return what a reader has to know about the figures of a section, in a few sentences."""
     sizes = sorted({point.spread.n for point in section.ranked if point.spread})
     covers = min(point.spread.interval.coverage for point in section.ranked if point.spread)
-    text = "Equal # = not distinguishable from the best of that rank (exact Mann-Whitney, Holm). "
+    text = "Equal # = not distinguishable from the best of that rank (exact Mann-Whitney test, Holm-adjusted). "
     if sizes[0] < LEAST_TO_RANK:
-        text = f"Points below {LEAST_TO_RANK} samples have no #: too few to tell them apart. " + (
+        text = f"Configurations with fewer than {LEAST_TO_RANK} samples have no #: too few to tell them apart. " + (
             "" if sizes[-1] < LEAST_TO_RANK else text
         )
     needed = samples_needed(len(section.ranked))
     if LEAST_TO_RANK <= sizes[0] < needed:
-        text += f"{len(section.ranked)} points can only be told apart from {needed} samples on. "
+        text += f"{len(section.ranked)} configurations cannot be told apart with fewer than {needed} samples each. "
     if sizes[-1] == 1:
-        return text + "One sample a point says nothing about the spread."
-    text += f"The interval covers the true median with {100 * covers:.1f} %"
-    text += f" (n = {sizes[0]})." if len(sizes) == 1 else f" at least (n = {sizes[0]} to {sizes[-1]})."
+        return text + "One sample per configuration says nothing about the spread."
+    least = "" if len(sizes) == 1 else "at least "
+    text += f"The interval covers the true median with a probability of {least}{100 * covers:.1f} %"
+    text += f" (n = {sizes[0]})." if len(sizes) == 1 else f" (n = {sizes[0]} to {sizes[-1]})."
     ratios = [point.ratio.interval.coverage for point in section.ranked if point.ratio]
     if ratios:
-        text += f" That of the ratio has {100 * min(ratios):.1f} %{' at least' if len(set(ratios)) > 1 else ''}."
+        text += f" For the ratio it is {'at least ' if len(set(ratios)) > 1 else ''}{100 * min(ratios):.1f} %."
     if section.baseline:
         text += f" p: against the baseline, {section.baseline.name}."
     return text
@@ -169,7 +170,7 @@ def oddities(section: Section, metric: str) -> list[str]:
     for point in section.ranked:
         if point.spread and point.spread.outliers:
             values = ", ".join(figure(value, metric) for value in point.spread.outliers)
-            lines.append(f"{point.name}: far from its median, and counted all the same: {values} {unit_of(metric)}")
+            lines.append(f"{point.name}: far from its median, but counted: {values} {unit_of(metric)}")
         lines += [f"{point.name}: {cut(problem)}" for problem in point.problems]
     more = len(lines) - _ODDITIES
     return lines[:_ODDITIES] + ([f"… and {more} more such lines (--format json has all)"] if more > 0 else [])
@@ -214,6 +215,11 @@ def p_text(p: float | None) -> str:
     if p is None:
         return NOTHING
     return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def p_said(p: float | None, sign: str = "=") -> str:
+    """Return ``p = 0.040``, or ``p < 0.001`` whatever the `sign`."""
+    return "p < 0.001" if p is not None and p < 0.001 else f"p {sign} {p_text(p)}"
 
 
 def percent(share: float | None) -> str:

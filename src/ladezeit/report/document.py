@@ -15,7 +15,7 @@ from ladezeit.analysis.decision import Decision, compare_objectives, decide_on
 from ladezeit.analysis.eligibility import LOAD, OBJECTIVES, figure, machine_name
 from ladezeit.analysis.profile_writer import SPECIMEN
 from ladezeit.analysis.statistics import against, ratio
-from ladezeit.report.comparison_table import counts_text, p_text, plain
+from ladezeit.report.comparison_table import counts_text, p_said, plain
 from ladezeit.report.fault_catches import Catch, fault_catches
 from ladezeit.report.figures import METRIC as VALIDATION_COST
 from ladezeit.results.fields import Condition, as_text, metric_of, point_command, value_of
@@ -61,8 +61,8 @@ class Row:
 
 #: Qwen 2.5 7B Instruct in float16 on one NVIDIA GPU. It wrote GB: 7.616e9 weights of two bytes are 14.19 GiB.
 ORIGIN = (
-    Row("the origin: its service, before the cure", BEFORE_S, 0.77, 14.21, "ok"),
-    Row("the origin: the same settings alone", ALONE_S, 0.11, 14.19, "ok"),
+    Row("case study: the service, before the fix", BEFORE_S, 0.77, 14.21, "ok"),
+    Row("case study: the same settings alone", ALONE_S, 0.11, 14.19, "ok"),
 )
 
 
@@ -76,14 +76,14 @@ def beside_the_origin(section: Section) -> list[str]:
     others = [point for point in points if point not in managers]
     rows = [*ORIGIN, *map(_row, [*managers, *others])]
     said = [_origin_said(), *_managers_said(managers, cure), _machines(cure, section)]
-    return ["### Beside the origin case", _table(rows), "\n".join(f"- {plain(line)}" for line in said)]
+    return ["### Comparison with the case study", _table(rows), "\n".join(f"- {plain(line)}" for line in said)]
 
 
 def _origin_said() -> str:
     return (
-        f"The origin: {BEFORE_S / ALONE_S:.1f} times as long before as alone ({100 * (1 - ALONE_S / BEFORE_S):.1f} % "
-        f"saved), of which about {WALK_S:.0f} s were a walk over all modules after the load; the settings were the "
-        f"same, so they were not the cause."
+        f"The case study: the service took {BEFORE_S / ALONE_S:.1f} times as long as the same settings alone "
+        f"({100 * (1 - ALONE_S / BEFORE_S):.1f} % saved). About {WALK_S:.0f} s were a walk over all modules after the "
+        f"load. The settings were the same, so they were not the cause."
     )
 
 
@@ -97,7 +97,7 @@ def _managers_said(managers: Sequence[PointFigures], cure: PointFigures) -> list
         within = f"{found.interval.low:.3g}–{found.interval.high:.3g}"
         lines.append(
             f"Here: {manager.name} takes {found.estimate:.3g} times as long as {cure.name} ({within} in the "
-            f"{100 * found.interval.coverage:.1f} % interval), p = {p_text(chances[manager.point])}."
+            f"{100 * found.interval.coverage:.1f} % interval), {p_said(chances[manager.point])} (Holm-adjusted)."
         )
         if found.interval.low > 1:
             lines[-1] += " " + " ".join(attribute(manager, cure).sentences)
@@ -105,7 +105,7 @@ def _managers_said(managers: Sequence[PointFigures], cure: PointFigures) -> list
         if walk_s is not None:
             lines.append(
                 f"The walk of {manager.name}: {seconds(walk_s)} s of {seconds(total_s)} s "
-                f"({100 * walk_s / total_s:.1f} %); the origin's: about {WALK_S:.0f} s of {BEFORE_S} s "
+                f"({100 * walk_s / total_s:.1f} %); the case study's: about {WALK_S:.0f} s of {BEFORE_S} s "
                 f"({100 * WALK_S / BEFORE_S:.0f} %)."
             )
     return lines
@@ -115,8 +115,8 @@ def _machines(cure: PointFigures, section: Section) -> str:
     sample = next((result for result in cure.samples if result.environment), cure.samples[0])
     model = section.conditions.get("model", "this model")
     return (
-        f"The machines: here {machine_name(sample)}, {model}; the origin's report does not name its GPU, its model was "
-        f"Qwen 2.5 7B Instruct. Seconds of the two do not compare; ratios and shares do."
+        f"The machines: here {machine_name(sample)}, {model}; the case study's report does not name its GPU, its model "
+        f"was Qwen 2.5 7B Instruct. Compare ratios and shares, not seconds."
     )
 
 

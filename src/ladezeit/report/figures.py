@@ -231,8 +231,8 @@ def draw_samples(comparison: Comparison, section: Section, name: str) -> Picture
         figure,
         name,
         alt=f"Load times of {len(points)} methods, {section.title}: {_samples_in_words(points, metric)}.",
-        caption="One dot a sample, in the order of measuring from top to bottom; black: median and its interval. Blue: "
-        "the best and what cannot be told apart from it; orange-red: proven slower; grey: too few samples to rank; "
+        caption="One dot per sample, in measuring order from top to bottom; black: median and its interval. Blue: "
+        "the best and what cannot be told apart from it; orange-red: significantly slower; gray: too few samples; "
         f"hollow: not ranked.{' The axis is logarithmic.' if logarithmic else ''}{more}",
     )
 
@@ -298,7 +298,7 @@ def draw_validation_cost(section: Section, catches: Mapping[str, Catch], name: s
         figure,
         name,
         alt=f"Cost of validation by level, {section.title}: " + "; ".join(found) + ".",
-        caption="What the validation costs: a dot a sample, black: median and its interval."
+        caption="What the validation costs: one dot per sample; black: median and its interval."
         + (" Right: how many of the planted faults each level finds; docs/proof.md names them." if both else "")
         + more,
     )

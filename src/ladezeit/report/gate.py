@@ -19,17 +19,17 @@ _TITLES = {
     Outcome.undecided: "undecided",
     Outcome.within: "within",
     Outcome.new: "new",
-    Outcome.unproven_before: "unproven",
+    Outcome.unproven_before: "unverified",
 }
 
 _SUMMARY = {
     Outcome.slower: "slower than allowed",
-    Outcome.broken: "no longer proven",
+    Outcome.broken: "no longer verified",
     Outcome.missing: "missing",
     Outcome.undecided: "undecided",
     Outcome.within: "within the limit",
     Outcome.new: "new",
-    Outcome.unproven_before: "not proven in the baseline",
+    Outcome.unproven_before: "not verified in the baseline",
 }
 
 SUITE = "ladezeit check"
@@ -53,15 +53,15 @@ def as_text(checked: Check) -> str:
 def _lines(checked: Check, title: str, width: int) -> list[str]:
     lines = []
     for point in (point for point in checked.points if point.title == title):
-        lines.append(f"  {_TITLES[point.outcome]:<9}  {point.name:<{width}}  {sentence(point, checked)}")
-        lines += [f"  {'':<9}  {'':<{width}}  ({note})" for note in point.notes]
+        lines.append(f"  {_TITLES[point.outcome]:<10}  {point.name:<{width}}  {sentence(point, checked)}")
+        lines += [f"  {'':<10}  {'':<{width}}  ({note})" for note in point.notes]
     return lines
 
 
 def sentence(point: PointCheck, checked: Check) -> str:
     """Return what became of a point, with its figures, in one line."""
     if point.ratio is None:
-        more = f" ({point.samples} samples of each are the least)" if point.samples else ""
+        more = f" (at least {point.samples} samples on each side are needed)" if point.samples else ""
         return point.reason + more
     unit = unit_of(checked.metric)
     ratio, interval = point.ratio.estimate, point.ratio.interval
@@ -77,8 +77,8 @@ def _settled_by(point: PointCheck) -> str:
     if point.outcome is not Outcome.undecided:
         return ""
     if point.samples is None:
-        return f"; more than {MOST_SAMPLES} samples of each would be needed to settle it"
-    return f"; about {point.samples} samples of each would settle it"
+        return f"; more than {MOST_SAMPLES} samples on each side would be needed to settle it"
+    return f"; about {point.samples} samples on each side would settle it"
 
 
 def answer(checked: Check) -> str:

@@ -229,7 +229,7 @@ def _section(report: Report, index: int, drawn: Drawn) -> list[str]:
         parts.append(f"Without pictures: only the first {MOST_SECTIONS} sections have them.")
     costs = report.validation_costs.sections[index]
     if not report.catches and len({point.level for point in [*costs.ranked, *costs.apart] if point.spread}) > 1:
-        parts.append("How many faults each level finds is not known to this ladezeit: the cost is shown alone.")
+        parts.append("This installation has no data on how many faults each level finds: only the cost is shown.")
     return parts
 
 
@@ -240,9 +240,9 @@ def _image(picture: Picture) -> str:
 
 def _raw(report: Report, folder: Path, raw: str | None) -> str:
     if raw is not None:
-        return f"[{raw}]({raw}): one result a line, as in `result.json`; `ladezeit-results` reads it."
+        return f"[{raw}]({raw}): one result per line, as in `result.json`; `ladezeit-results` reads it."
     lines = _lines([f"{plain(what)}: {' '.join(links)}" for what, links in document.raw_files(report, folder)])
-    return f"The links lead from the folder that this report was written into.\n\n{lines}"
+    return f"Links are relative to the folder that this report was written to.\n\n{lines}"
 
 
 def _table(facts_by_name: dict[str, str]) -> str:

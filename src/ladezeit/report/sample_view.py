@@ -1,4 +1,4 @@
-"""One sample as a tree: how it ended first, then where its time went, what was effective, what proves it."""
+"""One sample as a tree: how it ended first, then where its time went, effective settings, verification."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,9 +128,11 @@ def _flat(node: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _proof(result: Result) -> RenderableType:
     proof = result.proof
     if proof is None:
-        return Text("proof: none; the validation was not reached", style="yellow")
+        return Text("verification: none; the validation was not reached", style="yellow")
     passed = "passed" if proof.get("passed") else "did not run" if not proof.get("ran") else "did not pass"
-    tree = Tree(Text(f"proof: {proof.get('level')} {passed}, {seconds(proof.get('total_s'))} s"), guide_style="dim")
+    tree = Tree(
+        Text(f"verification: {proof.get('level')} {passed}, {seconds(proof.get('total_s'))} s"), guide_style="dim"
+    )
     tree.add(Text(str(proof.get("reason", ""))))
     for finding in proof.get("findings", [])[:10]:
         tree.add(Text(f"{finding.get('kind')} {finding.get('name')}: {finding.get('detail')}", style="red"))

@@ -88,7 +88,7 @@ def _cells(results: Sequence[Result], varying: Sequence[str]) -> _Cells:
         sections.setdefault((point.model, point.cache), []).append(row)
     return _Cells(
         title=_title(points, keys),
-        header=(keys or ["point"]) + list(columns),
+        header=(keys or ["configuration"]) + list(columns),
         text_columns=max(1, len(keys)),
         sections=list(sections.values()),
         problems=[line for point in points for line in _problems(point)],
@@ -188,9 +188,10 @@ def _legend(points: Sequence[PointSummary]) -> str:
         return "No sample is ok: there is nothing to compare."
     text = "Medians of the ok samples"
     if spreads[0] == 1:
-        return f"{text}; one sample a point says nothing about the spread."
+        return f"{text}; one sample per configuration says nothing about the spread."
     ns = f"n = {spreads[0]}" if len(spreads) == 1 else f"n = {spreads[0]} (the fewest)"
-    return f"{text}; min–max covers the true median of the load with {100 * coverage(spreads[0]):.1f} % at {ns}."
+    covers = f"a probability of {100 * coverage(spreads[0]):.1f} % at {ns}"
+    return f"{text}; min–max covers the true median of the load with {covers}."
 
 
 def coverage(n: int) -> float:

@@ -13,7 +13,7 @@ from ladezeit.analysis.recommendations import steps
 from ladezeit.analysis.standing import NEGLIGIBLE, Standing, State
 from ladezeit.analysis.statistics import LEAST_TO_RANK, LEVEL, Ratio, samples_needed
 from ladezeit.errors import LadezeitError
-from ladezeit.report.comparison_table import apart_text_of, cut, p_text
+from ladezeit.report.comparison_table import apart_text_of, cut, p_said
 from ladezeit.report.sweep_table import sweep_as_markdown
 from ladezeit.results.format import seconds
 from ladezeit.results.records import Result
@@ -40,10 +40,11 @@ def answer(decision: Decision) -> str:
     load = decision.load
     leader = load.leader
     if leader is None or leader.spread is None:
-        return "nothing can be said: no method has a proven sample."
+        return "nothing can be said: no method has a verified sample."
     took = f"{seconds(leader.spread.median)} s"
     if load.state is State.best:
-        return f"load with `{leader.name}` ({took}): proven faster than {_all_others(load)}, p ≤ {p_text(load.p)}."
+        significance = f"({p_said(load.p, '≤')}, Holm-adjusted)"
+        return f"load with `{leader.name}` ({took}): significantly faster than {_all_others(load)} {significance}."
     if load.state is State.shared and (needed := _samples_wanting(load)):
         return (
             f"undecided: {len(load.best) + len(load.others)} methods need at least {needed} samples each to be told "
@@ -51,22 +52,20 @@ def answer(decision: Decision) -> str:
         )
     if load.state is State.shared:
         beaten = [point for point in load.others if point.rank is not None]
-        rest = f" `{leader.name}` is proven faster than {_names(beaten)}." if beaten else ""
+        rest = f" `{leader.name}` is significantly faster than {_names(beaten)}." if beaten else ""
         medians = [point.spread.median for point in load.best if point.spread]
         span = f"medians {seconds(min(medians))} to {seconds(max(medians))} s"
         return f"{_names(load.best)} are not distinguishable ({span}).{rest}"
     if load.state is State.alone:
-        return (
-            f"`{leader.name}` ({took}) is the only method with enough proven samples: there is nothing to choose from."
-        )
+        return f"`{leader.name}` ({took}) is the only method with enough verified samples: there is nothing to compare."
     return (
-        f"undecided: fewer than {LEAST_TO_RANK} samples a point. So far `{leader.name}` has the best median ({took}, "
-        f"n = {leader.spread.n})."
+        f"undecided: fewer than {LEAST_TO_RANK} samples per configuration. So far `{leader.name}` has the best median "
+        f"({took}, n = {leader.spread.n})."
     )
 
 
 def _samples_wanting(load: Standing) -> int | None:
-    """Return how many samples a point needs, where so few were taken that no difference at all could be proven."""
+    """Return how many samples a point needs, where so few were taken that no difference could be significant."""
     points = [point for point in [*load.best, *load.others] if point.rank is not None and point.spread]
     needed = samples_needed(len(points))
     return needed if all(point.spread is not None and point.spread.n < needed for point in points) else None
@@ -117,16 +116,17 @@ def _current(current: Current, load: Standing) -> str:
     if current.optimal:
         if load.state is State.best:
             return f"{name} **is the best one: nothing to change.**"
-        said = f"{name} **is already optimal as far as can be told**: no method is proven faster."
+        said = f"{name} **is already optimal as far as can be told**: no method is significantly faster."
         if current.ratio:
             said += f" Its time over that of `{leader.name}`: {_range(current.ratio)}."
         return said
     if current.optimal is None:
-        return f"{name} cannot be judged yet: it, or what it is compared with, has too few proven samples."
+        return f"{name} cannot be judged yet: it, or the method it is compared with, has too few verified samples."
     times = f", {current.ratio.estimate:.3g} times as long ({_range(current.ratio)})" if current.ratio else ""
-    cost = f"{name} **costs {seconds(current.cost_s)} s more a load**{times}, p = {p_text(current.p)}."
+    significance = f"{p_said(current.p)} (Holm-adjusted)"
+    cost = f"{name} **costs {seconds(current.cost_s)} s more per load**{times}, {significance}."
     if (current.cost_s or 0.0) < NEGLIGIBLE * spread.median:
-        cost += " That is proven, and hardly matters."
+        cost += " That is significant, but hardly matters."
     return cost
 
 
@@ -137,7 +137,7 @@ def _range(found: Ratio) -> str:
 
 def _objectives(decision: Decision) -> str:
     absent: list[str] = []
-    lines = ["| objective | best | median | interval | proven better than |", "| :-- | :-- | --: | --: | :-- |"]
+    lines = ["| objective | best | median | interval | significantly better than |", "| :-- | :-- | --: | --: | :-- |"]
     for standing in decision.standings:
         title = standing.objective.title
         leader = standing.leader
@@ -185,22 +185,23 @@ def _how_sure(decision: Decision) -> str:
     points = [point for point in [*load.best, *load.others] if point.spread]
     sizes = sorted({point.spread.n for point in points if point.spread})
     if not sizes or load.leader is None or load.leader.spread is None:
-        return "There is no proven sample."
+        return "There is no verified sample."
     n = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     lines = [
-        f"- {n} samples a point, each in its own process; the intervals above cover the true median with "
-        f"{100 * load.leader.spread.interval.coverage:.1f} %."
+        f"- {n} samples per configuration, each in its own process; the intervals above cover the true median with "
+        f"a probability of {100 * load.leader.spread.interval.coverage:.1f} %."
     ]
     ranked = sum(point.rank is not None for point in points)
     if load.state in (State.best, State.shared):
         lines.append(
-            f"- Exact Mann-Whitney tests against the best, adjusted by Holm over {max(1, ranked - 1)}; below {LEVEL} "
-            f"counts as proven. Of equally good methods one is falsely called the best in at most 5 % of such sweeps."
+            f"- Exact Mann-Whitney tests against the best, Holm-adjusted over {max(1, ranked - 1)}; p < {LEVEL} counts "
+            f"as significant. If all methods are equally good, at most 5 % of such sweeps declare one of them the best."
         )
     needed = samples_needed(len(points))
     if LEAST_TO_RANK <= sizes[0] < needed:
         lines.append(
-            f"- {len(points)} methods can only be told apart from {needed} samples on (sample=range({needed}))."
+            f"- {len(points)} methods cannot be told apart with fewer than {needed} samples each "
+            f"(sample=range({needed}))."
         )
     for question in load.questions:
         said = (
@@ -213,7 +214,7 @@ def _how_sure(decision: Decision) -> str:
         else:
             said += "; more than 100 samples would be needed."
         if question.blocked_p is not None and question.blocked_p < LEVEL:
-            said += f" (Block by block they do differ, p = {p_text(question.blocked_p)}: worth more samples.)"
+            said += f" (Block by block they do differ, {p_said(question.blocked_p)}, unadjusted: worth more samples.)"
         lines.append(said)
     lines += _claims(points)
     for point in decision.failing:
@@ -222,17 +223,17 @@ def _how_sure(decision: Decision) -> str:
         )
     few = [p for p in load.others if p.rank is None and p.spread and p.spread.median < load.leader.spread.median]
     if few and load.state is not State.too_few:
-        lines.append(f"- {_names(few)} may be faster, but with fewer than {LEAST_TO_RANK} samples nobody knows.")
+        lines.append(f"- {_names(few)} may be faster, but fewer than {LEAST_TO_RANK} samples are too few to tell.")
     return "\n".join(lines)
 
 
 def _claims(points: Sequence[PointFigures]) -> list[str]:
-    """Return a line for each thing that is proven of models that are quantised or split."""
+    """Return a line for each guarantee about models that are quantized or split."""
     by_claim: dict[str, list[PointFigures]] = {}
     for point in points:
         if claim := claim_of(point.samples):
             by_claim.setdefault(claim, []).append(point)
-    return [f"- What is proven of {_names(own)}: {claim}." for claim, own in by_claim.items()]
+    return [f"- What was verified of {_names(own)}: {claim}." for claim, own in by_claim.items()]
 
 
 def _all_others(load: Standing) -> str:
@@ -339,6 +340,6 @@ def closing_words(results: Sequence[Result], varying: Sequence[str]) -> list[str
 
 
 def summary(results: Sequence[Result], varying: Sequence[str]) -> str:
-    """Return the closing words and the table of all points as Markdown."""
+    """Return the closing words and the table of all configurations as Markdown."""
     words = "\n".join(f"- {line}" for line in closing_words(results, varying))
     return f"{words}\n\n{sweep_as_markdown(results, varying)}"

@@ -148,9 +148,9 @@ def tell_log(event: Event) -> None:
         case LoadStarted():
             log.info("loading %s: needs %s", event.model, event.needs)
         case Proven() if event.passed:
-            log.info("proved %s (%s, %.3f s): %s", event.model, event.level, event.cost_s, event.reason)
+            log.info("verified %s (%s, %.3f s): %s", event.model, event.level, event.cost_s, event.reason)
         case Proven():
-            log.warning("%s is not proven (%s): %s", event.model, event.level, event.reason)
+            log.warning("%s is not verified (%s): %s", event.model, event.level, event.reason)
         case LoadFinished():
             log.info("loaded %s by %s in %.3f s: %s", event.model, event.method, event.seconds, event.holds)
         case LoadFailed():

@@ -109,7 +109,7 @@ def _checked(session: Session, overrides: list[list[str]], compose: Compose) -> 
             except REFUSALS as refusal:
                 jobs.append(Job(own, config, refusal=refusal))
         except ConfigError as error:
-            raise ConfigError(f"{error}\n(in the point {' '.join(own)}; nothing was started)") from error
+            raise ConfigError(f"{error}\n(in the configuration {' '.join(own)}; nothing was started)") from error
     return jobs
 
 
@@ -221,7 +221,7 @@ def _make_proof_files(session: Session, jobs: Sequence[Job]) -> None:
             try:
                 session.proof_files(job.prepared)
             except REFUSALS as refusal:
-                session.display.note(f"cannot be proven: {refusal}", "yellow")
+                session.display.note(f"cannot be verified: {refusal}", "yellow")
 
 
 def _measure_ceilings(session: Session, jobs: Sequence[Job], folder: Path) -> None:

@@ -249,7 +249,7 @@ class Session:
         cpu = self.environment(device, checkpoint.folder)["cpu"]["model"]
         if device.gpu is not None:
             self.gpu_baseline_bytes(device.gpu)  # before a process of ours is on it
-        with self.hold(device, "samples"), self.display.console.status(f"{config.model.name}: proof") as status:
+        with self.hold(device, "samples"), self.display.console.status(f"{config.model.name}: reference") as status:
             hardware = device.gpu.name if device.gpu is not None else str(cpu)
             subject = subject_of(config, checkpoint, device=device.name, hardware=hardware, cache=cache_folder())
             return make_proof_files(config, subject, lambda what: status.update(f"{config.model.name}: {what}"))

@@ -1,6 +1,6 @@
 """`ladezeit.trace`: measure a load function of your own, in the process that it is called in.
 
-The function is not changed: the clock, the phases, the proof and the result files are those of every other loading
+The function is not changed: the clock, the phases, the verification and the result files are those of every loading
 method. Fresh processes, page-cache states and the comparison with other methods are `ladezeit-trace`'s.
 """
 
@@ -27,7 +27,7 @@ class Trace:
     folder: Path
 
     def __str__(self) -> str:
-        """Say in a few lines how long it took, where the time went, and what was proven."""
+        """Say in a few lines how long it took, where the time went, and what was verified."""
         return "\n".join(_lines(self.name, result) for result in self.results) + f"\nfiles: {self.folder}"
 
 
@@ -40,7 +40,7 @@ def trace(
     output: str | Path | None = None,
     overrides: list[str] | None = None,
 ) -> Trace:
-    """Measure `load` as it is, here and now, and prove the model that it returns.
+    """Measure `load` as it is, here and now, and verify the model that it returns.
 
     A load in this process finds what earlier ones left (imports, caches, memory of the GPU): for figures to decide by
     use ``ladezeit-trace``, which starts a fresh process for each sample.
@@ -113,5 +113,5 @@ def _lines(name: str, result: Result) -> str:
         what = "no phase that is known (profile=true looks into it)" if path == UNATTRIBUTED else path
         lines.append(f"  {seconds(own_s)} s ({100 * own_s / total_s:.0f} %) in {what}{where}")
     proof = result.proof or {}
-    lines.append(f"  proof: {proof.get('level')}: {proof.get('reason')}")
+    lines.append(f"  verification: {proof.get('level')}: {proof.get('reason')}")
     return "\n".join(lines)

@@ -160,7 +160,7 @@ def _part(name: str, way: str, seen: _Seen, manifest: Manifest, rank: int | None
         return []
     parts = manifest.split.get(name, {}).get(way)
     if parts is None or rank is None or rank >= len(parts):
-        what = f"is split over ranks in a way ({way}) that the reference knows no parts of: its content is not proven"
+        what = f"is split over ranks in a way ({way}) that the reference has no parts for: its content is not verified"
         return [Finding("content", name, what)]
     if seen.digest == parts[rank]:
         return []
@@ -229,11 +229,11 @@ def _claim(placed: str, read_bytes: int, manifest: Manifest) -> str:
     if manifest.unanchored:
         claim += f" and {len(manifest.unanchored)} rest on the library's conversion"
     if manifest.origin.get("quantization"):
-        claim += "; quantised: the same quantised weights, which says nothing of how near they are to the original"
+        claim += "; quantized: the same quantized weights, which says nothing about how close they are to the original"
     quantiser = _quantiser(manifest)
     if quantiser:
         parts = sum(entry.kind == QUANTISED for entry in manifest.tensors.values())
-        claim += f"; {parts} parts of quantised weights are what {quantiser['version']} makes of those on this device"
+        claim += f"; {parts} parts of quantized weights are what {quantiser['version']} makes of those on this device"
     return claim
 
 
@@ -251,8 +251,8 @@ def _meaning(manifest: Manifest, held: list[Held]) -> str | None:
         weights = len({n.partition(":")[0] for n, entry in manifest.tensors.items() if entry.kind == QUANTISED})
         return (
             f"the codes and scales of {weights} weights are bit for bit those that {quantiser['version']} "
-            f"({quantiser['words']}) makes of the checkpoint's, all other tensors are the checkpoint's; how near the "
-            f"quantised weights are to the original is not proven"
+            f"({quantiser['words']}) makes of the checkpoint's, all other tensors are the checkpoint's; how close the "
+            f"quantized weights are to the original is not verified"
         )
     split = len(groups([one for one in held if one.way is not None]))
     if split:

@@ -103,7 +103,7 @@ def reference_load(folder: str, dtype: str, device: str, **arguments: Any) -> tu
     if made_up:
         raise CheckpointError(
             f"{folder} lacks {len(made_up)} tensors of its model ({', '.join(sorted(made_up)[:_MOST_NAMED])}): "
-            f"transformers makes up their values, so there is nothing to prove them by. Fetch the checkpoint again"
+            f"transformers makes up their values, so nothing can verify them. Fetch the checkpoint again"
         )
     return model, info
 
@@ -215,7 +215,7 @@ def _device(checkpoint: Checkpoint, dtype: str, device: str, name: str) -> str:
     if device != "cpu":
         return device
     raise NotRunnableError(
-        f"model={name}: the reference load that its content is proven by needs {needed / 2**30:.1f} GiB of host "
+        f"model={name}: the reference load that its content is verified against needs {needed / 2**30:.1f} GiB of host "
         f"memory, {available / 2**30:.1f} GiB are available: use validation=placement, or loading.dtype=auto"
     )
 
@@ -301,7 +301,7 @@ def quantised_entries(model: Any, scheme: Scheme, dtype: str, device: str) -> di
     if unsteady:
         raise CheckpointError(
             f"{scheme.library} makes other codes of the same weight each time ({len(unsteady)} of {len(made)}: "
-            f"{', '.join(unsteady[:_MOST_UNSTEADY])}): there is no content to prove them by. Use validation=logits, "
+            f"{', '.join(unsteady[:_MOST_UNSTEADY])}): nothing to verify their content against. Use validation=logits, "
             f"which measures how far two loads are apart"
         )
     return made

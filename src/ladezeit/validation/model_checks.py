@@ -22,7 +22,7 @@ def spoken_claim(expected: Expected) -> str | None:
     """Return what it proves that a quantised model says what its reference says; None for one that is not quantised."""
     if expected.quantisation is None:
         return None
-    return "it says what another load by the same quantiser says, which is not to say what the original would"
+    return "it generates what another load by the same quantizer generates, which need not be what the original would"
 
 
 class Quantised:
@@ -49,10 +49,10 @@ class Quantised:
             return [Finding("quantisation", full, f"is {found}, {asked}")]
         self._of_scheme += 1
         if not (name == "weight" and self._takes(path, module)):
-            return [Finding("quantisation", full, f"is {found}, and the quantiser's own rule leaves it out")]
+            return [Finding("quantisation", full, f"is {found}, and the quantizer's own rule leaves it out")]
         dtype = dequantised_dtype(tensor)
         if dtype not in (None, self._dtype):
-            return [Finding("dtype", full, f"dequantises to {dtype}, asked for {self._dtype}")]
+            return [Finding("dtype", full, f"dequantizes to {dtype}, asked for {self._dtype}")]
         self.count += 1
         return []
 
@@ -60,7 +60,7 @@ class Quantised:
         """Return what looking at weights one by one proves of the quantised ones; None where none was asked for."""
         if not self.count:
             return None
-        return f"{self.count} weights are quantised as asked ({self._asked}); their values were not compared"
+        return f"{self.count} weights are quantized as asked ({self._asked}); their values were not compared"
 
     def missing(self) -> list[Finding]:
         """Return a finding where a scheme was asked for and not one tensor follows it."""

@@ -207,7 +207,7 @@ def _keys(loaded: EngineModel) -> list[Finding]:
 
 def _claim(seen: _Counts, expected: Expected) -> str:
     where = f"on {expected.device}" if expected.single_device else "where its placement says"
-    library = f"{seen.quantised} tensors quantised as asked: their values are the library's; the others "
+    library = f"{seen.quantised} tensors quantized as asked: their values are the library's; the others "
     offload = f"{seen.offloaded} offloaded as allowed" if seen.offloaded else "nothing offloaded"
     return (
         f"each of {seen.tensors} tensors in {seen.modules} modules has data {where}, "

@@ -70,7 +70,7 @@ def anchor(checkpoint: Checkpoint, held: list[Held], found: Mapping[str, str]) -
         raise CheckpointError(
             f"the reference load of {checkpoint.folder} does not hold what its files hold in {len(differing)} tensors "
             f"({', '.join(differing[:_MOST_NAMED])}): transformers changes them while loading, or went wrong. Their "
-            f"content cannot be proven: use validation=placement, and report it to transformers"
+            f"content cannot be verified: use validation=placement, and report it to transformers"
         )
     return Anchors(counts, unanchored)
 

@@ -50,7 +50,7 @@ def ensure(folder: Path, name: str, asked: dict[str, Any], build: Callable[[], d
                 write_atomically(path, json.dumps(head) + "\n" + body + "\n")
     except OSError as cause:
         raise CheckpointError(
-            f"model={name}: the reference for its proof cannot be written to {folder}: {cause.strerror}. Set "
+            f"model={name}: the reference for its verification cannot be written to {folder}: {cause.strerror}. Set "
             f"LADEZEIT_CACHE to a folder that can be written, or use validation=placement, which needs none"
         ) from cause
     return path

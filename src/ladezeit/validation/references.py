@@ -51,10 +51,10 @@ def prepare(config: LoadConfig, subject: Subject, building: Callable[[str], None
     """
     manifest = reference = None
     if config.validation.level in NEED_MANIFEST:
-        quantised = "" if subject.scheme is None else f", quantised by {subject.scheme.library}"
+        quantised = "" if subject.scheme is None else f", quantized by {subject.scheme.library}"
         what = f"a reference load, to know what every tensor must hold{quantised}"
         manifest = manifest_file(subject, lambda: building(what))
     if config.validation.level in NEED_REFERENCE:
-        what_said = "two reference loads, to know what the model must say"
+        what_said = "two reference loads, to know what the model must generate"
         reference = reference_file(subject, config.runtime, lambda: building(what_said))
     return ProofFiles(manifest, reference)

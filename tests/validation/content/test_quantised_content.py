@@ -77,7 +77,7 @@ def test_a_right_load_is_proven_and_says_what_that_means(
     assert proof.passed, proof.reason
     assert proof.claim is not None
     assert f"the codes and scales of 28 weights are bit for bit those that {ENGINES[name]} " in proof.claim
-    assert "how near the quantised weights are to the original is not proven" in proof.claim
+    assert "how close the quantized weights are to the original is not verified" in proof.claim
     said = manifest.read(file)
     kinds = [entry.kind for entry in said.tensors.values()]
     assert kinds.count("quantised") == 28 * len({n.partition(":")[2] for n in said.tensors if n.startswith(UP)})
@@ -233,7 +233,7 @@ def test_a_worker_proves_a_quantised_load_in_full(
     assert result.proof is not None
     if wanted is Status.ok:
         assert "(bitsandbytes 4 bit nf4) makes of the checkpoint's" in result.proof["claim"]
-        assert "what another load by the same quantiser says" in result.proof["claim"]
+        assert "what another load by the same quantizer generates" in result.proof["claim"]
         assert result.metrics["validation/tokens_equal"] == 1
     else:
         findings = json.loads((own / "findings.json").read_text())

@@ -1,6 +1,6 @@
-"""`ladezeit-results check`: the gate for CI; nothing may get slower than allowed or lose its proof.
+"""`ladezeit-results check`: the gate for CI; nothing may get slower than allowed or lose its verification.
 
-Exit codes: 0 the gate stays open, 1 a proven slowdown, a lost proof or a missing point, 2 usage.
+Exit codes: 0 the gate stays open, 1 a significant slowdown, a lost verification or a missing configuration, 2 usage.
 """
 
 from pathlib import Path
@@ -40,13 +40,14 @@ def command(
     tracking_uri: TrackingUri = None,
     where: Where = None,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Points of the baseline that were not measured now do not fail.")
+        bool,
+        typer.Option("--allow-missing", help="Configurations of the baseline that were not measured now do not fail."),
     ] = False,
     across_machines: AcrossMachines = False,
-    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here, one test case a point.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here, one test case per configuration.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write everything as JSON here.")] = None,
 ) -> None:
-    """Fail (exit 1) if a point is proven to be slower than allowed, is no longer proven, or is missing."""
+    """Fail (exit 1) if a configuration is significantly slower than allowed, no longer verified, or missing."""
     from ladezeit.analysis.eligibility import metric_named
     from ladezeit.analysis.regression import check
     from ladezeit.report.gate import as_text

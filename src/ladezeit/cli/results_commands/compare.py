@@ -1,4 +1,4 @@
-"""`ladezeit-results compare`: all points in one table, ranked where they can be told apart."""
+"""`ladezeit-results compare`: all configurations in one table, ranked where they can be told apart."""
 
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
@@ -40,13 +40,13 @@ def command(
     where: Where = None,
     baseline: Baseline = None,
     by: Annotated[
-        str | None, typer.Option(help="Keys in which points must be equal. Default: model,cache,process,device.")
+        str | None, typer.Option(help="Keys in which configurations must agree. Default: model,cache,process,device.")
     ] = None,
     sort: Annotated[str, typer.Option(help="rank, median, min, mad, n, or a key that varies.")] = "rank",
     format: Annotated[Format, typer.Option(help="How it is written.")] = Format.table,
     across_machines: AcrossMachines = False,
 ) -> None:
-    """Compare points: median, spread, ratio to the baseline, exact test, shared ranks."""
+    """Compare configurations: median, spread, ratio to the baseline, exact test, shared ranks."""
     from ladezeit.analysis.comparison import CONDITIONS, compare_points
     from ladezeit.analysis.eligibility import metric_named
     from ladezeit.errors import LadezeitError

@@ -1,4 +1,4 @@
-"""`ladezeit-results rerun`: the command that repeats a sample, or a whole point."""
+"""`ladezeit-results rerun`: the command that repeats a sample, or a whole configuration."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ def command(
     job: Job = None,
     label: Label = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Repeat the sample's whole point this many times, as a sweep.")
+        int | None, typer.Option(min=1, help="Repeat the sample's configuration this many times, as a sweep.")
     ] = None,
 ) -> None:
     """Print the exact command that measures a sample again; nothing is run."""

@@ -13,7 +13,7 @@ def command(
     job: Job = None,
     label: Label = None,
 ) -> None:
-    """Show one sample: how it ended, phases with shares, effective settings, proof, environment, files."""
+    """Show one sample: how it ended, phases with shares, effective settings, verification, environment, files."""
     from ladezeit.cli.results_commands.printing import console
     from ladezeit.report.sample_view import as_rich
 

@@ -25,7 +25,7 @@ class QuantisedEngine(TransformersEngine):
         if already is not None:
             method = already.get("quant_method", "unknown") if isinstance(already, dict) else "unknown"
             raise NotRunnableError(
-                f"loading.engine={request.loading.engine} quantises, and the checkpoint was quantised before it was "
+                f"loading.engine={request.loading.engine} quantizes, and the checkpoint was quantized before it was "
                 f"written (quant_method={method}): transformers would drop one of the two. Use loading=transformers"
             )
         for module in _modules(request.loading):
@@ -35,7 +35,7 @@ class QuantisedEngine(TransformersEngine):
         """See `Engine.load`.
 
         Raises:
-            LoadError: the library found nothing to quantise.
+            LoadError: the library found nothing to quantize.
         """
         loading = request.loading
         asked = quantization.scheme(loading)
@@ -49,7 +49,7 @@ class QuantisedEngine(TransformersEngine):
             found = quantization.survey(loaded.model)
         if not found.modules:
             raise LoadError(
-                f"loading.engine={loading.engine} quantised nothing: {type(loaded.model).__name__} has no linear layer "
+                f"loading.engine={loading.engine} quantized nothing: {type(loaded.model).__name__} has no linear layer "
                 f"that the library takes ({', '.join(found.kept[:3])} … were kept). Use loading=transformers"
             )
         loaded.effective["quantisation"] = found.to_dict()
