@@ -28,7 +28,7 @@ def level_of(result: Result) -> str:
 
 
 def claim_of(samples: Sequence[Result]) -> str | None:
-    """Return in one sentence what the proof of a quantised or split model proves; None where its level says it all."""
+    """Return in one sentence what the proof of a quantized or split model proves; None where its level says it all."""
     claims = (str(proof["claim"]) for result in samples if (proof := result.proof) and proof.get("claim"))
     return next(claims, None)
 

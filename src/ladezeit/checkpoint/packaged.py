@@ -82,7 +82,7 @@ def convert(source: Path, folder: Path) -> None:
     place: dict[str, Any] = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
     arguments: dict[str, Any] = {"dtype": torch.bfloat16}
-    if hasattr(transformers, "GgufConfig"):  # without it, from_pretrained dequantises anyway
+    if hasattr(transformers, "GgufConfig"):  # without it, from_pretrained dequantizes anyway
         arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(**place, **arguments)
     wrong = {name for name, weight in model.named_parameters() if weight.dtype != torch.bfloat16}

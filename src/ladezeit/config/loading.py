@@ -101,7 +101,7 @@ class LegacyManagerLoading(TransformersLoading):
 
 @dataclass
 class QuantisedLoading(TransformersLoading):
-    """A load that quantises on its way; the library may choose a device of its own where no `device_map` is given."""
+    """A load that quantizes on its way; the library may choose a device of its own where no `device_map` is given."""
 
     device_map: Any = "device"
 
@@ -116,7 +116,7 @@ class Bitsandbytes8bitLoading(QuantisedLoading):
 
 @dataclass
 class Bitsandbytes4bitLoading(QuantisedLoading):
-    """bitsandbytes' 4 bit in blocks of 64; `double_quant` quantises the blocks' scales too."""
+    """bitsandbytes' 4 bit in blocks of 64; `double_quant` quantizes the blocks' scales too."""
 
     engine: str = "bitsandbytes_4bit"
     quant_type: FourBitType = FourBitType.nf4

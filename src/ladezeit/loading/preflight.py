@@ -30,8 +30,8 @@ from ladezeit.timing.profiler import check_installed
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
-#: What an element takes at least once it is quantised: 4 bit and a float32 scale for 64 of them, a byte of the scale
-#: for as many where the scales are quantised too; 8 bit and a scale a row, which is next to nothing.
+#: What an element takes at least once it is quantized: 4 bit and a float32 scale for 64 of them, a byte of the scale
+#: for as many where the scales are quantized too; 8 bit and a scale a row, which is next to nothing.
 _FOUR_BIT_BYTES = 0.5 + 4 / 64
 _DOUBLE_FOUR_BIT_BYTES = 0.5 + 1 / 64
 _EIGHT_BIT_BYTES = 1.0
@@ -134,7 +134,7 @@ class TooLittleMemoryError(NotRunnableError):
 def weights_bytes(loading: LoadingConfig, checkpoint_bytes: int, checkpoint_dtype: str) -> int:
     """Return the bytes of the weights in memory: those on disk, scaled by the dtype that was asked for.
 
-    For a quantised load they are the least it can need, as if it kept nothing: how much it keeps (the head, embeddings)
+    For a quantized load they are the least it can need, as if it kept nothing: how much it keeps (the head, embeddings)
     is known only once the model is there. On the way one tensor at a time is there in full.
     """
     if isinstance(loading, QuantisedLoading):

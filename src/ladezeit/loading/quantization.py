@@ -1,4 +1,4 @@
-"""What is quantised in a model, and what its quantiser should have quantised, read off the model itself."""
+"""What is quantized in a model, and what its quantizer should have quantized, read off the model itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from ladezeit.config import Bitsandbytes4bitLoading, Bitsandbytes8bitLoading, Lo
 BITSANDBYTES = "bitsandbytes"
 TORCHAO = "torchao"
 
-#: Stands for whatever scheme a checkpoint was quantised with before it was written.
+#: Stands for whatever scheme a checkpoint was quantized with before it was written.
 CHECKPOINTS_OWN = "the checkpoint's own"
 
 _MOST_NAMED = 10
@@ -17,7 +17,7 @@ _MOST_NAMED = 10
 
 @dataclass(frozen=True)
 class Scheme:
-    """What a quantiser is asked to make of weights; plain data by `dataclasses.asdict`.
+    """What a quantizer is asked to make of weights; plain data by `dataclasses.asdict`.
 
     `library` is the name of its package. `quant_type` and `double` are bitsandbytes' 4 bit's. `threshold` is its 8
     bit's for activations: it changes what is computed, and no code.
@@ -74,7 +74,7 @@ def quantization_config(asked: Scheme, dtype: str) -> Any:
 
 
 def scheme_of(tensor: Any) -> str | None:
-    """Return how `tensor` is quantised; None where it is not, whatever its class promises."""
+    """Return how `tensor` is quantized; None where it is not, whatever its class promises."""
     kind = type(tensor)
     if kind.__module__.startswith("bitsandbytes."):
         state = getattr(tensor, "quant_state", None)
@@ -88,16 +88,16 @@ def scheme_of(tensor: Any) -> str | None:
 
 
 def dequantised_dtype(tensor: Any) -> str | None:
-    """Return torch's name of the dtype that a quantised tensor computes in; None where it follows its input."""
+    """Return torch's name of the dtype that a quantized tensor computes in; None where it follows its input."""
     state = getattr(tensor, "quant_state", None)
     found = state.dtype if state is not None else tensor.dtype
     return str(found).removeprefix("torch.") if found.is_floating_point else None
 
 
 def rule(model: Any) -> Callable[[str, Any], bool]:
-    """Return whether the model's quantiser takes the weight of a module, given its path and itself.
+    """Return whether the model's quantizer takes the weight of a module, given its path and itself.
 
-    The quantiser's own list of what it leaves out decides (``modules_to_not_convert``: the head, embeddings, what the
+    The quantizer's own list of what it leaves out decides (``modules_to_not_convert``: the head, embeddings, what the
     model class keeps), not whether the module was replaced: that is what has to be found out. See
     ``replace_with_bnb_linear`` and ``TorchAoHfQuantizer.param_needs_quantization`` in transformers.
     """
@@ -106,7 +106,7 @@ def rule(model: Any) -> Callable[[str, Any], bool]:
 
 
 def rule_of(quantiser: Any) -> Callable[[str, Any], bool]:
-    """Return `rule` of a model with this quantiser of transformers, whose `modules_to_not_convert` is set."""
+    """Return `rule` of a model with this quantizer of transformers, whose `modules_to_not_convert` is set."""
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.quantizers_utils import should_convert_module
@@ -127,7 +127,7 @@ def rule_of(quantiser: Any) -> Callable[[str, Any], bool]:
 
 @dataclass
 class Survey:
-    """What is quantised in a model: modules and elements, and what was kept as it is in the checkpoint.
+    """What is quantized in a model: modules and elements, and what was kept as it is in the checkpoint.
 
     `kept` names modules with a kept tensor of two or more dimensions; vectors (norms, biases) only count as elements.
     """

@@ -1,6 +1,6 @@
 """The plain tensors behind a model's tensors: the memory that they take, how they are split over ranks, their pages.
 
-A quantised tensor is not one piece of memory: torchao's are wrappers whose own address is 0, bitsandbytes' carry their
+A quantized tensor is not one piece of memory: torchao's are wrappers whose own address is 0, bitsandbytes' carry their
 scales beside them. Whoever reads addresses, devices or sizes asks for the parts.
 """
 
@@ -49,7 +49,7 @@ def named_parts(tensor: Any, module: Any = None) -> Iterator[tuple[str, Any]]:
 
 def state_parts(state: Any, prefix: str = "state") -> Iterator[tuple[str, Any]]:
     """Yield the tensors of bitsandbytes' state of a 4 bit weight by name, and of the one inside it; None has none."""
-    while state is not None:  # with double quantisation one is inside another
+    while state is not None:  # with double quantization one is inside another
         yield from ((f"{prefix}.{name}", part) for name, part in _tensors_of(state))
         state, prefix = getattr(state, "state2", None), f"{prefix}.state"
 
@@ -92,7 +92,7 @@ def weights_bytes(model: Any) -> int:
 def weights_bytes_by_device(model: Any) -> dict[str, int]:
     """Return the bytes of memory that parameters and buffers take on each device (``cpu``, ``cuda:0``), each byte once.
 
-    Tensors that share memory (ties, views) count once, quantised ones with their scales. What is on meta, as offloaded
+    Tensors that share memory (ties, views) count once, quantized ones with their scales. What is on meta, as offloaded
     weights are between forwards, is not in memory and does not count.
     """
     spans = sorted(
@@ -197,7 +197,7 @@ def touch(model: Any) -> int:
 
 
 def _extents(model: Any) -> list[tuple[int, int]]:
-    """Return (address, bytes) of the host memory behind the model, merged where tensors lie on neighbouring pages."""
+    """Return (address, bytes) of the host memory behind the model, merged where tensors lie on neighboring pages."""
     spans = sorted(
         (tensor.data_ptr(), tensor.data_ptr() + reach(tensor))
         for tensor in held(model)

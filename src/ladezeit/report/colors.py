@@ -1,4 +1,4 @@
-"""The colours of all pictures and charts: colour-blind safe (Okabe and Ito), told apart in grey print too."""
+"""The colors of all pictures and charts: color-blind safe (Okabe and Ito), told apart in gray print too."""
 
 BLUE = "#0072B2"
 ORANGE = "#E69F00"

@@ -30,7 +30,7 @@ _Figure = tuple[float, Interval | None]
 
 @dataclass(frozen=True)
 class _Panel:
-    """A quantity: its title, its value and interval by row, how it is written, its colour, and a limit to mark."""
+    """A quantity: its title, its value and interval by row, how it is written, its color, and a limit to mark."""
 
     title: str
     values: list[_Figure | None]
@@ -106,7 +106,7 @@ def _limits_in_words(points: Sequence[PointFigures], panel: _Panel) -> str:
 
 
 def palette(points: Sequence[PointFigures]) -> dict[str, str]:
-    """Return a colour for each of the longest phases of all `points`, the longest first: one phase, one colour."""
+    """Return a color for each of the longest phases of all `points`, the longest first: one phase, one color."""
     largest: dict[str, float] = {}
     for point in points:
         whole_s = sum(phase_medians(point).values())
@@ -172,7 +172,7 @@ def _style(path: str, colour_of: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _legend(figure: Any, bars: Sequence[Mapping[str, float]], colour_of: Mapping[str, str]) -> None:
-    """Name the colours below the axes, in the order in which they are stacked."""
+    """Name the colors below the axes, in the order in which they are stacked."""
     from matplotlib.patches import Patch
 
     there = [path for path in (*colour_of, _OTHERS, _REST) if any(bar.get(path, 0.0) > 0 for bar in bars)]

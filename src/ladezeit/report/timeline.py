@@ -97,7 +97,7 @@ def _panels(phases: Sequence[Phase]) -> list[tuple[str, list[_Row]]]:
         zero_s = min(phase.start_s for phase in load or inside)
         rows = _rows(inside, zero_s)
         if load:
-            # What no phase of the load accounts for has no place in time: it is drawn from zero, in grey.
+            # What no phase of the load accounts for has no place in time: it is drawn from zero, in gray.
             rest_s = sum(phase.self_s for phase in load)
             rows.append(_Row("unattributed", 0, [(0.0, rest_s)], rest_s, _REST_COLOUR))
         panels.append(("inside the load", rows))

@@ -32,7 +32,7 @@ _DRAIN_LIMIT_S = 20.0
 
 
 def run(composed: DictConfig) -> float:
-    """Measure one composed point; return ``load/total_s``, infinite where there is none (sweepers may minimise it).
+    """Measure one composed point; return ``load/total_s``, infinite where there is none (sweepers may minimize it).
 
     Raises:
         ConfigError, CheckpointError, NotRunnableError, OutOfMemoryError: outside of a sweep, where nothing can be

@@ -25,7 +25,7 @@ class Job:
 def in_blocks(jobs: Sequence[Job], seed: int) -> list[Job]:
     """Order `jobs` in one block a sample number, shuffled inside each block by `seed`.
 
-    Whatever drifts while a sweep runs (clocks, temperature, a neighbour) then meets every point alike.
+    Whatever drifts while a sweep runs (clocks, temperature, a neighbor) then meets every point alike.
     """
     blocks: dict[int, list[Job]] = {}
     for job in jobs:

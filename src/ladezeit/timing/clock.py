@@ -1,6 +1,6 @@
 """The clock of a sample: phases as ``with clock.span("load/read")`` that add up to the wall time.
 
-A span costs two readings of the monotonic clock and, on a GPU, one synchronisation at its end; nothing in it blocks or
+A span costs two readings of the monotonic clock and, on a GPU, one synchronization at its end; nothing in it blocks or
 allocates device memory. Spans nest by time, not by name: the one opened inside another is its child. They are those of
 the thread that made the clock: what others do meanwhile is no phase of its own.
 """

@@ -62,7 +62,7 @@ def tag_key(sweep_id: str, kind: str = EVERY_SAMPLE) -> str:
 
 
 def save(client: Any, experiment_id: str, record: SweepRecord) -> None:
-    """Write the sweep's views into its experiment and colour its runs by point; raises whatever MLflow raises."""
+    """Write the sweep's views into its experiment and color its runs by point; raises whatever MLflow raises."""
     condition = sample_condition(record.id)
     runs = client.search_runs([experiment_id], condition, max_results=_MOST_RUNS)
     largest: dict[str, float] = {}

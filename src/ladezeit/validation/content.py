@@ -183,7 +183,7 @@ def _ties(grouped: list[list[Held]], manifest: Manifest, expected: Expected) -> 
 
     Offloaded tensors are not judged: each is brought in by itself.
     """
-    # A quantiser may share a code book among all weights, or not: whoever shares wrongly holds other bytes.
+    # A quantizer may share a code book among all weights, or not: whoever shares wrongly holds other bytes.
     grouped = [
         group
         for group in grouped

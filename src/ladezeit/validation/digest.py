@@ -46,7 +46,7 @@ def digests(tensors: "Mapping[str, Tensor]") -> dict[str, str]:
     Strided tensors count as their elements in order. Tensors may lie on several devices; none may be on meta.
 
     Raises:
-        ValueError: a tensor has no bytes to read: it is on meta, sparse or of a quantised torch dtype.
+        ValueError: a tensor has no bytes to read: it is on meta, sparse or of a quantized torch dtype.
     """
     import torch
 

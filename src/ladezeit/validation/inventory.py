@@ -11,7 +11,7 @@ PARAMETER = "parameter"
 BUFFER = "buffer"
 #: A buffer that no checkpoint holds: the model's class computes it.
 COMPUTED = "computed"
-#: A part of a weight that a quantiser made of one in the checkpoint.
+#: A part of a weight that a quantizer made of one in the checkpoint.
 QUANTISED = "quantised"
 
 
@@ -65,7 +65,7 @@ def _of_module(path: str, module: Any) -> Iterator[Held]:
 
 
 def _held(full: str, kind: str, tensor: Any, module: Any, name: str) -> Iterator[Held]:
-    """Yield a tensor, or what it is made of where it is quantised: codes, scales and code books, by their names."""
+    """Yield a tensor, or what it is made of where it is quantized: codes, scales and code books, by their names."""
     way = way_of(tensor)
     for part, plain in named_parts(tensor, module if name == "weight" else None):
         fetch = None if part else _elsewhere(module, name, tensor)

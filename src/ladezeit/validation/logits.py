@@ -116,7 +116,7 @@ class Reference:
 def reference_file(subject: Subject, runtime: RuntimeConfig, building: Callable[[], None] = lambda: None) -> Path:
     """Return the file of the reference for `subject` by these settings, made where there is none for its files.
 
-    A quantised one is loaded by transformers with the same quantiser. `runtime` are settings that change what is
+    A quantized one is loaded by transformers with the same quantizer. `runtime` are settings that change what is
     computed: attention, threads, precision. `building` is called before a reference is made, which takes two loads.
 
     Raises:
@@ -179,7 +179,7 @@ def sure_tokens(one: Spoken, other: Spoken, passing: float) -> int:
 def tolerance(spoken: Spoken, noise: float, dtype: str) -> float:
     """Return the greatest difference that is let pass: four times the noise, at least one step of the greatest logit.
 
-    A step is the distance between neighbouring numbers of `dtype`, in which the logits are computed.
+    A step is the distance between neighboring numbers of `dtype`, in which the logits are computed.
     """
     import numpy as np
     import torch

@@ -40,7 +40,7 @@ _ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _PROCESS_BYTES = 1.5 * 2**30
 _MOST_NAMED = 10
 
-#: What transformers quantises to 4 bit with, in elements that share a scale.
+#: What transformers quantizes to 4 bit with, in elements that share a scale.
 _BLOCK = 64
 _MOST_UNSTEADY = 5
 
@@ -49,11 +49,11 @@ def manifest_file(subject: Subject, building: Callable[[], None] = lambda: None)
     """Return the file of the manifest of `subject`, made where there is none for its checkpoint's files.
 
     `building` is called before a manifest is made, which takes as long as a load and two passes over the weights; for
-    split weights some more passes, for quantised ones the quantiser's own time twice.
+    split weights some more passes, for quantized ones the quantizer's own time twice.
 
     Raises:
         CheckpointError: the files are not what the hub says, or the reference load is not the checkpoint's, or the
-            quantiser does not repeat itself.
+            quantizer does not repeat itself.
         NotRunnableError: the weights fit neither into host memory nor onto the device.
     """
     checkpoint = subject.checkpoint
@@ -162,10 +162,10 @@ class Entry:
 
 
 def _with_quantised(entries: dict[str, Entry], model: Any, request: dict[str, Any]) -> dict[str, Entry]:
-    """Return the entries of a plain load, with the parts that the quantiser makes of a weight in place of the weight.
+    """Return the entries of a plain load, with the parts that the quantizer makes of a weight in place of the weight.
 
     Raises:
-        CheckpointError: the quantiser does not repeat itself.
+        CheckpointError: the quantizer does not repeat itself.
     """
 
     made = quantised_entries(model, Scheme(**request["scheme"]), request["dtype"], request["device"])
@@ -260,11 +260,11 @@ def read(path: Path) -> Manifest:
         raise CheckpointError(f"{path} is no manifest: {cause!r}. Remove it, and it is made again") from cause
 
 
-# What the library's own quantiser makes of weights that are proven already: the measure for quantised loads.
+# What the library's own quantizer makes of weights that are proven already: the measure for quantized loads.
 
 
 def taken(model: Any, scheme: Scheme, dtype: str) -> list[str]:
-    """Return the names of the weights of a plain `model` that the scheme's quantiser takes, by its own list."""
+    """Return the names of the weights of a plain `model` that the scheme's quantizer takes, by its own list."""
     from transformers.quantizers import AutoHfQuantizer
 
     quantiser = AutoHfQuantizer.from_config(quantization_config(scheme, dtype), pre_quantized=False)
@@ -281,7 +281,7 @@ def quantised_entries(model: Any, scheme: Scheme, dtype: str, device: str) -> di
         model: a plain one, proven; its weights are of `dtype`.
         scheme: what is asked for.
         dtype: torch's name.
-        device: where the load quantises; another device's kernels may round differently.
+        device: where the load quantizes; another device's kernels may round differently.
 
     Raises:
         CheckpointError: the library makes something else of the same weight the second time.

@@ -1,4 +1,4 @@
-"""Checks of a model that are not about one tensor's place or bytes: quantisation, generation config, float32, ties."""
+"""Checks of a model that are not about one tensor's place or bytes: quantization, generation config, float32, ties."""
 
 import copy
 import json
@@ -19,14 +19,14 @@ _ABOUT_THE_FILE = ("transformers_version", "_from_model_config")
 
 
 def spoken_claim(expected: Expected) -> str | None:
-    """Return what it proves that a quantised model says what its reference says; None for one that is not quantised."""
+    """Return what it proves that a quantized model says what its reference says; None for one that is not quantized."""
     if expected.quantisation is None:
         return None
     return "it generates what another load by the same quantizer generates, which need not be what the original would"
 
 
 class Quantised:
-    """Judges the weights of a model one by one; `count` is how many were found quantised as asked."""
+    """Judges the weights of a model one by one; `count` is how many were found quantized as asked."""
 
     def __init__(self, model: Any, expected: Expected) -> None:
         self._asked = expected.quantisation
@@ -57,7 +57,7 @@ class Quantised:
         return []
 
     def claim(self) -> str | None:
-        """Return what looking at weights one by one proves of the quantised ones; None where none was asked for."""
+        """Return what looking at weights one by one proves of the quantized ones; None where none was asked for."""
         if not self.count:
             return None
         return f"{self.count} weights are quantized as asked ({self._asked}); their values were not compared"

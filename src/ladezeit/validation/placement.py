@@ -56,7 +56,7 @@ class _Held:
 
 @dataclass(frozen=True)
 class _Counts:
-    """How much was seen, and how much of that is quantised or offloaded."""
+    """How much was seen, and how much of that is quantized or offloaded."""
 
     tensors: int
     modules: int

@@ -61,7 +61,7 @@ class Proof:
     """What a validation level looked at, what it found and what it cost.
 
     `passed` is True only where the level ran and found nothing: a level that did not run proves nothing. `claim` is one
-    sentence for reports, where the level alone would be misread: what of a quantised or split model is proven; None
+    sentence for reports, where the level alone would be misread: what of a quantized or split model is proven; None
     where the level says it all, or nothing is proven.
     """
 

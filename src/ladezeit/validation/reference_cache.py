@@ -107,7 +107,7 @@ class Subject:
 
     `name` is the model's, for people. `dtype` is torch's name of the dtype that is asked for, never ``auto``; `device`
     torch's name of the run's device, `hardware` its product's name, for another product computes other last bits.
-    `cache` is ladezeit's cache folder. `scheme` is what weights are quantised to, `ranks` over how many processes they
+    `cache` is ladezeit's cache folder. `scheme` is what weights are quantized to, `ranks` over how many processes they
     are split.
     """
 

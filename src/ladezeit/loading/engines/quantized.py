@@ -1,4 +1,4 @@
-"""The engines `bitsandbytes_8bit`, `bitsandbytes_4bit` and `torchao_int8`: `from_pretrained` that quantises on its way.
+"""The engines `bitsandbytes_8bit`, `bitsandbytes_4bit` and `torchao_int8`: `from_pretrained` that quantizes on its way.
 
 transformers reads one tensor after another in full, hands it to the library, and keeps what comes back. A library that
 finds nothing to do says so in its log at most: here it is an error.

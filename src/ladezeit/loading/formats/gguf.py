@@ -1,4 +1,4 @@
-"""Writes checkpoints as GGUF, every bit kept: bfloat16, float16 and float32 as they are, nothing quantised.
+"""Writes checkpoints as GGUF, every bit kept: bfloat16, float16 and float32 as they are, nothing quantized.
 
 What llama.cpp's own converter does to names and layouts is done here too, because readers undo it: tensors have its
 names, rows of llama's query and key are interleaved, and the experts of a layer are one tensor. The tokenizer stays in
