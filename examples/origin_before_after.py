@@ -1,4 +1,4 @@
-"""The origin case in code: a hand-written manager's flow against `ModelManager`, on the same checkpoint and settings.
+"""The case study in code: a hand-written manager's flow against `ModelManager`, on the same checkpoint and settings.
 
     python examples/origin_before_after.py              # the model `tiny`, made in an instant
     python examples/origin_before_after.py /data/my-model

@@ -16,10 +16,14 @@ class LoadMetrics:
         self.loads = Counter("ladezeit_loads", "Loads by outcome", ["model", "outcome"], registry=self.registry)
         self.unloads = Counter("ladezeit_unloads", "Models unloaded", ["model", "why"], registry=self.registry)
         self.seconds = Histogram(
-            "ladezeit_load_seconds", "From asking to proven", ["model"], buckets=_SECONDS, registry=self.registry
+            "ladezeit_load_seconds",
+            "From request to verified model",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.proof_seconds = Histogram(
-            "ladezeit_proof_seconds", "What the proof cost", ["model"], buckets=_SECONDS, registry=self.registry
+            "ladezeit_proof_seconds", "Cost of the verification", ["model"], buckets=_SECONDS, registry=self.registry
         )
         self.bytes = Gauge("ladezeit_weights_bytes", "Memory of loaded weights", ["place"], registry=self.registry)
 

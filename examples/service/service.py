@@ -1,8 +1,8 @@
-"""A service with several models under one memory budget: start-up, readiness after proof, answers, metrics.
+"""A service with several models under one memory budget: start-up, readiness after verification, answers, metrics.
 
     LADEZEIT_MODELS=models.json LADEZEIT_HOST_BUDGET=8GiB uvicorn --factory service:from_environment
 
-What to look at: `/ready` answers 503 until the models that have to be there are loaded *and proven*; `/generate` holds
+What to look at: `/ready` answers 503 until the required models are loaded *and verified*; `/generate` holds
 a model for the time of one answer, so that none is unloaded under a request; a model that is not in memory is loaded
 by the request that wants it, in the place of the one that was used longest ago.
 """

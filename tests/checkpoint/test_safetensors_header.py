@@ -57,7 +57,7 @@ def test_entries_point_at_the_tensors_bytes(tmp_path: Path) -> None:
         (raw_file(b"[]"), "expected an object, found list"),
         (raw_file(b"[" * 200_000), "nested too deeply"),
         (raw_file(b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}'), "NaN is not JSON"),
-        (raw_file(b'{"a":1,"a":2}'), "the key 'a' stands there twice"),
+        (raw_file(b'{"a":1,"a":2}'), "the key 'a' occurs twice"),
         (raw_file({"a": ONE}, b"\0" * 7), "is truncated: its header describes"),
         (raw_file({"a": ONE}, b"\0" * 9), "1 bytes behind its last tensor"),
         (raw_file({"a": 1}), "described by int"),

@@ -133,7 +133,7 @@ def test_experts_that_are_cut_inside_are_proven(measure: Measure, cache: Path) -
         ),
         (
             "OneRankSplitsOtherwise",
-            "rank 1 splits 1 weights otherwise than rank 0 (model.layers.1.mlp.gate_proj.weight)",
+            "rank 1 splits 1 weights differently from rank 0 (model.layers.1.mlp.gate_proj.weight)",
         ),
     ],
 )

@@ -206,7 +206,7 @@ for state in CacheState:
         path.chmod(0o644)
         done = python(code, path)
     cold, warm_, half_, as_is = done.stdout.splitlines() or [done.stderr]
-    assert cold.startswith("nan False cache=cold was asked, but whether it is so is not told")
+    assert cold.startswith("nan False cache=cold was asked, but whether it is so is unknown")
     assert warm_.startswith("nan False cache=warm was asked")
     assert half_.startswith("nan False cache=half was asked")
     assert as_is == "nan True None"

@@ -38,7 +38,7 @@ def doubt(result: Result) -> str | None:
     if result.status is not Status.ok:
         return None
     if result.config.get("profile"):
-        return "measured under a profiler, which takes its own time"
+        return "measured under a profiler, which itself takes time"
     return _unproven(result)
 
 
@@ -62,7 +62,7 @@ def exclusion(samples: Sequence[Result]) -> str | None:
     ranked by what it measured; its status counts stand beside. Loads in production are shown and never ranked.
     """
     if any(value_of(result, "process") == PRODUCTION for result in samples):
-        return "loaded in production, beside other work and with a page cache that nobody set: not a measurement"
+        return "loaded in production, next to other work and with an uncontrolled page cache: not a measurement"
     wrong = [result for result in samples if result.status is Status.wrong]
     if wrong:
         return f"{len(wrong)} of {len(samples)} wrong: {why(wrong[0])}"

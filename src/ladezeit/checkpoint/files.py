@@ -186,7 +186,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) < len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key '{shortened(twice)}' stands there twice")
+        raise ValueError(f"the key '{shortened(twice)}' occurs twice")
     return unique
 
 

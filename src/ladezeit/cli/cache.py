@@ -23,7 +23,7 @@ NOT_SO = 1
 
 Model = Annotated[str, typer.Argument(help="A configured name, a folder, or a hub id (org/name@revision).")]
 Loading = Annotated[
-    str | None, typer.Option(help="The loading method: of one with a format of its own the converted files are meant.")
+    str | None, typer.Option(help="The loading method; for one with its own format, the converted files are used.")
 ]
 ConfigDir = Annotated[Path | None, typer.Option(help="A folder of your own options, such as model/mine.yaml.")]
 
@@ -40,11 +40,13 @@ app = typer.Typer(
 def _prefetch(
     model: Model,
     *,
-    rate_mb_per_s: Annotated[float | None, typer.Option(help="The most MB (10^6 bytes) read in a second.")] = None,
+    rate_mb_per_s: Annotated[
+        float | None, typer.Option(help="Read at most this many MB (10^6 bytes) per second.")
+    ] = None,
     loading: Loading = None,
     config_dir: ConfigDir = None,
 ) -> None:
-    """Bring a model's files into memory, as far as it fits, before somebody waits for them."""
+    """Read a model's files into the page cache, if they fit, before they are needed."""
     from ladezeit.serving.prefetch import prefetch
 
     with Console(stderr=True).status(model) as status:
@@ -61,13 +63,13 @@ def _prefetch(
 
 @app.command("evict")
 def _evict(model: Model, *, loading: Loading = None, config_dir: ConfigDir = None) -> None:
-    """Let go of a model's files in memory; what a process has mapped stays."""
+    """Drop a model's files from the page cache; pages that a process has mapped stay."""
     from ladezeit.serving.prefetch import evict
 
     found = evict(model, loading=loading, config_dir=config_dir)
     _say(found)
     if not found.is_cold:
-        print("some of it is mapped by a process, or lies on a file system that is memory", file=sys.stderr)
+        print("some of it is mapped by a process, or is on a file system that lives in memory", file=sys.stderr)
         raise typer.Exit(NOT_SO)
 
 
@@ -84,7 +86,7 @@ def _status(model: Model, *, loading: Loading = None, config_dir: ConfigDir = No
 
 @app.command("list")
 def _list() -> None:
-    """Show what lies in ladezeit's cache folder, and how much of it is in memory."""
+    """Show what is in ladezeit's cache folder, and how much of it is in memory."""
     from ladezeit.checkpoint.cache import contents
     from ladezeit.system.files import cache_folder
     from ladezeit.system.page_cache import resident_share

@@ -11,7 +11,7 @@ from ladezeit.errors import run_as
 
 app = typer.Typer(
     name="ladezeit-results",
-    help="What was measured, and what follows from it. Reads sweep folders, results and MLflow experiments.",
+    help="Compare, judge and report measured samples. Reads sweep folders, results and MLflow experiments.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

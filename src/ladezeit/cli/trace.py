@@ -20,14 +20,18 @@ from ladezeit.errors import USAGE, ConfigError, run_as
 
 def command(
     loader: Annotated[str, typer.Argument(help="module:function, module:Class.method, or path/to/file.py:function.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Anything else of the config, as key=value.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Any other config values, as key=value.")] = None,
     *,
     checkpoint: Annotated[str, typer.Option(help="A checkpoint's folder, or the name of a configured model.")],
-    name: Annotated[str | None, typer.Option(help="What it is called in results. Default: from its own name.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Its name in results. Default: derived from the function's name.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Fresh processes per configuration; a verdict needs 5.")] = 5,
-    cache: Annotated[str, typer.Option(help="cold, warm, as_is, or several with commas.")] = "warm",
+    cache: Annotated[str, typer.Option(help="cold, warm, as_is, or several, separated by commas.")] = "warm",
     against: Annotated[str, typer.Option(help="Loading methods to compare with; empty for none.")] = "transformers",
-    profile: Annotated[bool, typer.Option("--profile", help="One profiled sample instead, and its functions.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Measure one profiled sample instead, and show its functions.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="The folder for the results.")] = None,
 ) -> None:
     """Measure your own load function as it is, verify its model, and report where its time goes."""

@@ -144,7 +144,7 @@ def draw_phases(section: Section, colour_of: Mapping[str, str], name: str) -> Pi
         figure,
         name,
         alt=f"Phases of the load, {section.title}: {said}.",
-        caption="Medians of each phase's own time, stacked; hatched: what no phase explains. Black line: median of the "
+        caption="Medians of each phase's own time, stacked; hatched: unattributed time. Black line: median of the "
         f"whole load, from which the sum of medians may differ a little.{more}",
     )
 

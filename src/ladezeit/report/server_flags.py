@@ -65,7 +65,7 @@ def as_text(handed: list[HandOver]) -> str:
     lines = []
     for each in handed:
         lines.append(f"# {each.model} by {each.method}, {each.server}" + (f": {each.note}" if each.note else ""))
-        lines.append(each.command or f"# {each.server} has no flag for it: measure its own loaders there")
+        lines.append(each.command or f"# {each.server} has no such flag: measure its own loaders on that server")
     return "\n".join(lines)
 
 

@@ -55,7 +55,9 @@ class RankSample(Sample):
         for rank, (_, _, other) in enumerate(verdicts):
             apart = sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name))
             if apart:
-                what = f"splits {len(apart)} weights otherwise than rank 0 ({apart[0]}): their parts are not the whole"
+                what = (
+                    f"splits {len(apart)} weights differently from rank 0 ({apart[0]}): their parts are not the whole"
+                )
                 self._wrong(f"rank {rank} {what}")
                 return None
         return proof

@@ -157,7 +157,7 @@ def tell_log(event: Event) -> None:
             log.error("%s was not loaded, after %.3f s: %s", event.model, event.seconds, event.error)
         case Unloaded():
             left = (
-                "somebody still holds it" if event.still_held else f"{in_words(event.freed.host)} of host memory back"
+                "something still holds it" if event.still_held else f"{in_words(event.freed.host)} of host memory back"
             )
             log.info("unloaded %s (%s): held %s, %s", event.model, event.why.value, event.held, left)
 

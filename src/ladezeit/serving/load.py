@@ -1,4 +1,4 @@
-"""`load`: a Hugging Face language model in this process, by the measured best method, proven before it is returned."""
+"""`load`: a Hugging Face language model in this process, by the measured best method, verified before it returns."""
 
 import contextlib
 import gc
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _ONE_LOAD = threading.RLock()
 
 
-# What `ladezeit.load` returns: a proven model, and the record of how it came to be.
+# What `ladezeit.load` returns: a verified model, and the record of how it came to be.
 
 
 @dataclass(eq=False)
@@ -49,7 +49,7 @@ class LoadedModel:
     """A model in this process, as it was asked for.
 
     `model` is the `transformers` model, in eval mode. `phases` are seconds since the call of `load`; what none of them
-    explains is `total_s` less the sum of the outermost. `proof` says what was looked at and what that proves.
+    explains is `total_s` less the sum of the outermost. `proof` says what was checked and what that guarantees.
     `effective` says what really happened (engine, threads, bytes read, attention, dtype, device), as a result file has
     it; `device_map` is module to device where the placement was over several. `config` holds the method, and
     `chosen_by` who chose it: ``loading``, ``profile`` or ``auto``.
@@ -67,7 +67,7 @@ class LoadedModel:
 
     @property
     def load_s(self) -> float:
-        """Seconds of the load alone, without imports, preparation and proof: ``load/total_s`` of a result file."""
+        """Seconds of the load alone, without imports, preparation, verification: ``load/total_s`` of a result file."""
         return sum(phase.duration_s for phase in self.phases if phase.path == LOAD)
 
     @cached_property
@@ -100,7 +100,7 @@ def load(
     progress: Progress | None = None,
     config_dir: str | os.PathLike[str] | None = None,
 ) -> LoadedModel:
-    """Load a model, prove it, and return it; may be called from any thread, and loads are done one after another.
+    """Load a model, verify it, and return it; may be called from any thread; loads run one after another.
 
     Args:
         model: a configured name, a folder, or a hub id: ``org/name``, better ``org/name@revision``. Code of a
@@ -109,7 +109,7 @@ def load(
         profile: a loading profile, as `ladezeit-results verdict` writes it, or its content: the method for this model.
         loading: the name of an option in ``conf/loading`` or its arguments; goes before the profile. Without either
             `auto` chooses.
-        validation: what is proven before the model is returned: ``placement`` (milliseconds), ``content`` (every bit,
+        validation: what is verified before the model is returned: ``placement`` (milliseconds), ``content`` (every bit,
             against a manifest that is made at the first load and kept), ``logits``, ``full``, or ``none``.
         max_memory: what a strategy (``loading="device_map_auto"``) may fill: place to size (``20GiB``) or share.
         allow_offload: whether weights may stay off the device; without, that is an error.
@@ -117,12 +117,12 @@ def load(
         config_dir: a folder of your own options, as Hydra's ``--config-dir`` takes it.
 
     Raises:
-        ConfigError: a name or value means nothing, or values do not go together.
-        CheckpointError: the checkpoint cannot be had, is damaged, or not safe to read.
+        ConfigError: a name or value is unknown, or values do not go together.
+        CheckpointError: the checkpoint is unavailable, damaged, or not safe to read.
         NotRunnableError: no such device, a package is missing, or the model does not fit; nothing was read.
-        OutOfMemoryError: memory of the device or of the host ran out; what was loaded is let go.
-        LoadError: the load did not end with the model that was asked for.
-        ValidationError: it did not pass its proof; its memory is free again.
+        OutOfMemoryError: device or host memory ran out; what was loaded is freed.
+        LoadError: the load did not produce the requested model.
+        ValidationError: it failed verification; its memory is freed.
     """
     clock = Clock(time.monotonic_ns(), notify=lambda path: progress(path, 0, 0) if progress else None)
     with clock.span("config"):
@@ -210,7 +210,7 @@ class _Load:
         said = str(error).strip().split("\n")[0] or type(error).__name__
         return OutOfMemoryError(
             f"memory ran out while {self.config.model.name} was loaded by {self.config.loading.name} to "
-            f"{self.device.name}: {said}. What was loaded is let go. End what else uses the memory, take a smaller "
+            f"{self.device.name}: {said}. What was loaded is freed. Stop what else uses the memory, use a smaller "
             f"dtype or model, or allow offload (loading='device_map_auto', allow_offload=True)"
         )
 

@@ -1,4 +1,4 @@
-"""ModelManager: several models in one process, each loaded once, proven, and unloaded when others need its memory."""
+"""ModelManager: several models in one process, each loaded once, verified, and unloaded when others need its memory."""
 
 import threading
 import time
@@ -57,7 +57,7 @@ class UnloadReport:
             return f"{self.model} was not loaded"
         if self.still_held:
             return (
-                f"{self.model} is out of the manager, but somebody holds its tensors: {self.held} come back when the "
+                f"{self.model} is out of the manager, but something holds its tensors: {self.held} come back when the "
                 f"last reference to the model or to one of its parts goes"
             )
         return f"{self.model} is unloaded: its tensors took {self.held}, the process has {self.freed} less"
@@ -102,13 +102,13 @@ class ModelManager:
     """Loads models by name, at most once each, under a budget of memory; all methods may be called from any thread.
 
     Args:
-        config: models by name, in the origin case's form, or the path of such a JSON file or of a loading profile in
+        config: models by name, in the case study's form, or the path of such a JSON file or of a loading profile in
             YAML. It is read here, once.
         gpu_budget: bytes (or ``20GiB``) that the weights of all models may take on all GPUs together; None leaves it
             to what is free when a model is loaded.
         host_budget: the same for the host's memory.
         wait_s: how long a load may wait for models in use to end, in seconds.
-        validation: what is proven of models whose configuration does not say it.
+        validation: the level for models whose configuration does not set one.
         listeners: told every event (see `ladezeit.serving.events`), in the thread in which it happened; what they
             raise is logged and goes no further.
         loader: what loads; None takes `ladezeit.load`.
@@ -189,7 +189,7 @@ class ModelManager:
         return self._unload(name, Why.asked, wait_s)
 
     def swap(self, old: str, new: str) -> "Loaded":
-        """Put `new` in the place of `old`: beside it where both fit, so that `old` answers until `new` is proven.
+        """Put `new` in the place of `old`: next to it if both fit, so that `old` answers until `new` is verified.
 
         Where they do not both fit `old` is unloaded first, once its uses ended. Where `new` cannot be loaded beside
         it, `old` stays as it is.
@@ -217,7 +217,7 @@ class ModelManager:
         return loaded
 
     def status(self) -> "ManagerStatus":
-        """Return what is loaded, in use and charged at this moment, and what each load and proof cost."""
+        """Return what is loaded, in use and charged at this moment, and what each load and verification cost."""
 
         with self._rooms.changed:
             self._rooms.settle()
@@ -339,7 +339,7 @@ class ModelStatus:
     """One model: `state` is ``loaded``, ``loading``, ``failed`` or ``not loaded``.
 
     `uses` counts the leases that are open, `loads` how often it was loaded so far. `load_s`, `validation_s` (what the
-    proof cost, inside of `load_s`), `method` and `proof` are those of the load it is in memory by.
+    verification cost, part of `load_s`), `method` and `proof` are those of the load it is in memory by.
     """
 
     state: str

@@ -1,6 +1,6 @@
 """What a `ModelManager` is told, from its file or mapping to typed settings; nothing else of it is ever read again.
 
-Two forms are understood: the origin case's JSON, keyed by the model's name, and the loading profile in YAML that
+Two forms are understood: the case study's JSON, keyed by the model's name, and the loading profile in YAML that
 ``ladezeit-results verdict --write-profile`` writes. Every key is known or an error.
 """
 

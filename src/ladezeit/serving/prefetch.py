@@ -76,7 +76,7 @@ def prefetch(
         NotRunnableError: it does not fit into memory; nothing was read.
     """
     if rate is not None and not rate > 0:
-        raise ConfigError(f"rate={rate} bytes a second would never end: give a positive rate, or None for no limit")
+        raise ConfigError(f"rate={rate} bytes per second would never end: give a positive rate, or None for no limit")
     own = _folder(config_dir)
     config = model_of(model, own)
     told = progress or (lambda what, done, total: None)

@@ -61,7 +61,7 @@ class Loader(Protocol):
         ...
 
     def load(self, settings: ModelSettings) -> Loaded:
-        """Load and prove the model.
+        """Load and verify the model.
 
         Raises:
             LadezeitError: it could not be loaded, or is not what was asked for.

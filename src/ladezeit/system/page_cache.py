@@ -59,7 +59,7 @@ def resident_bytes(path: Path) -> int:
     if _size(path) == 0:
         return 0
     if not may_ask(path):
-        raise CheckpointError(f"which pages of {path} are in memory is not told{_ONLY_OWNERS}")
+        raise CheckpointError(f"which pages of {path} are in memory is unknown{_ONLY_OWNERS}")
     with opened(path) as descriptor:
         found = resident_pages(descriptor, path, [(0, os.fstat(descriptor).st_size)])
     if found is None:
@@ -147,7 +147,7 @@ def verify(paths: Sequence[Path], state: CacheState) -> tuple[float, bool, str |
     """Return the resident share, whether that is `state`, and if not, why; what cannot be known is not `state`."""
     share = resident_share(paths)
     if math.isnan(share) and state is not CacheState.as_is:
-        return share, False, f"cache={state.value} was asked, but whether it is so is not told{_ONLY_OWNERS}"
+        return share, False, f"cache={state.value} was asked, but whether it is so is unknown{_ONLY_OWNERS}"
     if state is CacheState.cold and share >= COLD_BELOW:
         return share, False, f"cache=cold was asked, but {_percent(share)} of the checkpoint is in memory{_why(paths)}"
     if state is CacheState.warm and share <= WARM_ABOVE:
@@ -161,7 +161,7 @@ def verify(paths: Sequence[Path], state: CacheState) -> tuple[float, bool, str |
 def why_untold(paths: Sequence[Path]) -> str | None:
     """Return why nobody tells which pages of `paths` are in memory; None where that is told."""
     others = next((path for path in paths if not may_ask(path)), None)
-    return None if others is None else f"which pages of {others} are in memory is not told{_ONLY_OWNERS}"
+    return None if others is None else f"which pages of {others} are in memory is unknown{_ONLY_OWNERS}"
 
 
 def why_never_cold(folder: Path) -> str | None:

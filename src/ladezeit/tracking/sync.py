@@ -252,7 +252,7 @@ def folders(path: Path) -> Iterator[Path]:
     sweeps = sorted({record.parent for record in path.rglob(SWEEP_FILE_NAME)})
     single = [own for own in sample_folders(path) if not any(own.is_relative_to(sweep) for sweep in sweeps)]
     if not sweeps and not single:
-        raise LadezeitError(f"no {SWEEP_FILE_NAME} and no {FILE_NAME} at or below {path}: there is nothing to bring in")
+        raise LadezeitError(f"no {SWEEP_FILE_NAME} and no {FILE_NAME} at or below {path}: there is nothing to import")
     yield from sorted([*sweeps, *single])
 
 

@@ -227,7 +227,7 @@ def look(model: Any, reference: Reference) -> Look:
     said, sure = reference.spoken.agreed(spoken), reference.sure_tokens
     findings = []
     if not apart <= reference.tolerance:
-        what = f"are up to {apart:.3g} from the reference's, where {reference.tolerance:.3g} are let pass"
+        what = f"are up to {apart:.3g} from the reference's; the tolerance is {reference.tolerance:.3g}"
         findings.append(Finding("logits", "", f"the first token's {what}"))
     if said < sure:
         what = f"{spoken.token_ids} where the reference says {reference.spoken.token_ids}, the first {sure} for sure"

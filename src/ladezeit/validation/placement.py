@@ -194,7 +194,7 @@ def _dtypes(wrong: list[WrongDtype]) -> list[Finding]:
 def _keys(loaded: EngineModel) -> list[Finding]:
     return [
         *(
-            Finding("missing_key", key, "is not in the checkpoint: its values are made up")
+            Finding("missing_key", key, "is not in the checkpoint: its values are random")
             for key in loaded.missing_keys
         ),
         *(Finding("mismatched_key", key, "has another shape in the checkpoint") for key in loaded.mismatched_keys),

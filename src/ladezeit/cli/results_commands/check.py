@@ -32,9 +32,9 @@ def command(
     *,
     baseline: Annotated[
         str,
-        typer.Option(help="What to hold against: a sweep's folder, a result.json, an MLflow run's id, an experiment."),
+        typer.Option(help="What to compare with: a sweep folder, a result.json, an MLflow run ID, or an experiment."),
     ],
-    max_slowdown: Annotated[str, typer.Option(metavar="PERCENT", help="How much slower is still allowed, as 10%.")],
+    max_slowdown: Annotated[str, typer.Option(metavar="PERCENT", help="The slowdown that is allowed, such as 10%.")],
     metric: Annotated[str, typer.Option(help="load, cold_start, gpu_memory, host_memory, or any metric.")] = "load",
     experiment: Experiment = None,
     tracking_uri: TrackingUri = None,

@@ -10,10 +10,11 @@ def command(
     profile: Annotated[Path, typer.Argument(help="A loading profile in YAML (verdict --write-profile).")],
     *,
     model: Annotated[
-        str | None, typer.Option(help="What the servers are given: a hub id or a folder. Default: the profile's name.")
+        str | None,
+        typer.Option(help="The model argument for the servers: a hub ID or a folder. Default: the profile's name."),
     ] = None,
 ) -> None:
-    """Say how vLLM and SGLang load like the measured method, or that they cannot."""
+    """Print the vLLM and SGLang flags that load like the measured method, or say that there are none."""
     from ladezeit.analysis import profile_writer
     from ladezeit.report.server_flags import as_text, hand_over
 

@@ -12,9 +12,9 @@ def command(
     *,
     experiment: Experiment = DEFAULT_EXPERIMENT,
     tracking_uri: TrackingUri = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
 ) -> None:
-    """Set the runs of dead processes to their true end; those of living ones and of other machines stay."""
+    """Close the runs of dead processes with their true status; runs of live processes and other machines stay."""
     from ladezeit.tracking.sync import Fate, look, reap
 
     tracker = open_store(experiment, tracking_uri)

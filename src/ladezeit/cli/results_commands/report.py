@@ -26,7 +26,9 @@ def command(
     name: Annotated[str | None, typer.Option(help="Name of the files. Default: report; kept: the title.")] = None,
     keep: Annotated[
         Path | None,
-        typer.Option(help="Keep it for good instead: Markdown, pictures and all raw results, as in docs/results."),
+        typer.Option(
+            help="Write it for version control instead: Markdown, pictures and all raw results, as in docs/results."
+        ),
     ] = None,
 ) -> None:
     """Write the verdict, all tables, pictures, environment and commands as one report (Markdown and HTML)."""

@@ -18,7 +18,7 @@ def command(
     experiment: Experiment = DEFAULT_EXPERIMENT,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Write to MLflow what it lacks of the results on disk, wherever they were measured; nothing is doubled."""
+    """Import the results on disk that MLflow lacks, wherever they were measured; nothing is duplicated."""
     from ladezeit.tracking.sync import folders, sync
 
     units = [unit for path in paths or [outputs() / "sweeps"] for unit in folders(path)]

@@ -20,7 +20,7 @@ def command(
     experiment: Experiment = DEFAULT_EXPERIMENT,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Start the MLflow UI, print where the newest sweep is compared, and end it with Ctrl-C."""
+    """Start the MLflow UI and print the address of the newest sweep's comparison; Ctrl-C ends it."""
     from ladezeit.results.redaction import without_credentials
     from ladezeit.tracking.ui import serving
 

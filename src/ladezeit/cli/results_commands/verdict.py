@@ -32,7 +32,9 @@ def command(
     format: Annotated[Format, typer.Option(help="How it is written.")] = Format.text,
     write_profile: Annotated[
         Path | None,
-        typer.Option(help="Write the best methods as a loading profile: YAML, or by the ending .json keyed by model."),
+        typer.Option(
+            help="Write the best methods as a loading profile: YAML, or JSON keyed by model if the name ends in .json."
+        ),
     ] = None,
 ) -> None:
     """Decide: the best method per model and cache state, what the current one costs, where the time goes."""
