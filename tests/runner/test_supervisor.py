@@ -115,9 +115,9 @@ def test_live_progress_names_phases_while_they_run(measure: Callable[..., Result
 
 def test_a_hang_is_ended_with_everything_it_started(measure: Callable[..., Result], tmp_path: Path) -> None:
     """Deaf to SIGTERM and with a child of its own: the time limit ends both, and the log says where it hung."""
-    result = measure("Hangs", process=limited(2))
+    result = measure("Hangs", process=limited(8))  # on a busy machine it takes seconds until it hangs
     assert result.status is Status.timeout
-    assert result.reason and "2 s" in result.reason
+    assert result.reason and "8 s" in result.reason
     assert result.error and "in load" in result.error.trace, "the stacks show where it hung"
     child = int((tmp_path / "child.pid").read_text())
     deadline = time.monotonic() + 5
