@@ -81,7 +81,9 @@ def make(folder: Path, samples: int) -> None:
                 save(sample(method, cache, number, job, rng), own)
                 job += 1
     varying = ["cache", "loading", "sample"]
-    SweepRecord(SWEEP, "speed", "ladezeit -m …", varying, job, "2026-01-01T00:00:00+00:00", "made", 1).save(folder)
+    SweepRecord(SWEEP, "speed", "ladezeit -m …", varying, job, "2026-01-01T00:00:00+00:00", "made", 1).save_record(
+        folder
+    )
 
 
 def timed(arguments: list[str]) -> dict[str, float]:

@@ -101,29 +101,29 @@ class Link:
 class SimulatedDevice:
     """A `device.Device` behind a link; its memory has no bytes."""
 
-    near: frozenset[int] = frozenset()
+    numa_local: frozenset[int] = frozenset()
 
     def __init__(self, link: Link, native: bool) -> None:
         self.link, self._native = link, native
         self.driver = threading.Lock()
         self.pinned_bytes = 0
 
-    def allocate(self, size: int) -> torch.Tensor:
+    def allocate_memory(self, size: int) -> torch.Tensor:
         """Return `size` bytes of no memory."""
         return torch.empty(size, dtype=torch.uint8, device="meta")
 
-    def runtime(self) -> Runtime | None:
+    def load_runtime(self) -> Runtime | None:
         """Return functions that sleep, where native readers are to be simulated."""
-        return host_runtime.PumpedDevice().runtime() if self._native else None
+        return host_runtime.PumpedDevice().load_runtime() if self._native else None
 
-    def lane(self) -> Lane:
+    def make_stream(self) -> Lane:
         """Return a thread's lane."""
         return SimulatedLane(self)
 
     def synchronize(self) -> None:
         """Nothing is under way: each thread has waited for its own copies."""
 
-    def unpin(self) -> None:
+    def unpin_memory(self) -> None:
         """Sleep as long as the driver would take."""
         time.sleep(UNPIN_S_PER_BYTE * self.pinned_bytes)
 
@@ -136,7 +136,7 @@ class SimulatedLane:
         self._device = device
         self._ends = [0.0] * SLOTS_A_THREAD
 
-    def memory(self, slot: torch.Tensor) -> torch.Tensor:
+    def slot_memory(self, slot: torch.Tensor) -> torch.Tensor:
         """Sleep as long as pinning takes, while no other thread pins."""
         with self._device.driver:
             time.sleep(PIN_S_PER_BYTE * slot.numel())
@@ -144,7 +144,7 @@ class SimulatedLane:
         self.pinned_bytes += slot.numel()
         return slot
 
-    def copy(self, slot: int, moves: Moves) -> None:
+    def copy_slot(self, slot: int, moves: Moves) -> None:
         """Queue copies on the link."""
         for target, source in moves:
             held_until = time.perf_counter() + CALLS_S
@@ -153,7 +153,7 @@ class SimulatedLane:
             while time.perf_counter() < held_until:
                 pass
 
-    def wait(self, slot: int) -> None:
+    def wait_slot(self, slot: int) -> None:
         """Sleep until the link has passed them."""
         time.sleep(max(0.0, self._ends[slot] - time.perf_counter()))
 
@@ -181,7 +181,7 @@ def hollow(name: str, root: Path) -> Checkpoint:
 @contextmanager
 def sleeping_reads() -> Iterator[None]:
     """Have every read of a shard sleep as long as a copy out of the page cache takes, and every byte be there."""
-    read, resident = files.ShardFile.read, files.ShardFile.resident
+    read, resident = files.ShardFile.read, files.ShardFile.is_resident
 
     def sleep(self: files.ShardFile, extent: Extent, memory: memoryview) -> None:
         time.sleep(extent.size / MEMCPY_BYTES_PER_S)
@@ -190,11 +190,11 @@ def sleeping_reads() -> Iterator[None]:
         resident(self, begin, end)
         return True
 
-    files.ShardFile.read, files.ShardFile.resident = sleep, ask  # type: ignore[method-assign]
+    files.ShardFile.read, files.ShardFile.is_resident = sleep, ask  # type: ignore[method-assign]
     try:
         yield
     finally:
-        files.ShardFile.read, files.ShardFile.resident = read, resident  # type: ignore[method-assign]
+        files.ShardFile.read, files.ShardFile.is_resident = read, resident  # type: ignore[method-assign]
 
 
 def simulate(checkpoint: Checkpoint, link: Link, native: bool, threads: int, slot: int) -> dict[str, float]:
@@ -210,14 +210,14 @@ def simulate(checkpoint: Checkpoint, link: Link, native: bool, threads: int, slo
     engine = StreamedEngine(device=lambda name: SimulatedDevice(link, native))
     with collector_paused():
         started = time.perf_counter()
-        request = replace(request, arrangement=arrange(request))
+        request = replace(request, weight_mapping=arrange(request))
         arranged = time.perf_counter()
         with engine.open(request, Clock(time.monotonic_ns())) as loaded:
             planned = time.perf_counter()
             with torch.device("meta"):
                 own_class._from_config(config, dtype=torch.bfloat16)
             for name in loaded.by_name:
-                loaded.tensor(name)
+                loaded.get_tensor(name)
             loaded.wait()
             ended = time.perf_counter()
     whole = loaded.effective["whole_read_s"]

@@ -92,7 +92,7 @@ class FillsTheHost(TransformersEngine):
 class FillsTheHostWriting(TensorizerConverter):
     """A converter that asks for more than there can be."""
 
-    def write(self, checkpoint: Checkpoint, folder: Path, told: Callable[[int], None]) -> None:
+    def write_files(self, checkpoint: Checkpoint, folder: Path, told: Callable[[int], None]) -> None:
         import torch
 
         torch.empty(2**50, dtype=torch.uint8)

@@ -95,5 +95,5 @@ def write(folder: Path, results: Iterable[Result], planned: int | None = None) -
         host="bench-1",
         pid=1,
     )
-    record.save(folder)
+    record.save_record(folder)
     return folder

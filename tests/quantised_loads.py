@@ -46,7 +46,7 @@ def scheme(name: str, **arguments: Any) -> str:
 
 def proof(loaded: EngineModel, scheme: str | None, device: str = "cpu", dtype: str = "bfloat16") -> Proof:
     asked = Expected(
-        device, dtype, single_device=True, offload_allowed=False, device_strategy=False, quantisation=scheme
+        device, dtype, single_device=True, offload_allowed=False, device_strategy=False, quantization=scheme
     )
     return prove(loaded, asked, ValidationConfig(ValidationLevel.placement), Clock(time.monotonic_ns()))
 

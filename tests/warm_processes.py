@@ -62,7 +62,7 @@ def _convert(errors: Path, target: str, checkpoint: Any, folder: Path) -> None:
     from ladezeit.loading.conversion import converter_of
 
     _redirect(errors)
-    converter_of(target).write(checkpoint, folder, lambda done: None)
+    converter_of(target).write_files(checkpoint, folder, lambda done: None)
 
 
 def _redirect(errors: Path) -> None:

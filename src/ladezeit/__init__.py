@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from ladezeit.validation.proof import ValidationError as ValidationError
 
 __all__ = [
-    "__version__",
     "LoadedModel",
     "ModelManager",
     "ValidationError",
+    "__version__",
     "evict",
     "load",
     "phase",

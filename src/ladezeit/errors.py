@@ -118,9 +118,11 @@ def run_as(script: str, command: Callable[[], object]) -> None:
         sys.exit(USAGE)
 
 
-def did_you_mean(asked: str, valid: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the valid names nearest to `asked`, or an empty string where none is near."""
-    near = get_close_matches(asked, list(valid), n=2, cutoff=0.5)
+def did_you_mean(requested: str, valid: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the valid names nearest to `requested`, or an empty string where none is
+    near.
+    """
+    near = get_close_matches(requested, list(valid), n=2, cutoff=0.5)
     if not near:
         return ""
     return " Did you mean " + " or ".join(f"'{name}'" for name in near) + "?"

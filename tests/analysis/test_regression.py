@@ -46,7 +46,7 @@ def test_a_significant_difference_inside_the_limit_passes() -> None:
     checked = check(
         measured(noise=0.003), measured(dict.fromkeys(METHODS, 1.05), seed=1, noise=0.003), VARYING, limit=0.2
     )
-    assert not checked.failing and checked.count(Outcome.within) == 3
+    assert not checked.failing and checked.count_outcome(Outcome.within) == 3
     assert all(point.ratio and point.ratio.interval.low > 1 for point in checked.points)
 
 

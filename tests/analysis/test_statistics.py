@@ -139,14 +139,14 @@ def test_holm_is_scipys_step_down(p_values: list[float]) -> None:
 
 def test_outliers_are_flagged_and_still_counted() -> None:
     values = [1.0, 1.01, 0.99, 1.02, 0.98, 9.0]
-    spread = Spread.of(values)
+    spread = Spread.from_values(values)
     assert spread is not None and spread.outliers == (9.0,) and spread.n == 6 and spread.largest == 9.0
     assert outliers([1.0, 1.0, 1.0, 1.0, 2.0]) == (2.0,)
     assert outliers([1.0] * 5) == () and outliers([1.0, 9.0]) == ()
 
 
 def test_no_p95_below_twenty_samples() -> None:
-    few, many = Spread.of([1.0] * 19), Spread.of([float(v) for v in range(20)])
+    few, many = Spread.from_values([1.0] * 19), Spread.from_values([float(v) for v in range(20)])
     assert few is not None and few.p95 is None
     assert many is not None and many.p95 == pytest.approx(18.05)
-    assert Spread.of([]) is None
+    assert Spread.from_values([]) is None

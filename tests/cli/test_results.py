@@ -65,7 +65,7 @@ def test_the_table_fits_and_keeps_figures_whole(run: Run, sweep: Path, columns: 
 
 def test_csv_and_json_hold_what_was_computed(run: Run, sweep: Path) -> None:
     expected = compare_points(planted.sweep(), ["loading", "validation"]).sections[0]
-    by_name = {point.values["loading"]: point for point in [*expected.ranked, *expected.apart]}
+    by_name = {point.values["loading"]: point for point in [*expected.ranked, *expected.unranked]}
     table = list(csv.DictReader(io.StringIO(run("compare", sweep, "--format", "csv").stdout)))
     document = json.loads(run("compare", sweep, "--format", "json").stdout)
     assert len(table) == len(document["points"]) == len(by_name) == 7

@@ -29,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path],
     tracker = open_tracker(
         TrackingConfig(kind=TrackingKind.sqlite, experiment="ladezeit"), with_store(folder / "outputs")
     )
-    record = tracker.begin_sweep(SweepRecord.read(sweep), sweep)
+    record = tracker.begin_sweep(SweepRecord.read_record(sweep), sweep)
     for job in range(10):
         tracker.log_sample(read(sweep / str(job)), sweep / str(job), record, record.varying)
     tracker.end_sweep(record, SweepStatus.FINISHED, "")

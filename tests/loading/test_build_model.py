@@ -206,14 +206,14 @@ def test_experts_are_arranged_as_the_library_would_merge_them(cache: Path) -> No
     checkpoint = checkpoint_of("mixture of experts", cache)
     found = arrange(LoadRequest(checkpoint, TensorLoading(name="t", engine="t"), "cpu", Path("/nowhere")))
     assert found.reason is None and not found.dtypes
-    merged = {one.name: one for one in found.merged}
+    merged = {one.name: one for one in found.fused}
     assert merged.keys() == {
         f"model.layers.{layer}.mlp.experts.{name}" for layer in (0, 1) for name in ("gate_up_proj", "down_proj")
     }
     gate_up = merged["model.layers.1.mlp.experts.gate_up_proj"]
     names = [tuple(f"model.layers.1.mlp.experts.{n}.{kind}_proj.weight" for n in range(4)) for kind in ("gate", "up")]
     assert gate_up.columns == tuple(names)
-    assert [part.start for part in gate_up.parts] == [n * 64 * 64 for n in range(4)] + [
+    assert [part.start for part in gate_up.slices] == [n * 64 * 64 for n in range(4)] + [
         n * 64 * 64 + 32 * 64 for n in range(4)
     ]
 
@@ -249,4 +249,4 @@ def test_a_kind_of_key_that_is_not_renamed_alike_is_asked_one_by_one() -> None:
     keys = [f"model.layers.{layer}.weight" for layer in range(12)]
     wanted = {key.replace("layers.11", "last"): None for key in keys}
     names = Names([WeightRenaming(r"layers\.11\.", "last.")], "model", wanted)
-    assert [target for target, _ in names.of(keys)] == list(wanted)
+    assert [target for target, _ in names.resolve_name(keys)] == list(wanted)

@@ -355,13 +355,13 @@ def test_cold_means_the_files_that_are_read(
     )
     page_cache.set_state(spec.files, CacheState.cold)
     page_cache.warm(checkpoint.shards)
-    result = supervisor.run(spec, lambda phase: None)
+    result = supervisor.run_sample(spec, lambda phase: None)
     assert result.status is Status.ok, result.reason
     assert result.metrics["cache/resident_before_share"] < 0.01
     assert result.metrics["cache/resident_after_share"] > 0.5, "read through the page cache, from these files"
     assert result.effective["conversion"] == conversion.to_json()
     assert result.metrics["load/file_bytes"] == conversion.file_bytes
-    again = supervisor.run(spec, lambda phase: None)
+    again = supervisor.run_sample(spec, lambda phase: None)
     assert again.status is Status.invalid and "cache=cold was asked" in (again.reason or "")
 
 

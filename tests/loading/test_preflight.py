@@ -120,7 +120,7 @@ def test_several_devices_are_held_and_given_back_in_one_order() -> None:
         yield
         taken.append(f"-{device.name}")
 
-    session.hold = hold  # type: ignore[method-assign, assignment]
+    session.hold_device = hold  # type: ignore[method-assign, assignment]
     devices = [ResolvedDevice(f"cuda:{gpu.index}", gpu, None) for gpu in reversed(GPUS)]
     with session.hold_all([*devices, devices[0]], "samples"):
         assert taken == ["cuda:0", "cuda:1", "cuda:2"]

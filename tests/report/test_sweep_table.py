@@ -55,7 +55,7 @@ def test_medians_and_ranges_are_those_of_the_ok_samples() -> None:
     results[-1].metrics = {"load/total_s": 0.001}
     (point,) = summarise(results, VARYING)
     ok = [found.metrics["load/total_s"] for found in results[:3]]
-    assert point.load_s == Spread.of(ok)
+    assert point.load_s == Spread.from_values(ok)
     assert point.load_s is not None and (point.load_s.median, point.load_s.n) == (sorted(ok)[1], 3)
     assert point.counts == {Status.ok: 3, Status.wrong: 1}
 

@@ -109,7 +109,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[P
     outputs = with_store(tmp_path_factory.mktemp("outputs"))
     folder = planted.write(outputs / "sweeps" / "one", planted.sweep(samples=5))
     tracker = open_tracker(TrackingConfig(kind=TrackingKind.sqlite, experiment="planted"), outputs)
-    record = tracker.begin_sweep(SweepRecord.read(folder), folder)
+    record = tracker.begin_sweep(SweepRecord.read_record(folder), folder)
     for job in sorted(int(own.name) for own in folder.iterdir() if own.is_dir()):
         tracker.log_sample(read(folder / str(job)), folder / str(job), record, record.varying)
     tracker.end_sweep(record, SweepStatus.FINISHED, "")

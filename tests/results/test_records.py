@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_no_half_written_file(tmp_path: Path) -> None:
 
 def test_a_sweeps_record_is_found_again_by_a_job_in_another_process(tmp_path: Path) -> None:
     record = SweepRecord("s", "demo", "ladezeit -m", ["cache"], 4, "2026", "host", 1, labels=["a", "b"])
-    record.save(tmp_path)
-    assert SweepRecord.read(tmp_path) == record
+    record.save_record(tmp_path)
+    assert SweepRecord.read_record(tmp_path) == record
     with pytest.raises(LadezeitError, match="not the record of a sweep"):
-        SweepRecord.read(tmp_path / "nowhere")
+        SweepRecord.read_record(tmp_path / "nowhere")

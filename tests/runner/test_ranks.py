@@ -61,7 +61,7 @@ def measure(tiny: Any, tmp_path: Path, warm_references: None) -> Measure:
         spec = WorkerSpec(config, checkpoint, identity, device, tmp_path, manifest=files.manifest)
         set_state(checkpoint.shards, config.cache.state)
         with Supervisor() as supervisor:
-            return supervisor.run(spec)
+            return supervisor.run_sample(spec)
 
     return run
 

@@ -52,7 +52,7 @@ def measure(supervisor: Supervisor, own_tiny: Any, tmp_path: Path) -> Callable[.
         identity = Identity("0" * 12, 0, 0, "test", [], "ladezeit")
         spec = WorkerSpec(config, own_tiny, identity, config.device, tmp_path, environment={"from": "the supervisor"})
         set_state(own_tiny.shards, config.cache.state)
-        return supervisor.run(spec, progress)
+        return supervisor.run_sample(spec, progress)
 
     return run
 
@@ -378,4 +378,4 @@ def hang_for_ever(folder: Path) -> None:
     checkpoint = prepare(config.model, cache_folder())
     identity = Identity("0" * 12, 0, 0, "test", [], "ladezeit")
     with Supervisor() as supervisor:
-        supervisor.run(WorkerSpec(config, checkpoint, identity, "cpu", folder))
+        supervisor.run_sample(WorkerSpec(config, checkpoint, identity, "cpu", folder))

@@ -29,11 +29,11 @@ class Watched(InProcessLoader):
         self.loading: Counter[str] = Counter()
         self.most_at_once = 0
 
-    def load(self, settings: Any) -> Any:
+    def load_model(self, settings: Any) -> Any:
         self.loading[settings.name] += 1
         self.most_at_once = max(self.most_at_once, self.loading.total())
         try:
-            loaded = super().load(settings)
+            loaded = super().load_model(settings)
         finally:
             self.loading[settings.name] -= 1
         size = sum(tensor.nbytes for tensor in loaded.model.state_dict().values())
@@ -218,12 +218,12 @@ def test_an_interrupted_load_interrupts_nobody_else(known: dict[str, Known], ori
     """Ctrl-C reaches one thread: those that wait for its load are told, and the next call loads."""
 
     class Interrupted(InProcessLoader):
-        def load(self, settings: Any) -> Any:
+        def load_model(self, settings: Any) -> Any:
             if not begun.is_set():
                 begun.set()
                 time.sleep(0.5)
                 raise KeyboardInterrupt
-            return super().load(settings)
+            return super().load_model(settings)
 
     begun = threading.Event()
     config = origin_config("ape")

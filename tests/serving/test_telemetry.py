@@ -142,7 +142,7 @@ def test_loads_in_production_are_results_that_are_shown_and_never_ranked(product
     (section,) = compare_points(samples.results, ["loading"]).sections
     assert section.conditions["process"] == "production"
     assert section.ranked == []
-    (point,) = section.apart
+    (point,) = section.unranked
     assert point.excluded is not None
     assert point.excluded.startswith("loaded in production")
 

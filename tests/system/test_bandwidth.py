@@ -53,7 +53,7 @@ def shards(tmp_path: Path) -> list[Path]:
 def check(found: Ceilings, names: tuple[str, ...]) -> None:
     """Check that these rates, and no others, were measured, and how is told."""
     for name in (*ON_CPU, *ON_GPU):
-        rate = found.rate(name)
+        rate = found.get_rate(name)
         assert (name in names) == (rate is not None) == (name not in found.reasons), (name, found.reasons)
         if rate is not None:
             told = found.tries[name]
@@ -152,13 +152,13 @@ class LateDevice:
         self.arrived: Counter[bytes] = Counter()
         self.most_under_way = 0
 
-    def copy(self, slot: int, size: int) -> None:
+    def copy_slot(self, slot: int, size: int) -> None:
         with self._lock:
             assert slot not in self._begun, "a slot was filled again before its copy was waited for"
             self._begun[slot] = size
             self.most_under_way = max(self.most_under_way, len(self._begun))
 
-    def wait(self, slot: int) -> None:
+    def wait_slot(self, slot: int) -> None:
         with self._lock:
             size = self._begun.pop(slot, None)
         if size is not None:
@@ -291,7 +291,7 @@ def test_jobs_in_other_processes_find_what_the_sweep_measured(
     one, other = Session(), Session()
     try:
         monkeypatch.setattr("ladezeit.sweep.session.measure_apart", lambda device, shards: KNOWN)
-        assert one.ceilings(cpu, tiny) == KNOWN  # type: ignore[arg-type]
+        assert one.get_ceilings(cpu, tiny) == KNOWN  # type: ignore[arg-type]
         one.save_ceilings(tmp_path)
         assert other.known_ceilings(cpu, tiny) is None  # type: ignore[arg-type]
         other.recall_ceilings(tmp_path / "nowhere")
@@ -316,7 +316,7 @@ def test_a_measurement_that_fails_is_noted_once(
     session = Session()
     try:
         cpu = resolve_device("cpu")
-        assert session.ceilings(cpu, tiny) is None and session.ceilings(cpu, tiny) is None  # type: ignore[arg-type]
+        assert session.get_ceilings(cpu, tiny) is None and session.get_ceilings(cpu, tiny) is None  # type: ignore[arg-type]
         session.save_ceilings(tmp_path)
     finally:
         session.close()

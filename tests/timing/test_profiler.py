@@ -27,7 +27,9 @@ def profiled(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Resul
     loading = TransformersLoading(name="dawdles", engine="engines_for_tests:Dawdles", device_map="device")
     config = make_run_config(folder, loading=loading, process=ProcessConfig(ProcessKind.inline), profile=True)
     with Supervisor() as supervisor:
-        result = supervisor.run(WorkerSpec(config, tiny, Identity("p", 0, 0, "test", [], "ladezeit"), "cpu", folder))
+        result = supervisor.run_sample(
+            WorkerSpec(config, tiny, Identity("p", 0, 0, "test", [], "ladezeit"), "cpu", folder)
+        )
     assert result.status is Status.ok, result.error
     return result, folder
 

@@ -93,38 +93,38 @@ def test_bytes_read_from_storage_are_those_of_the_load(tmp_path: Path) -> None:
         meter.mark_load_start()
         path.read_bytes()
         meter.mark_load_end()
-    if "load/storage_read_bytes" not in cold.read():
+    if "load/storage_read_bytes" not in cold.read_metrics():
         pytest.skip("this kernel does not tell what a process reads")
-    if cold.read()["load/storage_read_bytes"] == 0:
+    if cold.read_metrics()["load/storage_read_bytes"] == 0:
         pytest.skip("the temporary folder lies in memory")
-    assert cold.read()["load/storage_read_bytes"] >= 32 * MIB
-    assert warm.read()["load/storage_read_bytes"] < MIB
+    assert cold.read_metrics()["load/storage_read_bytes"] >= 32 * MIB
+    assert warm.read_metrics()["load/storage_read_bytes"] < MIB
 
 
 def test_counters_stop_at_the_end_of_the_load() -> None:
     """Validation and inference after the load are not booked on it."""
     meter = ResourceMeter("cpu")
-    assert not any(name.startswith("load/") for name in meter.read())
+    assert not any(name.startswith("load/") for name in meter.read_metrics())
     meter.mark_load_start()
     meter.mark_load_end()
-    first = meter.read()
+    first = meter.read_metrics()
     block = bytearray(64 * MIB)
     block[::4096] = b"x" * len(block[::4096])
-    again = meter.read()
+    again = meter.read_metrics()
     for name in ("load/minor_page_faults", "load/major_page_faults"):
         assert again[name] == first[name]
     meter.mark_load_start()
     other = mmap.mmap(-1, 16 * MIB)  # new pages for certain; the allocator might hand out old ones
     for page in range(0, len(other), mmap.PAGESIZE):
         other[page] = 1
-    assert meter.read()["load/minor_page_faults"] > 0
+    assert meter.read_metrics()["load/minor_page_faults"] > 0
 
 
 def test_a_run_on_the_cpu_has_no_gpu_metrics() -> None:
     """No zero stands where nothing was measured."""
     meter = ResourceMeter("cpu")
     meter.mark_load_start()
-    assert not any("gpu" in name for name in meter.read())
+    assert not any("gpu" in name for name in meter.read_metrics())
 
 
 def test_metering_imports_no_torch() -> None:
@@ -152,7 +152,7 @@ def test_gpu_peaks_are_those_of_the_load() -> None:
     during = torch.zeros(128 * MIB, dtype=torch.uint8, device="cuda:0")
     del during
     meter.mark_load_end()
-    metrics = meter.read()
+    metrics = meter.read_metrics()
     assert 0.125 <= metrics["memory/gpu_allocated_peak_gib"] < 0.4
     assert metrics["memory/gpu_reserved_peak_gib"] >= metrics["memory/gpu_allocated_peak_gib"]
     assert metrics["memory/gpu_used_gib"] >= 0.125

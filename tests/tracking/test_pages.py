@@ -77,7 +77,7 @@ def pages(
     place = tmp_path_factory.mktemp("pages")
     with_store(place / "outputs")
     folder, command = measured_sweep(place)
-    sweep = SweepRecord.read(folder)
+    sweep = SweepRecord.read_record(folder)
     log_report(place, sweep, folder)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -197,7 +197,7 @@ def test_samples_are_nested_below_their_sweep_and_can_be_compared(pages: Pages, 
     page.goto("about:blank")
     page.goto(f"{pages.start.split('/#')[0]}/#/compare-runs{runs}")
     page.get_by_text("Comparing 2 Runs").first.wait_for()
-    names = [SweepRecord.read(pages.folder).labels[number] for number in (0, 1)]
+    names = [SweepRecord.read_record(pages.folder).labels[number] for number in (0, 1)]
     for name in names:
         page.get_by_text(name, exact=True).first.wait_for()
     page.get_by_text("Parallel Coordinates Plot").first.wait_for()

@@ -14,7 +14,7 @@ def test_a_server_gives_back_what_was_logged(server: str, tmp_path: Path) -> Non
     """The comparison made from the server is the one made from the files, to the last digit."""
     folder = planted.write(tmp_path / "sweep", planted.sweep(samples=5))
     tracker = open_tracker(TrackingConfig(kind=TrackingKind.server, uri=server, experiment="read back"), tmp_path)
-    record = tracker.begin_sweep(SweepRecord.read(folder), folder)
+    record = tracker.begin_sweep(SweepRecord.read_record(folder), folder)
     for job in range(35):
         tracker.log_sample(read(folder / str(job)), folder / str(job), record, record.varying)
     tracker.end_sweep(record, SweepStatus.FINISHED, "")
@@ -30,7 +30,7 @@ def test_a_server_gives_back_what_was_logged(server: str, tmp_path: Path) -> Non
 def test_a_run_that_is_still_open_is_named(server: str, tmp_path: Path) -> None:
     folder = planted.write(tmp_path / "sweep", planted.sweep(samples=1))
     tracker = open_tracker(TrackingConfig(kind=TrackingKind.server, uri=server, experiment="open runs"), tmp_path)
-    record = tracker.begin_sweep(SweepRecord.read(folder), folder)
+    record = tracker.begin_sweep(SweepRecord.read_record(folder), folder)
     tracker.log_sample(read(folder / "0"), folder / "0", record, record.varying)
     client = tracker.store.client  # type: ignore[attr-defined]
     client.create_run(tracker.store.experiment_id, tags={"ladezeit.role": "sample"})  # type: ignore[attr-defined]

@@ -128,7 +128,7 @@ def test_a_run_of_another_machine_is_never_touched(tracker: Any, tmp_path: Path)
         for key in here.tags:
             tracker.store.client.set_tag(opened.info.run_id, key, owner.tags.get(key, ""))
     if here.machine:
-        assert replace(dead, boot="before the restart").life() is Life.dead
+        assert replace(dead, boot="before the restart").check_life() is Life.dead
     found = reap(tracker, tmp_path)
     assert len(found) == 4 and {finding.fate for finding in found} <= {Fate.left_alone}
     assert all("another machine or container" in finding.why for finding in found)
@@ -137,8 +137,8 @@ def test_a_run_of_another_machine_is_never_touched(tracker: Any, tmp_path: Path)
 def test_a_reused_pid_is_not_the_same_process() -> None:
     """Pids come round again: the process that has it now did not open the run."""
     here = Owner.this_process()
-    assert here.life() is Life.lives and here.pid == str(os.getpid())
-    assert replace(here, started="1").life() is Life.dead
+    assert here.check_life() is Life.lives and here.pid == str(os.getpid())
+    assert replace(here, started="1").check_life() is Life.dead
     assert Owner.of_tags(here.tags) == here and Owner.of_tags({}) is None
 
 

@@ -93,8 +93,8 @@ def test_a_sweep_goes_to_a_server_with_its_files(server: str, tmp_path: Path, mo
     assert "timeline.png" in {file.path for file in client.list_artifacts(run_id)}
     assert client.get_run(run_id).info.status == "FINISHED"
     assert client.get_run(sweep.parent_run_id).info.status == "FINISHED"
-    assert f"compare in MLflow:\n  charts    {server}/#/experiments/" in tracker.address(sweep)
-    assert "viewStateShareKey=" in tracker.address(sweep)
+    assert f"compare in MLflow:\n  charts    {server}/#/experiments/" in tracker.comparison_lines(sweep)
+    assert "viewStateShareKey=" in tracker.comparison_lines(sweep)
     assert not (tmp_path / "artifacts").exists(), "the server keeps them"
 
 
@@ -153,7 +153,7 @@ def test_a_postgresql_store_keeps_its_password_to_itself(postgres: str, tmp_path
     run_id = tracker.log_sample(measured, write_sample(tmp_path / "0", measured), sweep, sweep.varying)
     tracker.end_sweep(sweep, SweepStatus.FINISHED, f"measured into {postgres}")
     assert tracker.store.client.get_run(run_id).info.status == "FINISHED"
-    assert PASSWORD not in tracker.address(sweep)
+    assert PASSWORD not in tracker.comparison_lines(sweep)
     assert PASSWORD not in (tmp_path / "sweep.json").read_text()
     artifacts = [path for path in (tmp_path / "artifacts").rglob("*") if path.is_file()]
     assert artifacts and not [path for path in artifacts if PASSWORD.encode() in path.read_bytes()]

@@ -197,4 +197,4 @@ def test_without_tracking_nothing_but_the_record_is_written(tmp_path: Path) -> N
     tracker.end_sweep(sweep, SweepStatus.FINISHED, "")
     assert unlogged(tmp_path) == [folder]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "sweep.json"]
-    assert "tracking=none" in tracker.address(sweep)
+    assert "tracking=none" in tracker.comparison_lines(sweep)

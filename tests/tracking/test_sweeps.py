@@ -36,7 +36,7 @@ def view_of(tracker: Any, sweep: SweepRecord, kind: str = "") -> dict[str, Any]:
 def test_a_sweep_is_a_parent_run_from_its_start_to_its_end(tracker: Any, tmp_path: Path) -> None:
     """One run stands for the sweep: running while it runs, then closed with its table as the description."""
     sweep = tracker.begin_sweep(record(), tmp_path)
-    assert SweepRecord.read(tmp_path) == sweep
+    assert SweepRecord.read_record(tmp_path) == sweep
     opened = run_of(tracker, sweep)
     assert (opened.info.run_name, opened.info.status) == ("origin_case", "RUNNING")
     assert opened.data.tags["ladezeit.command"] == "ladezeit experiment=origin_case"
@@ -124,8 +124,8 @@ def test_a_view_that_cannot_be_saved_fails_nothing(
     assert "saved view" in caplog.text
     tracker.end_sweep(sweep, SweepStatus.FINISHED, "")
     assert run_of(tracker, sweep).info.status == "FINISHED"
-    assert "viewStateShareKey" not in tracker.address(sweep)
-    assert "searchFilter=" in tracker.address(sweep)
+    assert "viewStateShareKey" not in tracker.comparison_lines(sweep)
+    assert "searchFilter=" in tracker.comparison_lines(sweep)
 
 
 def test_a_long_summary_is_cut_visibly(tracker: Any, tmp_path: Path) -> None:
@@ -144,12 +144,12 @@ def test_samples_of_a_sweep_that_no_store_knew_are_imported_with_their_times(
     folder = tmp_path / "sweep"
     folder.mkdir()
     results = list(sweep_results(1))
-    record(samples_planned=10).save(folder)
+    record(samples_planned=10).save_record(folder)
     for measured in results:
         write_sample(folder / str(measured.identity.job), measured)
     write_sample(folder / "warm-up", result(sweep=None, job=-1))
     assert import_unlogged(folder, tracker) == 10
-    sweep = SweepRecord.read(folder)
+    sweep = SweepRecord.read_record(folder)
     client = tracker.store.client
     runs = client.search_runs([tracker.store.experiment_id], "tags.`ladezeit.role` = 'sample'")
     assert len(runs) == 10, "the warm-up is no sample of the sweep"
@@ -212,17 +212,17 @@ def test_the_printed_command_and_pages_belong_to_the_store(
 ) -> None:
     """What is printed at the end can be copied: a command that serves this store, and the pages in it."""
     sweep = tracker.begin_sweep(record(), tmp_path)
-    said = tracker.address(sweep)
+    said = tracker.comparison_lines(sweep)
     assert f"ladezeit-results ui --tracking-uri 'sqlite:///{outputs}/mlflow.db'\n" in said
     runs = f"http://127.0.0.1:5000/#/experiments/{sweep.experiment_id}/runs"
     for title, view in (("charts", sweep.id), ("table", sweep.id), ("averages", f"{sweep.id}-averages")):
         (line,) = [line for line in said.splitlines() if line.split()[0] == title]
         assert f"{runs}?viewStateShareKey=ladezeit-{view}&workflowType=machine_learning" in line
         assert line.endswith("compareRunsMode=CHART") == (title == "charts")
-    assert f"{runs}/{sweep.parent_run_id}?" in tracker.address(sweep.parent_run_id)
-    assert f"{runs}?workflowType=machine_learning" in tracker.address(None)
+    assert f"{runs}/{sweep.parent_run_id}?" in tracker.comparison_lines(sweep.parent_run_id)
+    assert f"{runs}?workflowType=machine_learning" in tracker.comparison_lines(None)
     monkeypatch.setenv("LADEZEIT_OUTPUTS", str(outputs))
-    assert "ladezeit-results ui\n" in tracker.address(sweep), "the default store needs no address"
+    assert "ladezeit-results ui\n" in tracker.comparison_lines(sweep), "the default store needs no address"
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_a_sample_folder_that_moved_is_still_imported(tracker: Any, tmp_path: Pa
     """Results are often copied from the machine that measured them; where they lie does not matter."""
     folder = tmp_path / "there"
     folder.mkdir()
-    record(samples_planned=1).save(folder)
+    record(samples_planned=1).save_record(folder)
     write_sample(folder / "0", result())
     shutil.move(folder, tmp_path / "here")
     assert import_unlogged(tmp_path / "here", tracker) == 1

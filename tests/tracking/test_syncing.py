@@ -22,7 +22,7 @@ from ladezeit.tracking.sync import folders, sync
 def copied_sweep(folder: Path, samples: int = 1) -> Path:
     """Write a sweep as it arrives from another machine: with that machine's ids of runs in it, and its markers."""
     folder.mkdir(parents=True)
-    replace(record(samples_planned=10 * samples), experiment_id="77", parent_run_id="f" * 32).save(folder)
+    replace(record(samples_planned=10 * samples), experiment_id="77", parent_run_id="f" * 32).save_record(folder)
     for measured in sweep_results(samples):
         own = write_sample(folder / str(measured.identity.job), measured)
         (own / ".mlflow_run_id").write_text("e" * 32 + "\n")
@@ -46,12 +46,12 @@ def test_a_copied_sweep_comes_in_whole_and_only_once(tracker: Any, tmp_path: Pat
     assert (first.written, first.known, first.left_alone) == (10, 0, None)
     before = everything(tracker)
     assert len(before) == 11
-    parent = SweepRecord.read(folder).parent_run_id
+    parent = SweepRecord.read_record(folder).parent_run_id
     assert parent in before and before[parent][0] == "FINISHED"
     assert "what the sweep said" in before[parent][4]["mlflow.note.content"]
     nested = [tags for *_, tags in before.values() if tags["ladezeit.role"] == "sample"]
     assert {tags["mlflow.parentRunId"] for tags in nested} == {parent}
-    assert f"viewStateShareKey=ladezeit-{record().id}" in tracker.address(first.sweep)
+    assert f"viewStateShareKey=ladezeit-{record().id}" in tracker.comparison_lines(first.sweep)
     again = sync(folder, tracker)
     assert (again.written, again.known) == (0, 10)
     assert everything(tracker) == before, "twice is as once"
@@ -66,7 +66,7 @@ def test_what_was_added_comes_in_too(tracker: Any, tmp_path: Path) -> None:
     late = folder / "9"
     shutil.move(late, tmp_path / "late")
     assert sync(folder, tracker).written == 9
-    parent = SweepRecord.read(folder).parent_run_id
+    parent = SweepRecord.read_record(folder).parent_run_id
     assert everything(tracker)[parent or ""][0] == "KILLED"
     shutil.move(tmp_path / "late", late)
     done = sync(folder, tracker)
@@ -102,7 +102,7 @@ def test_a_sweep_that_runs_is_left_alone(tracker: Any, tmp_path: Path, living: O
     """Syncing everything while a sweep runs must not close it under its feet."""
     folder = copied_sweep(tmp_path / "sweep")
     shutil.rmtree(folder / "9")
-    opened = tracker.begin_sweep(SweepRecord.read(folder), folder)
+    opened = tracker.begin_sweep(SweepRecord.read_record(folder), folder)
     for key, value in living.tags.items():
         tracker.store.client.set_tag(opened.parent_run_id, key, value)
     done = sync(folder, tracker)

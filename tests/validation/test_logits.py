@@ -83,12 +83,12 @@ def test_other_weights_are_heard(model: Any, reference: Reference, planted: floa
 def test_differences_count_numbers_and_what_is_none() -> None:
     """NaN on both sides is equal, on one side it is infinitely far."""
     one = Spoken(np.array([1.0, np.nan, np.inf], dtype=np.float32), [1], [0.5])
-    assert one.difference(one) == 0
-    assert one.difference(replace(one, logits=np.array([1.5, np.nan, np.inf], dtype=np.float32))) == 0.5
-    assert one.difference(replace(one, logits=np.array([1.0, 0.0, np.inf], dtype=np.float32))) == float("inf")
-    assert one.difference(replace(one, logits=np.array([1.0, np.nan, -np.inf], dtype=np.float32))) == float("inf")
-    assert one.difference(replace(one, logits=np.zeros(2, dtype=np.float32))) == float("inf")
-    assert Spoken.from_plain(one.to_plain()).difference(one) == 0
+    assert one.max_difference(one) == 0
+    assert one.max_difference(replace(one, logits=np.array([1.5, np.nan, np.inf], dtype=np.float32))) == 0.5
+    assert one.max_difference(replace(one, logits=np.array([1.0, 0.0, np.inf], dtype=np.float32))) == float("inf")
+    assert one.max_difference(replace(one, logits=np.array([1.0, np.nan, -np.inf], dtype=np.float32))) == float("inf")
+    assert one.max_difference(replace(one, logits=np.zeros(2, dtype=np.float32))) == float("inf")
+    assert Spoken.from_plain(one.to_plain()).max_difference(one) == 0
 
 
 def test_tolerance_is_noise_times_four_or_one_step() -> None:
@@ -107,7 +107,7 @@ def test_tokens_that_noise_may_turn_are_told_and_are_no_fault(model: Any, refere
         assert [finding.kind for finding in sure.findings] == ["tokens"]
         turned = look(model, replace(reference, spoken=other, sure_tokens=first_other))
         assert turned.findings == []
-        assert f"{first_other} of 8 greedy tokens equal" in turned.claim
+        assert f"{first_other} of 8 greedy tokens equal" in turned.summary
         assert turned.metrics["validation/tokens_equal"] == 0
 
 
@@ -136,7 +136,7 @@ def test_speaking_changes_nothing(model: Any) -> None:
     """The proof leaves the model as it was."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     said = speak(model)
-    assert speak(model).difference(said) == 0
+    assert speak(model).max_difference(said) == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -159,7 +159,7 @@ def sample(warm_references: None, supervisor: Supervisor, tiny: Checkpoint, tmp_
             manifest=files.manifest,
             reference=files.reference,
         )
-        return supervisor.run(spec)
+        return supervisor.run_sample(spec)
 
     return run
 

@@ -194,11 +194,11 @@ def test_a_strategy_may_use_several_gpus_and_each_module_is_held_to_its_own() ->
     loaded = EngineModel(SimpleNamespace(), {"model.layers.0": "0", "model.layers.1": "1", "lm_head": "1"})
     asked = Expected("cuda:0", "float16", single_device=False, offload_allowed=False, device_strategy=True)
     places = Places(loaded, asked)
-    assert places.refused() == []
-    assert places.allowed("model.layers.1.mlp.up_proj", offloaded=False) == {"cuda:1"}
-    assert places.allowed("model.layers.0", offloaded=False) == {"cuda:0"}
+    assert places.find_refused() == []
+    assert places.allowed_devices("model.layers.1.mlp.up_proj", offloaded=False) == {"cuda:1"}
+    assert places.allowed_devices("model.layers.0", offloaded=False) == {"cuda:0"}
     one = Places(loaded, replace(asked, single_device=True, device_strategy=False))
-    assert [(finding.kind, finding.name) for finding in one.refused()] == [
+    assert [(finding.kind, finding.name) for finding in one.find_refused()] == [
         ("device", "model.layers.1"),
         ("device", "lm_head"),
     ]
@@ -208,8 +208,8 @@ def test_host_memory_is_offload_on_a_gpu_run_only() -> None:
     """`cpu` in a device map is the goal of a CPU run and a silent offload of a GPU run."""
     loaded = EngineModel(SimpleNamespace(), {"model": "0", "lm_head": "cpu"})
     asked = Expected("cuda:0", "float16", single_device=False, offload_allowed=False, device_strategy=True)
-    assert [finding.kind for finding in Places(loaded, asked).refused()] == ["offload"]
-    assert Places(loaded, replace(asked, offload_allowed=True)).refused() == []
+    assert [finding.kind for finding in Places(loaded, asked).find_refused()] == ["offload"]
+    assert Places(loaded, replace(asked, offload_allowed=True)).find_refused() == []
 
 
 @pytest.mark.gpu

@@ -57,7 +57,7 @@ class PointFigures:
     problems: list[str]
     samples: tuple[Result, ...] = field(repr=False, compare=False)
 
-    def measured(self, metric: str) -> list[float]:
+    def metric_values(self, metric: str) -> list[float]:
         """Return the values of `metric` over the point's `ok` samples, in the order of their blocks."""
         return metric_of(sorted(self.samples, key=lambda result: result.identity.sample), metric)
 
@@ -77,7 +77,7 @@ class Section:
 
     conditions: dict[str, str]
     ranked: list[PointFigures]
-    apart: list[PointFigures]
+    unranked: list[PointFigures]
     baseline: PointFigures | None
 
     @property
@@ -181,7 +181,7 @@ def _section(
     more = more_is_better(metric)
     ranked.sort(key=lambda point: (-1 if more else 1) * (point.spread.median if point.spread else 0.0))
     base = _baseline(ranked, conditions, wanted)
-    values = {str(index): point.measured(metric) for index, point in enumerate(ranked)}
+    values = {str(index): point.metric_values(metric) for index, point in enumerate(ranked)}
     level = ranks(values, more_is_better=more)
     at = str(ranked.index(base)) if base else ""
     chances = against(values, at) if base else {}
@@ -198,7 +198,7 @@ def _plain_figures(samples: list[Result], machine: str, keys: Sequence[str], met
     first = samples[0]
     values = {key: machine if key == _MACHINE else property_of(first, key) for key in keys}
     excluded = exclusion(samples)
-    spread = Spread.of(metric_of(samples, metric))
+    spread = Spread.from_values(metric_of(samples, metric))
     shares = metric_of(samples, "load/ceiling_share")
     counts = Counter(result.status for result in samples)
     problems = Counter((r.status, why(r)) for r in samples if r.status is not Status.ok)

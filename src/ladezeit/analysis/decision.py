@@ -143,14 +143,14 @@ def _decision(
         conditions=section.conditions,
         standings=standings,
         current=current,
-        current_apart=next((point for point in section.apart if matches(point.samples[0], wanted)), None),
+        current_apart=next((point for point in section.unranked if matches(point.samples[0], wanted)), None),
         attributions=attributions,
         additions=additions(section.ranked, {attribution.slower for attribution in attributions}),
         phases=main_phases(load.leader) if load.leader else [],
         room=_room(load.leader),
         pareto=pareto,
         best_at_all=best_at_all,
-        apart=[point for point in section.apart if point.excluded],
+        apart=[point for point in section.unranked if point.excluded],
         failing=[point for point in section.ranked if point.problems],
     )
 
@@ -163,12 +163,12 @@ def _current(section: Section, load: Standing, wanted: Sequence[Condition], *, s
     if len(found) != 1 or load.leader is None:
         return None
     point, leader = found[0], load.leader
-    own, best = point.measured(LOAD), leader.measured(LOAD)
+    own, best = point.metric_values(LOAD), leader.metric_values(LOAD)
     if point is leader or point in load.best:
         optimal: bool | None = True if load.state in (State.best, State.shared) else None
     else:
         optimal = False if point.rank is not None else None
-    others = {str(i): p.measured(LOAD) for i, p in enumerate(section.ranked) if p.rank is not None}
+    others = {str(i): p.metric_values(LOAD) for i, p in enumerate(section.ranked) if p.rank is not None}
     index = str(section.ranked.index(point))
     at = str(section.ranked.index(leader))
     p = against(others, at).get(index) if at in others and index in others else None

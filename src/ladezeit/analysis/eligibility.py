@@ -171,19 +171,19 @@ OBJECTIVES = (
 _BY_NAME = {objective.name: objective for objective in OBJECTIVES}
 
 
-def metric_named(asked: str, results: Iterable[Result]) -> str:
-    """Return the metric that a person means by `asked`: an objective's short name, or a metric's own.
+def metric_named(requested: str, results: Iterable[Result]) -> str:
+    """Return the metric that a person means by `requested`: an objective's short name, or a metric's own.
 
     Raises:
         LadezeitError: none of the samples has such a metric.
     """
-    metric = _BY_NAME[asked].metric if asked in _BY_NAME else asked
+    metric = _BY_NAME[requested].metric if requested in _BY_NAME else requested
     known = dict.fromkeys(name for result in results for name in result.metrics)
-    if metric not in known and asked not in _BY_NAME:
+    if metric not in known and requested not in _BY_NAME:
         valid = [*_BY_NAME, *sorted(known)]
         raise LadezeitError(
-            f"--metric {asked}: no sample has it. Short names are {', '.join(_BY_NAME)}; metrics are listed in "
-            f"docs/result.md.{did_you_mean(asked, valid)}"
+            f"--metric {requested}: no sample has it. Short names are {', '.join(_BY_NAME)}; metrics are listed in "
+            f"docs/result.md.{did_you_mean(requested, valid)}"
         )
     return metric
 

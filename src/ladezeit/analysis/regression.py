@@ -85,7 +85,7 @@ class Check:
         closing = REGRESSIONS if self.allow_missing else (*REGRESSIONS, Outcome.missing)
         return [point for point in self.points if point.outcome in closing]
 
-    def count(self, outcome: Outcome) -> int:
+    def count_outcome(self, outcome: Outcome) -> int:
         """Return how many points ended so."""
         return sum(point.outcome is outcome for point in self.points)
 

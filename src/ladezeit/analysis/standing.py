@@ -64,7 +64,7 @@ def standing(objective: Objective, section: Section) -> Standing:
         return Standing(objective, State.too_few, section.ranked[:1], section.ranked[1:], None, [])
     best = [point for point in ranked if point.rank == 1]
     others = [point for point in ranked if point.rank != 1]
-    values = {str(index): point.measured(objective.metric) for index, point in enumerate([*best, *others])}
+    values = {str(index): point.metric_values(objective.metric) for index, point in enumerate([*best, *others])}
     chances = against(values, "0")
     beaten = [chances[str(index)] for index in range(len(best), len(values))]
     state = State.alone if len(ranked) == 1 else State.best if len(best) == 1 else State.shared
@@ -76,7 +76,7 @@ def standing(objective: Objective, section: Section) -> Standing:
 
 
 def _question(one: PointFigures, other: PointFigures, metric: str, tests: int) -> Question:
-    sides = one.measured(metric), other.measured(metric)
+    sides = one.metric_values(metric), other.metric_values(metric)
     apart = ratio(sides[1], sides[0])
     blocks = [
         {r.identity.sample: r.metrics[metric] for r in point.samples if metric in r.metrics} for point in (one, other)

@@ -74,7 +74,7 @@ class Spread:
     p95: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread | None":
+    def from_values(cls, values: Sequence[float]) -> "Spread | None":
         """Return the spread of `values`, or None where there are none."""
         if not values:
             return None

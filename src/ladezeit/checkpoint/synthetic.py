@@ -219,9 +219,10 @@ def _write_values(
     most: int,
     write: Callable[[int, list[_Piece]], int],
     batches: Iterator[tuple[int, list[_Piece]]],
-    told: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> None:
-    """Write the values of all batches, `most` of them on their way at once; `told` gets the bytes of each when written.
+    """Write the values of all batches, `most` of them on their way at once; `on_progress` gets the bytes of each when
+    written.
 
     When this ends, whatever the reason, no thread writes any more.
     """
@@ -230,9 +231,9 @@ def _write_values(
         for begin, batch in batches:
             waiting.append(pool.submit(write, begin, batch))
             if len(waiting) >= most:
-                told(waiting.popleft().result())
+                on_progress(waiting.popleft().result())
         while waiting:
-            told(waiting.popleft().result())
+            on_progress(waiting.popleft().result())
     finally:
         for future in waiting:
             future.cancel()
@@ -320,7 +321,7 @@ class _Sizes:
         self.key_value_heads = self("num_key_value_heads")
         self.head = self("head_dim") if architecture.get("head_dim") else self.hidden // self.heads
         self.vocabulary = self("vocab_size")
-        self.tied = self.flag("tie_word_embeddings", False)
+        self.tied = self.read_flag("tie_word_embeddings", False)
 
     def __call__(self, key: str) -> int:
         value = self.architecture.get(key)
@@ -328,7 +329,7 @@ class _Sizes:
             raise ConfigError(f"model.architecture.{key}={value} is needed as a positive whole number")
         return value
 
-    def flag(self, key: str, default: bool) -> bool:
+    def read_flag(self, key: str, default: bool) -> bool:
         value = self.architecture.get(key, default)
         if not isinstance(value, bool):
             raise ConfigError(f"model.architecture.{key}={value} must be true or false")
@@ -349,7 +350,7 @@ def _qwen2(sizes: _Sizes) -> Iterator[TensorSpec]:
 def _qwen3_moe(sizes: _Sizes) -> Iterator[TensorSpec]:
     experts, step = sizes("num_experts"), sizes("decoder_sparse_step")
     dense_layers = sizes.architecture.get("mlp_only_layers") or []
-    biases = ("q_proj", "k_proj", "v_proj", "o_proj") if sizes.flag("attention_bias", False) else ()
+    biases = ("q_proj", "k_proj", "v_proj", "o_proj") if sizes.read_flag("attention_bias", False) else ()
     yield _weight("model.embed_tokens", sizes.vocabulary, sizes.hidden)
     for number in range(sizes.layers):
         layer = f"model.layers.{number}"

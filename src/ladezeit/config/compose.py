@@ -43,8 +43,8 @@ def read_option(group: str, name: str, config_dir: Path | None = None) -> Any:
     return as_object(node, f"{group}={name}")
 
 
-def from_mapping(schema: type, values: Any, told: str) -> Any:
-    """Return an object of `schema` with `values` (plain data) in it; `told` opens the errors.
+def from_mapping(schema: type, values: Any, label: str) -> Any:
+    """Return an object of `schema` with `values` (plain data) in it; `label` opens the errors.
 
     Raises:
         ConfigError: a key is unknown, a value has the wrong type, or one is missing.
@@ -53,22 +53,22 @@ def from_mapping(schema: type, values: Any, told: str) -> Any:
     for key in map(str, values):
         if key not in known:
             raise ConfigError(
-                f"{told} has the key '{key}', which {schema.__name__} does not know: there are {', '.join(known)}."
+                f"{label} has the key '{key}', which {schema.__name__} does not know: there are {', '.join(known)}."
                 + did_you_mean(key, known)
             )
     try:
         node = OmegaConf.merge(OmegaConf.structured(schema), values)
     except OmegaConfBaseException as cause:
-        raise ConfigError(f"{told}: {_first_line(cause)}") from cause
-    return as_object(node, told)
+        raise ConfigError(f"{label}: {_first_line(cause)}") from cause
+    return as_object(node, label)
 
 
-def as_object(node: Any, told: str) -> Any:
+def as_object(node: Any, label: str) -> Any:
     """Return the object that a node of a schema stands for; raises `ConfigError` where a value is missing."""
     try:
         return OmegaConf.to_object(node)
     except OmegaConfBaseException as cause:
-        raise ConfigError(f"{told}: {_first_line(cause)}") from cause
+        raise ConfigError(f"{label}: {_first_line(cause)}") from cause
 
 
 @cache

@@ -27,7 +27,7 @@ SCHEMA_VERSION = 1
 class Profile:
     """A profile's content by model, read once: lists of entries (YAML) or one mapping (the origin's form)."""
 
-    told: str
+    label: str
     models: Mapping[str, Any]
 
     @classmethod
@@ -38,7 +38,7 @@ class Profile:
         path = Path(source).expanduser()
         return cls(f"profile={path}", read_models(path, f"profile={path}"))
 
-    def method(
+    def method_for(
         self, model: ModelConfig, device: str, config_dir: Path | None = None
     ) -> tuple[LoadingConfig, RuntimeConfig]:
         """Return how `model` is to be loaded onto `device` (torch's name), and the settings measured with it.
@@ -49,10 +49,10 @@ class Profile:
         key = next((key for key in _keys(model) if key in self.models), None)
         if key is None:
             raise ConfigError(
-                f"{self.told} has no method for '{model.name}': it has {', '.join(self.models) or 'none'}. Measure it "
+                f"{self.label} has no method for '{model.name}': it has {', '.join(self.models) or 'none'}. Measure it "
                 f"(ladezeit -m model=…), or leave profile out." + did_you_mean(model.name, self.models)
             )
-        found, told = self.models[key], f"{self.told}, model '{key}'"
+        found, told = self.models[key], f"{self.label}, model '{key}'"
         if isinstance(found, Mapping):
             return _origin_method(found, device, told), RuntimeConfig()
         entry = _entry(found, device, told)
@@ -69,16 +69,16 @@ def _keys(model: ModelConfig) -> list[str]:
     return keys
 
 
-def _entry(entries: Any, device: str, told: str) -> Mapping[str, Any]:
+def _entry(entries: Any, device: str, label: str) -> Mapping[str, Any]:
     """Return the best method that was measured on a device of this kind: the first, where cache states differ."""
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-        raise ConfigError(f"{told}: expected a list of entries. Write it again with: ladezeit-results verdict")
+        raise ConfigError(f"{label}: expected a list of entries. Write it again with: ladezeit-results verdict")
     kind = device.partition(":")[0]
     fitting = [entry for entry in entries if str(entry.get("device", "")).partition(":")[0] == kind]
     if not fitting:
         measured = sorted({str(entry.get("device")) for entry in entries})
         raise ConfigError(
-            f"{told} was measured on {', '.join(measured)}, and the load is on {kind}: measure it there, or leave "
+            f"{label} was measured on {', '.join(measured)}, and the load is on {kind}: measure it there, or leave "
             f"profile out"
         )
     best = [entry for entry in fitting if (entry.get("evidence") or {}).get("best_of_all_dtypes", True)]
@@ -88,20 +88,20 @@ def _entry(entries: Any, device: str, told: str) -> Mapping[str, Any]:
     return chosen
 
 
-def _loading(entry: Mapping[str, Any], told: str) -> LoadingConfig:
+def _loading(entry: Mapping[str, Any], label: str) -> LoadingConfig:
     values = entry.get("loading")
     if not isinstance(values, Mapping) or "engine" not in values:
-        raise ConfigError(f"{told}: its entry has no loading with an engine. Write the profile again")
+        raise ConfigError(f"{label}: its entry has no loading with an engine. Write the profile again")
     engine = str(values["engine"])
     schema = LOADINGS.get(engine) or LOADINGS["transformers"]
     if engine not in LOADINGS and ":" not in engine:
-        raise ConfigError(f"{told}: loading.engine={engine} is no engine." + did_you_mean(engine, LOADINGS))
-    made = from_mapping(schema, dict(values), f"{told}: loading")
+        raise ConfigError(f"{label}: loading.engine={engine} is no engine." + did_you_mean(engine, LOADINGS))
+    made = from_mapping(schema, dict(values), f"{label}: loading")
     assert isinstance(made, LoadingConfig)
     return made
 
 
-def _runtime(overrides: Any, told: str, config_dir: Path | None) -> RuntimeConfig:
+def _runtime(overrides: Any, label: str, config_dir: Path | None) -> RuntimeConfig:
     """Return the performance settings among the words for the command line."""
     runtime = RuntimeConfig()
     values = []
@@ -114,17 +114,17 @@ def _runtime(overrides: Any, told: str, config_dir: Path | None) -> RuntimeConfi
     try:
         merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(runtime), OmegaConf.from_dotlist(values)))
     except OmegaConfBaseException as cause:
-        raise ConfigError(f"{told}: {str(cause).splitlines()[0]}") from cause
+        raise ConfigError(f"{label}: {str(cause).splitlines()[0]}") from cause
     assert isinstance(merged, RuntimeConfig)
     return merged
 
 
-def _origin_method(entry: Mapping[str, Any], device: str, told: str) -> LoadingConfig:
+def _origin_method(entry: Mapping[str, Any], device: str, label: str) -> LoadingConfig:
     values = dict(entry["loading"])
     for key in values:
         if key not in _ORIGIN_KEYS:
             raise ConfigError(
-                f"{told}: loading has the key '{key}': there may be {', '.join(_ORIGIN_KEYS)}."
+                f"{label}: loading has the key '{key}': there may be {', '.join(_ORIGIN_KEYS)}."
                 + did_you_mean(str(key), _ORIGIN_KEYS)
             )
     if "torch_dtype" in values:
@@ -134,11 +134,11 @@ def _origin_method(entry: Mapping[str, Any], device: str, told: str) -> LoadingC
     if place in ("cuda", "cpu"):
         if place != kind:
             raise ConfigError(
-                f"{told} says device_map={place}, and the load is on {kind}: pass device='{place}', or leave it out"
+                f"{label} says device_map={place}, and the load is on {kind}: pass device='{place}', or leave it out"
             )
         values["device_map"] = "device"
     made = from_mapping(
-        LOADINGS["transformers"], {"name": "profile", "engine": "transformers", **values}, f"{told}: loading"
+        LOADINGS["transformers"], {"name": "profile", "engine": "transformers", **values}, f"{label}: loading"
     )
     assert isinstance(made, LoadingConfig)
     return made
@@ -147,12 +147,12 @@ def _origin_method(entry: Mapping[str, Any], device: str, told: str) -> LoadingC
 # The file of a loading profile, read and checked: the YAML that a verdict writes, or the origin case's JSON.
 
 
-def read_models(path: Path, told: str) -> Mapping[str, Any]:
+def read_models(path: Path, label: str) -> Mapping[str, Any]:
     """Return what a file says of each model: a list of entries (YAML), or a mapping (the origin's form).
 
     Args:
         path: of the profile.
-        told: what errors call it.
+        label: what errors call it.
 
     Raises:
         ConfigError: it cannot be read, or is no profile of this version.
@@ -161,16 +161,16 @@ def read_models(path: Path, told: str) -> Mapping[str, Any]:
         text = path.read_text(encoding="utf-8")
         document = json.loads(text) if path.suffix == ".json" else _yaml(text)
     except (OSError, ValueError) as cause:
-        raise ConfigError(f"{told} cannot be read as a loading profile: {cause}") from cause
-    return models_of(document, told)
+        raise ConfigError(f"{label} cannot be read as a loading profile: {cause}") from cause
+    return models_of(document, label)
 
 
-def models_of(document: Any, told: str) -> Mapping[str, Any]:
+def models_of(document: Any, label: str) -> Mapping[str, Any]:
     """Return the models of a profile that was parsed already; raises as `read_models` does."""
     if isinstance(document, Mapping) and "schema_version" in document:
         if document["schema_version"] != SCHEMA_VERSION or not isinstance(document.get("models"), Mapping):
             raise ConfigError(
-                f"{told} is no loading profile of version {SCHEMA_VERSION}: its schema_version is "
+                f"{label} is no loading profile of version {SCHEMA_VERSION}: its schema_version is "
                 f"{document['schema_version']!r}. Write it again with: ladezeit-results verdict --write-profile"
             )
         models: Mapping[str, Any] = document["models"]
@@ -178,7 +178,7 @@ def models_of(document: Any, told: str) -> Mapping[str, Any]:
     if isinstance(document, Mapping) and document and all(is_origin(entry) for entry in document.values()):
         return document
     raise ConfigError(
-        f"{told} is no loading profile: neither what ladezeit-results verdict writes (schema_version, models) nor "
+        f"{label} is no loading profile: neither what ladezeit-results verdict writes (schema_version, models) nor "
         f'{{"model": {{"loading": {{…}}}}}}'
     )
 

@@ -39,7 +39,7 @@ class LoadRequest:
     scratch: Path
     attn_implementation: str | None = None
     trust_remote_code: bool = False
-    arrangement: "Arrangement | None" = None
+    weight_mapping: "Arrangement | None" = None
     progress: Progress | None = None
     conversion: "Conversion | None" = None
 
@@ -94,7 +94,7 @@ class LoadedTensors:
 
     by_name: "dict[str, Tensor]"
     borrowed: bool = False
-    arranged: bool = False
+    mapped: bool = False
     touched: bool = False
     effective: dict[str, Any] = field(default_factory=dict)
     wait: Callable[[], None] = lambda: None
@@ -106,7 +106,7 @@ class LoadedTensors:
         self.wait()
         return self.by_name
 
-    def tensor(self, name: str) -> "Tensor":
+    def get_tensor(self, name: str) -> "Tensor":
         """Return one tensor with its values; others may still be under way where the engine tells them apart."""
         if self.wait_for is None:
             self.wait()
@@ -144,10 +144,10 @@ class Awaited:
         self._loaded, self._name = loaded, name
 
     def __getitem__(self, index: Any) -> "Tensor":
-        return self._loaded.tensor(self._name)[index]
+        return self._loaded.get_tensor(self._name)[index]
 
-    def __getattr__(self, asked: str) -> Any:
-        return getattr(self._loaded.tensor(self._name), asked)
+    def __getattr__(self, requested: str) -> Any:
+        return getattr(self._loaded.get_tensor(self._name), requested)
 
 
 class TensorEngine(Protocol):
@@ -205,7 +205,7 @@ class Merged:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    parts: tuple[Part, ...]
+    slices: tuple[Part, ...]
     #: Names of the parts as the library lists them: one list for each tensor that it concatenates.
     columns: tuple[tuple[str, ...], ...]
 
@@ -219,16 +219,16 @@ class Arrangement:
     nothing was arranged where that was wanted.
     """
 
-    merged: tuple[Merged, ...] = ()
+    fused: tuple[Merged, ...] = ()
     dtypes: "dict[str, torch.dtype]" = field(default_factory=dict)
     conversions: tuple[Any, ...] = ()
     reason: str | None = None
 
-    def told(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return what was arranged, for the result: counts of tensors, and why nothing was."""
         return {
-            "merged": len(self.merged),
-            "merged_from": sum(len(one.parts) for one in self.merged),
+            "merged": len(self.fused),
+            "merged_from": sum(len(one.slices) for one in self.fused),
             "cast": len(self.dtypes),
             "left_to_the_library": self.reason,
         }

@@ -65,7 +65,7 @@ class Assembling:
         """
         with collector_paused():
             with lean(), clock.span("load/arrange"):
-                request = replace(request, arrangement=arrange(request))
+                request = replace(request, weight_mapping=arrange(request))
             with self._engine.open(request, clock) as loaded:
                 lent_bytes = _lent_bytes(loaded)
                 made = assemble(loaded, request, clock)
@@ -83,12 +83,12 @@ def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> Engin
     folder = str(request.checkpoint.folder)
     with clock.span("load/config"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=request.trust_remote_code)
-    arrangement = request.arrangement or Arrangement()
+    arrangement = request.weight_mapping or Arrangement()
     made = _from_state_dict(_state_dict(loaded, arrangement, clock), config, request, clock)
     loaded.wait()
-    made.effective |= {**loaded.effective, "arranged": arrangement.told()}
+    made.effective |= {**loaded.effective, "arranged": arrangement.describe()}
     refuse_incomplete(made)
-    if arrangement.merged:
+    if arrangement.fused:
         # What the library would have noted while it merged: it saves the model in the checkpoint's layout by it.
         made.model._weight_conversions = list(arrangement.conversions)
     if loaded.borrowed:
@@ -101,12 +101,12 @@ def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> Engin
 
 def _state_dict(loaded: LoadedTensors, arrangement: Arrangement, clock: Clock) -> "Mapping[str, Tensor | Awaited]":
     """Return the tensors as the model wants them; where nothing is left to do they may still be under way."""
-    if loaded.arranged:
+    if loaded.mapped:
         return WhenRead(loaded)
     tensors = dict(loaded.tensors)
     if not loaded.borrowed:
         loaded.by_name.clear()  # so that what is merged or cast is let go at once
-    if arrangement.merged:
+    if arrangement.fused:
         with clock.span("load/merge"):
             merge(tensors, arrangement)
     return tensors
@@ -193,14 +193,14 @@ def merge(tensors: "dict[str, Tensor]", arrangement: Arrangement) -> None:
     on_host = all(tensor.device.type == "cpu" for tensor in tensors.values())
     # Copies of small matrices are single-threaded in torch, which lets other threads run meanwhile.
     with ThreadPoolExecutor(available_cpus() if on_host else 1, thread_name_prefix="merge") as pool:
-        for merged, tensor in pool.map(lambda one: (one, _merged(one, tensors)), arrangement.merged):
+        for merged, tensor in pool.map(lambda one: (one, _merged(one, tensors)), arrangement.fused):
             tensors[merged.name] = tensor
 
 
 def _merged(merged: Merged, tensors: "dict[str, Tensor]") -> "Tensor":
     import torch
 
-    first = tensors[merged.parts[0].entry.name]
+    first = tensors[merged.slices[0].entry.name]
     whole = torch.empty(merged.shape, dtype=first.dtype, device=first.device)
     above = 0
     for column in merged.columns:

@@ -51,15 +51,15 @@ class Converter(Protocol):
         """What the names of its files end in, with the dot."""
         ...
 
-    def identity(self) -> dict[str, Any]:
+    def describe_identity(self) -> dict[str, Any]:
         """Return what the files depend on besides the checkpoint: versions of the library and of this code."""
         ...
 
-    def wanted(self, checkpoint: Checkpoint) -> bool:
+    def is_needed(self, checkpoint: Checkpoint) -> bool:
         """Say whether the engine needs this checkpoint converted, and cannot read it as it is."""
         ...
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Raise `NotRunnableError` where the format, or its reader, cannot hold the checkpoint."""
         ...
 
@@ -67,7 +67,7 @@ class Converter(Protocol):
         """Return the bytes of the files to be written, or a little more."""
         ...
 
-    def write(self, checkpoint: Checkpoint, folder: Path, told: Callable[[int], None]) -> None:
+    def write_files(self, checkpoint: Checkpoint, folder: Path, on_progress: Callable[[int], None]) -> None:
         """Write the files into the empty `folder`, telling how many bytes of weights are written."""
         ...
 
@@ -84,7 +84,7 @@ def convert(target: str, checkpoint: Checkpoint, model_name: str, cache: Path, p
         OutOfMemoryError: memory of the host ran out.
     """
     converter = converter_of(target)
-    converter.check(checkpoint)
+    converter.check_checkpoint(checkpoint)
     recipe = _recipe(converter, checkpoint, model_name)
 
     def write(folder: Path) -> None:
@@ -109,7 +109,7 @@ def conversion_for(
 ) -> Conversion | None:
     """Return what `engine` reads in place of `checkpoint`, see `convert`; None where it reads the checkpoint itself."""
     target = registry.converter(engine)
-    if target is None or not converter_of(target).wanted(checkpoint):
+    if target is None or not converter_of(target).is_needed(checkpoint):
         return None
     return convert(target, checkpoint, model_name, cache, progress)
 
@@ -163,12 +163,12 @@ def _recipe(converter: Converter, checkpoint: Checkpoint, model_name: str) -> Re
     return Recipe(
         name=model_name,
         kind=converter.file_format,
-        identity={"checkpoint": checkpoint.fingerprint, "shards": shards, **converter.identity()},
+        identity={"checkpoint": checkpoint.fingerprint, "shards": shards, **converter.describe_identity()},
         needed_bytes=converter.needed_bytes(checkpoint),
     )
 
 
-def _write_apart(target: str, checkpoint: Checkpoint, folder: Path, told: Callable[[int], None]) -> None:
+def _write_apart(target: str, checkpoint: Checkpoint, folder: Path, on_progress: Callable[[int], None]) -> None:
     request = json.dumps({"converter": target, "checkpoint": checkpoint.to_json(), "folder": str(folder)})
     command = [sys.executable, "-P", "-m", "ladezeit.loading.conversion"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -183,7 +183,7 @@ def _write_apart(target: str, checkpoint: Checkpoint, folder: Path, told: Callab
             with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
                 pipe.write(request)
             for line in child.stdout:
-                told(int(line))
+                on_progress(int(line))
         except BaseException:
             child.kill()
             raise
@@ -208,7 +208,7 @@ def _main() -> int:
     checkpoint = Checkpoint.from_json(asked["checkpoint"])
     try:
         with exit_where_memory_ends():
-            converter_of(asked["converter"]).write(
+            converter_of(asked["converter"]).write_files(
                 checkpoint, Path(asked["folder"]), lambda done: print(done, file=lines, flush=True)
             )
     except OSError as cause:

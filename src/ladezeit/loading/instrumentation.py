@@ -70,7 +70,7 @@ class OwnSteps:
     """What was wrapped: `places` gives file and line by phase, `joined` the phases that were left to their callers."""
 
     clock: Clock
-    places: dict[str, str] = field(default_factory=dict)
+    locations: dict[str, str] = field(default_factory=dict)
     joined: list[str] = field(default_factory=list)
     by_function: dict[Any, Any] = field(default_factory=dict)
 
@@ -162,7 +162,7 @@ def _timed(function: Any, steps: OwnSteps) -> Any:
     """Return `function` as a step of the clock; a short one that is called too often joins its caller for good."""
     code = inspect.unwrap(function).__code__
     path = f"{LOAD}/{function.__module__}:{function.__qualname__}"
-    steps.places[path] = f"{code.co_filename}:{code.co_firstlineno}"
+    steps.locations[path] = f"{code.co_filename}:{code.co_firstlineno}"
     clock, calls = steps.clock, 0
 
     @functools.wraps(function)

@@ -7,8 +7,10 @@ from collections.abc import Callable
 _INTERVAL_S = 1.0
 
 
-def told_rarely(tell: Callable[[str], None]) -> Callable[[int, int, float], None]:
-    """Return a `Progress` that passes on the state of the reading to `tell`, as text and once a second at most."""
+def told_rarely(on_progress: Callable[[str], None]) -> Callable[[int, int, float], None]:
+    """Return a `Progress` that passes on the state of the reading to `on_progress`, as text and once a second at
+    most.
+    """
     next_s = time.monotonic() + _INTERVAL_S
 
     def progress(done: int, total: int, seconds: float) -> None:
@@ -16,7 +18,7 @@ def told_rarely(tell: Callable[[str], None]) -> Callable[[int, int, float], None
         now = time.monotonic()
         if now >= next_s:
             next_s = now + _INTERVAL_S
-            tell(in_words(done, total, seconds))
+            on_progress(in_words(done, total, seconds))
 
     return progress
 

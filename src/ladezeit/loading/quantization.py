@@ -55,20 +55,20 @@ def scheme_asked(loading: LoadingConfig) -> str | None:
     return None if asked is None else asked.words
 
 
-def quantization_config(asked: Scheme, dtype: str) -> Any:
+def quantization_config(requested: Scheme, dtype: str) -> Any:
     """Return transformers' config of the scheme; `dtype` (torch's name) is what products are computed in."""
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
-    if asked.library == TORCHAO:
+    if requested.library == TORCHAO:
         from torchao.quantization import Int8WeightOnlyConfig
 
         return TorchAoConfig(Int8WeightOnlyConfig())
-    if asked.bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=asked.threshold)
+    if requested.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=requested.threshold)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=asked.quant_type,
-        bnb_4bit_use_double_quant=asked.double,
+        bnb_4bit_quant_type=requested.quant_type,
+        bnb_4bit_use_double_quant=requested.double,
         bnb_4bit_compute_dtype=dtype,  # the library's default is float32, whatever the weights were
     )
 

@@ -72,19 +72,19 @@ def _has_converters(checkpoint: Checkpoint) -> bool:
     return any(isinstance(transform, WeightConverter) for transform in (found[0] if found else ()))
 
 
-def _arrange(request: LoadRequest, asked: "torch.dtype | None") -> Arrangement:
+def _arrange(request: LoadRequest, requested: "torch.dtype | None") -> Arrangement:
     from transformers.conversion_mapping import get_model_conversion_mapping
 
-    skeleton = _skeleton(request, asked)
+    skeleton = _skeleton(request, requested)
     mapping = get_model_conversion_mapping(skeleton)
     wanted = skeleton.state_dict()
     names = Names(mapping, skeleton.base_model_prefix, wanted)
     targets: dict[str, dict[str | None, list[TensorEntry]]] = defaultdict(lambda: defaultdict(list))
     for entry, (target, pattern) in zip(
-        request.checkpoint.tensors, names.of(entry.name for entry in request.checkpoint.tensors), strict=True
+        request.checkpoint.tensors, names.resolve_name(entry.name for entry in request.checkpoint.tensors), strict=True
     ):
         targets[target][pattern].append(entry)
-    casts = _Casts(asked, skeleton, wanted)
+    casts = _Casts(requested, skeleton, wanted)
     merged: list[Merged] = []
     dtypes: dict[str, torch.dtype] = {}
     for target, by_pattern in targets.items():
@@ -94,12 +94,12 @@ def _arrange(request: LoadRequest, asked: "torch.dtype | None") -> Arrangement:
         if one is not None:
             merged.append(one)
         if one is not None or list(by_pattern) == [None]:
-            dtypes |= casts.of(target, [entry for entries in by_pattern.values() for entry in entries])
+            dtypes |= casts.find_casts(target, [entry for entries in by_pattern.values() for entry in entries])
     used = tuple(transform for transform in mapping if transform.was_used())
     return Arrangement(tuple(merged), dtypes, used)
 
 
-def _skeleton(request: LoadRequest, asked: "torch.dtype | None") -> Any:
+def _skeleton(request: LoadRequest, requested: "torch.dtype | None") -> Any:
     """Return the model on `meta`, as `from_pretrained` makes it before it reads anything."""
     import torch
     from transformers import AutoConfig
@@ -108,7 +108,7 @@ def _skeleton(request: LoadRequest, asked: "torch.dtype | None") -> Any:
     config = AutoConfig.from_pretrained(str(request.checkpoint.folder), local_files_only=True)
     own_class: Any = model_class(request.checkpoint.config)
     with torch.device("meta"), no_init_weights():
-        return own_class._from_config(config, dtype=asked)
+        return own_class._from_config(config, dtype=requested)
 
 
 class Names:
@@ -133,7 +133,7 @@ class Names:
 
         self._ask = ask
 
-    def of(self, keys: Iterable[str]) -> list[tuple[str, str | None]]:
+    def resolve_name(self, keys: Iterable[str]) -> list[tuple[str, str | None]]:
         """Return the model's name and the converter's pattern (None where there is none) for each of `keys`."""
         keys = list(keys)
         kinds: dict[str, list[str]] = defaultdict(list)
@@ -236,12 +236,12 @@ def _in_order(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
 class _Casts:
     """Knows which parameters become the dtype that was asked for, by the rules of `from_pretrained`."""
 
-    def __init__(self, asked: "torch.dtype | None", skeleton: Any, wanted: dict[str, Any]) -> None:
+    def __init__(self, requested: "torch.dtype | None", skeleton: Any, wanted: dict[str, Any]) -> None:
         self._wanted = wanted
         # Classes that keep some modules in float32 whatever is asked have their own rules: the library applies them.
-        self._asked = None if asked is None or skeleton._get_dtype_plan(asked) else asked
+        self._asked = None if requested is None or skeleton._get_dtype_plan(requested) else requested
 
-    def of(self, target: str, entries: Sequence[TensorEntry]) -> "dict[str, torch.dtype]":
+    def find_casts(self, target: str, entries: Sequence[TensorEntry]) -> "dict[str, torch.dtype]":
         """Return the dtype for each of `entries` that has another one than its parameter `target` is to have."""
         asked = self._asked
         if asked is None or self._wanted[target].dtype != asked:

@@ -29,7 +29,7 @@ class GreedyDecoder:
         takes = inspect.signature(model.forward).parameters
         self._arguments = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
-    def next(self) -> int:
+    def next_token(self) -> int:
         """Return the id that follows; raises `LoadError` where the logits are not finite."""
         import torch
 

@@ -71,11 +71,11 @@ def as_rich(comparison: Comparison, width: int, sort: str = "rank") -> Renderabl
             parts += _rich_section(comparison, section, width, sort)
         else:
             parts.append(Text(f"{section.title}: no verified sample, nothing to rank", style="bold"))
-        if section.apart:
+        if section.unranked:
             parts.append(Text("not ranked" + ("" if section.ranked else ":"), style="yellow"))
             parts += [
                 Text.assemble("  ", (point.name, "bold"), f": {apart_text_of(point, comparison.metric)}")
-                for point in section.apart
+                for point in section.unranked
             ]
         parts.append(Text(""))
     parts += [Text(f"note: {note}", style="yellow") for note in comparison.notes]
@@ -204,7 +204,7 @@ def section_markdown(comparison: Comparison, section: Section, sort: str = "rank
         parts.append(legend_of(comparison, section))
     odd = oddities(section, comparison.metric)
     if apart:
-        odd += [f"not ranked: {point.name}: {apart_text_of(point, comparison.metric)}" for point in section.apart]
+        odd += [f"not ranked: {point.name}: {apart_text_of(point, comparison.metric)}" for point in section.unranked]
     if odd:
         parts.append("\n".join(f"- {plain(line)}" for line in odd))
     return parts
@@ -268,7 +268,7 @@ def records(comparison: Comparison, sort: str = "rank") -> list[dict[str, Any]]:
     return [
         _record(comparison, section, point)
         for section in comparison.sections
-        for point in [*ordered(section.ranked, sort), *section.apart]
+        for point in [*ordered(section.ranked, sort), *section.unranked]
     ]
 
 

@@ -89,10 +89,10 @@ def _origin_said() -> str:
 
 def _managers_said(managers: Sequence[PointFigures], cure: PointFigures) -> list[str]:
     """Return how many times as long each manager takes as its settings alone, where that goes, and what its walk is."""
-    chances = against({point.point: point.measured(LOAD) for point in [*managers, cure]}, cure.point)
+    chances = against({point.point: point.metric_values(LOAD) for point in [*managers, cure]}, cure.point)
     lines = []
     for manager in managers:
-        found = ratio(manager.measured(LOAD), cure.measured(LOAD))
+        found = ratio(manager.metric_values(LOAD), cure.metric_values(LOAD))
         assert found is not None and manager.spread is not None  # load times are there and positive
         within = f"{found.interval.low:.3g}–{found.interval.high:.3g}"
         lines.append(
@@ -162,7 +162,7 @@ class Report:
         """The comparison of load times."""
         return self.compared[0]
 
-    def section(self, objective: str, index: int) -> Section:
+    def get_section(self, objective: str, index: int) -> Section:
         """Return the section with that index, compared by the objective of that name."""
         names = [own.name for own in OBJECTIVES]
         return self.compared[names.index(objective)].sections[index]
@@ -231,7 +231,7 @@ def commands(report: Report) -> list[tuple[str, str]]:
     """Return the commands of the sweeps, then that which measures each point again, each with what it is."""
     found = [(f"sweep {record.id}", record.command) for record in report.samples.sweeps]
     for section in report.load.sections:
-        for point in [*section.ranked, *section.apart]:
+        for point in [*section.ranked, *section.unranked]:
             again = point_command(point.samples[0], len(point.samples))
             found.append((f"{section.title}: {point.name}", again))
     return found
@@ -242,7 +242,7 @@ def raw_files(report: Report, folder: Path) -> list[tuple[str, list[str]]]:
     places = {id(result): place for result, place in zip(report.samples.results, report.samples.places, strict=True)}
     found = []
     for section in report.load.sections:
-        for point in [*section.ranked, *section.apart]:
+        for point in [*section.ranked, *section.unranked]:
             found.append((f"{section.title}: {point.name}", _links(point, places, folder)))
     return found
 

@@ -213,12 +213,12 @@ def draw_samples(comparison: Comparison, section: Section, name: str) -> Picture
     The order is that of the table: by rank, then those that are not ranked, whose values are hollow.
     """
     metric = comparison.metric
-    points, more = canvas.shown([point for point in [*section.ranked, *section.apart] if point.spread])
+    points, more = canvas.shown([point for point in [*section.ranked, *section.unranked] if point.spread])
     if not points:
         return None
     names = [f"{_rank(section, point)}{point.name}" for point in points]
     figure, (axes,) = canvas.rows_figure(names, right_in=1.15)
-    values = [point.measured(metric) for point in points]
+    values = [point.metric_values(metric) for point in points]
     logarithmic = canvas.seconds_axis(axes, [value for own in values for value in own])
     pixels = canvas.as_pixels(sum(map(len, values)))
     for row, (point, own) in enumerate(zip(points, values, strict=True)):
@@ -281,7 +281,7 @@ def draw_validation_cost(section: Section, catches: Mapping[str, Catch], name: s
 
     `catches` are the faults found by level; where it is empty the cost is drawn alone.
     """
-    timed = [point for point in [*section.ranked, *section.apart] if point.spread]
+    timed = [point for point in [*section.ranked, *section.unranked] if point.spread]
     if len({point.level for point in timed}) < 2:
         return None
     points, more = canvas.shown(sorted(timed, key=lambda point: point.spread.median if point.spread else 0.0))
@@ -309,10 +309,10 @@ def _cost(point: PointFigures) -> str:
 
 
 def _costs(axes: Any, points: Sequence[PointFigures]) -> None:
-    canvas.seconds_axis(axes, [value for point in points for value in point.measured(METRIC)])
+    canvas.seconds_axis(axes, [value for point in points for value in point.metric_values(METRIC)])
     floor = axes.get_xlim()[0]
     for row, point in enumerate(points):
-        values = point.measured(METRIC)
+        values = point.metric_values(METRIC)
         axes.scatter([max(floor, value) for value in values], [row] * len(values), s=16, color=colors.ORANGE, alpha=0.7)
         if point.spread and point.spread.median > floor:
             within = point.spread.interval

@@ -83,7 +83,7 @@ def _settled_by(point: PointCheck) -> str:
 
 def answer(checked: Check) -> str:
     """Return the answer in one line: ``passed`` or ``FAILED``, and how many points ended how."""
-    counts = [f"{count} {_SUMMARY[outcome]}" for outcome in Outcome if (count := checked.count(outcome))]
+    counts = [f"{count} {_SUMMARY[outcome]}" for outcome in Outcome if (count := checked.count_outcome(outcome))]
     head = "FAILED" if checked.failing else "passed"
     return f"{head}: {', '.join(counts)} ({checked.metric}, {100 * checked.limit:.4g} % slower allowed)"
 
@@ -99,7 +99,7 @@ def as_document(checked: Check, **more: Any) -> str:
         "max_slowdown": checked.limit,
         "level": LEVEL,
         "missing_allowed": checked.allow_missing,
-        "counts": {outcome.value: checked.count(outcome) for outcome in Outcome},
+        "counts": {outcome.value: checked.count_outcome(outcome) for outcome in Outcome},
         "points": [_plain(point, checked) for point in checked.points],
     }
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)

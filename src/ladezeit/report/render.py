@@ -228,7 +228,7 @@ def _section(report: Report, index: int, drawn: Drawn) -> list[str]:
     elif index >= MOST_SECTIONS:
         parts.append(f"Without pictures: only the first {MOST_SECTIONS} sections have them.")
     costs = report.validation_costs.sections[index]
-    if not report.catches and len({point.level for point in [*costs.ranked, *costs.apart] if point.spread}) > 1:
+    if not report.catches and len({point.level for point in [*costs.ranked, *costs.unranked] if point.spread}) > 1:
         parts.append("This installation has no data on how many faults each level finds: only the cost is shown.")
     return parts
 
@@ -276,7 +276,7 @@ def draw(report: Report, name: str) -> list[Drawn]:
 
 def _of_section(report: Report, index: int, colour_of: dict[str, str], name: str) -> Drawn:
     load = report.load.sections[index]
-    memory = report.section("gpu_memory", index), report.section("host_memory", index)
+    memory = report.get_section("gpu_memory", index), report.get_section("host_memory", index)
     leading = [
         figures.draw_samples(report.load, load, f"{name}-samples"),
         figures.draw_validation_cost(report.validation_costs.sections[index], report.catches, f"{name}-validation"),

@@ -220,7 +220,7 @@ def _summary(group: list[Result], varying: Sequence[str]) -> PointSummary:
         values=varying_values(first, varying),
         counts=dict(Counter(result.status for result in group)),
         problems=dict(Counter((r.status, why(r)) for r in group if r.status is not Status.ok)),
-        load_s=Spread.of(metric_of(group, "load/total_s")),
+        load_s=Spread.from_values(metric_of(group, "load/total_s")),
         ceiling_share=_median(group, "load/ceiling_share"),
         cold_start_s=_median(group, "cold_start/first_token_s"),
         first_token_s=_median(group, "inference/first_token_s"),
@@ -231,5 +231,5 @@ def _summary(group: list[Result], varying: Sequence[str]) -> PointSummary:
 
 
 def _median(group: Sequence[Result], name: str) -> float | None:
-    spread = Spread.of(metric_of(group, name))
+    spread = Spread.from_values(metric_of(group, name))
     return spread.median if spread else None

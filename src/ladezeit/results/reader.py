@@ -56,7 +56,7 @@ class Samples:
             found.setdefault(reason, []).append(place)
         return found
 
-    def add(self, result: Result, place: str, seen: set[tuple[object, ...]]) -> None:
+    def add_result(self, result: Result, place: str, seen: set[tuple[object, ...]]) -> None:
         """Take a result in, unless it is a warm-up or the same sample came from another place already."""
         key = (result.identity.sweep, result.identity.job, result.identity.point, result.started_at)
         if result.identity.job == WARM_UP_JOB:
@@ -108,17 +108,17 @@ def _read_path(path: Path, samples: Samples, seen: set[tuple[object, ...]]) -> N
         _read_lines(path, samples, seen)
         return
     if path.is_file():
-        samples.add(read(path), str(path.parent), seen)
+        samples.add_result(read(path), str(path.parent), seen)
         return
     if not path.exists():
         raise LadezeitError(f"{path} does not exist: give {_WANTED}")
     gathered = gather(path)
     for folder, result in gathered.by_folder.items():
-        samples.add(result, str(folder), seen)
+        samples.add_result(result, str(folder), seen)
     samples.unreadable += gathered.problems
     for record in _records(path):
         try:
-            samples.sweeps.append(SweepRecord.read(record.parent))
+            samples.sweeps.append(SweepRecord.read_record(record.parent))
         except LadezeitError as cause:
             samples.unreadable.append(str(cause))
 
@@ -127,7 +127,7 @@ def _read_lines(path: Path, samples: Samples, seen: set[tuple[object, ...]]) -> 
     """Read a file of kept results; a line that is none is named, and hides no other."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            samples.add(Result.from_dict(json.loads(line)), f"{path}:{number}", seen)
+            samples.add_result(Result.from_dict(json.loads(line)), f"{path}:{number}", seen)
         except (LadezeitError, ValueError) as cause:
             samples.unreadable.append(f"{path}:{number}: {' '.join(str(cause).split())}")
 

@@ -145,12 +145,12 @@ class SweepRecord:
     parent_run_id: str | None = None
     schema_version: int = SCHEMA_VERSION
 
-    def save(self, folder: Path) -> None:
+    def save_record(self, folder: Path) -> None:
         """Write ``folder/sweep.json`` atomically."""
         write_atomically(folder / SWEEP_FILE_NAME, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
-    def read(cls, folder: Path) -> "SweepRecord":
+    def read_record(cls, folder: Path) -> "SweepRecord":
         """Read ``folder/sweep.json``; raises `LadezeitError` where it cannot be read."""
         path = folder / SWEEP_FILE_NAME
         try:

@@ -82,14 +82,14 @@ def _continue(model: Any, prompt: list[int], new_tokens: int, clock: Clock) -> l
     with torch.inference_mode():
         with clock.span(FIRST_TOKEN):
             greedy = GreedyDecoder(model, prompt)
-            new.append(greedy.next())
+            new.append(greedy.next_token())
         if len(new) < new_tokens and new[-1] not in stop:
             with clock.span(SECOND_TOKEN):
-                new.append(greedy.next())
+                new.append(greedy.next_token())
         if len(new) < new_tokens and new[-1] not in stop:
             with clock.span(REST):
                 while len(new) < new_tokens and new[-1] not in stop:
-                    new.append(greedy.next())
+                    new.append(greedy.next_token())
     return new
 
 

@@ -112,9 +112,9 @@ def expected(config: LoadConfig, checkpoint: "Checkpoint", device: str, proof_fi
         single_device=single_device(loading),
         offload_allowed=not loading.disable_cpu_offload,
         device_strategy=is_strategy(loading),
-        quantisation=quantization.scheme_asked(loading)
+        quantization=quantization.scheme_asked(loading)
         or (quantization.CHECKPOINTS_OWN if "quantization_config" in checkpoint.config else None),
         generation_config=stored_generation_config(checkpoint.folder),
         manifest=manifest.read(proof_files.manifest) if proof_files.manifest else None,
-        spoken=logits.read(proof_files.reference) if proof_files.reference else None,
+        reference=logits.read(proof_files.reference) if proof_files.reference else None,
     )

@@ -59,13 +59,13 @@ class PrewarmServer:
         """Return the socket's descriptor, readable when a worker has ended."""
         return self._socket.fileno()
 
-    def imports(self, model_config: dict[str, Any]) -> float:
+    def import_libraries(self, model_config: dict[str, Any]) -> float:
         """Import what loading that model needs; return the seconds it took (0 where it was there already)."""
         answer = self._ask({"import": model_config})
         self.import_s += answer["seconds"]
         return float(answer["seconds"])
 
-    def start(self, spec: Path, origin_ns: int, events: int, log: int, environment: dict[str, str]) -> int:
+    def start_worker(self, spec: Path, origin_ns: int, events: int, log: int, environment: dict[str, str]) -> int:
         """Fork a worker for the sample that `spec` describes; return its pid, which is also its process group.
 
         `environment` is added to the worker's.
@@ -73,7 +73,7 @@ class PrewarmServer:
         request = {"run": str(spec), "origin_ns": origin_ns, "environment": environment}
         return int(self._ask(request, [events, log])["pid"])
 
-    def ended(self) -> int:
+    def wait_worker(self) -> int:
         """Wait for the running worker's end; return its exit code, negative for a signal."""
         return os.waitstatus_to_exitcode(self._receive()["status"])
 

@@ -40,7 +40,7 @@ class RankSample(Sample):
     def _look_at(self, loaded: "EngineModel", meter: "ResourceMeter") -> None:
         super()._look_at(loaded, meter)
         own = {key: loaded.effective[key] for key in ("own_s", "local_bytes", "split_parameters")}
-        memory = {key: value for key, value in meter.read().items() if key.startswith("memory/")}
+        memory = {key: value for key, value in meter.read_metrics().items() if key.startswith("memory/")}
         self.result.effective["ranks"] = _gather({"rank": self.rank, "device": self.spec.device, **own, **memory})
 
     def _prove(self, loaded: "EngineModel", wanted: "Expected") -> "Proof | None":

@@ -51,14 +51,14 @@ class Sample:
         if spec.conversion is not None:
             self.result.effective["conversion"] = spec.conversion.to_json()
 
-    def run(self) -> Result:
+    def run_sample(self) -> Result:
         """Measure, and turn whatever happens into a result."""
         try:
             self._measure()
         except Exception as error:
             self._report(error)
         if self._profiler is not None:
-            self.result.effective["profile"] = self._profiler.save(self.spec.folder)
+            self.result.effective["profile"] = self._profiler.save_profile(self.spec.folder)
         self.result.metrics.update(load_metrics(self.clock, self.spec.checkpoint.weight_bytes, self.spec.file_bytes))
         self.result.metrics["sample/wall_s"] = self.clock.since_origin_s()
         return self.result
@@ -88,7 +88,7 @@ class Sample:
             self._infer(loaded)
             if self._prove_spoken(loaded, wanted, proof):
                 self.result.status = Status.ok
-        self.result.metrics.update(meter.read())
+        self.result.metrics.update(meter.read_metrics())
 
     def _import(self) -> None:
         with self.clock.span("import"):
@@ -179,7 +179,7 @@ class Sample:
                 loaded = pipeline.load(chosen, request, self.clock)
         finally:
             meter.mark_load_end()
-            self.result.metrics.update(meter.read())
+            self.result.metrics.update(meter.read_metrics())
             self.result.effective["memory_sources"] = meter.sources
         return loaded
 
@@ -239,7 +239,7 @@ class Sample:
             self.result.metrics["cold_start/first_token_s"] = cold_start_s(self.clock)
 
     def _sampled(self, part: str) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self._profiler is None else self._profiler.sampling(part)
+        return contextlib.nullcontext() if self._profiler is None else self._profiler.sample_block(part)
 
     def _report(self, error: Exception) -> None:
         self.result.status = status_of(error)

@@ -47,7 +47,7 @@ class WorkerSpec:
         """The length of `files` together."""
         return self.checkpoint.file_bytes if self.conversion is None else self.conversion.file_bytes
 
-    def save(self) -> Path:
+    def save_spec(self) -> Path:
         """Write ``worker.json`` into the sample's folder and return its path."""
         plain = {
             "config": to_plain(self.config),
@@ -66,7 +66,7 @@ class WorkerSpec:
         return path
 
     @classmethod
-    def read(cls, path: Path) -> "WorkerSpec":
+    def read_spec(cls, path: Path) -> "WorkerSpec":
         """Read what `save` wrote."""
         plain = json.loads(path.read_text(encoding="utf-8"))
         return cls(

@@ -90,7 +90,7 @@ class PrewarmedWorker:
         self, spec: Path, events: int, log: int, origin_ns: int, *, server: PrewarmServer, environment: dict[str, str]
     ) -> None:
         self._server = server
-        self.pid = server.start(spec, origin_ns, events, log, environment)
+        self.pid = server.start_worker(spec, origin_ns, events, log, environment)
 
     def fileno(self) -> int:
         """See `Worker.fileno`."""
@@ -98,7 +98,7 @@ class PrewarmedWorker:
 
     def exit_code(self) -> int:
         """See `Worker.exit_code`."""
-        return self._server.ended()
+        return self._server.wait_worker()
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Supervisor:
         while self._servers:
             self._servers.popitem()[1].close()
 
-    def run(self, spec: WorkerSpec, progress: Progress = lambda phase: None) -> Result:
+    def run_sample(self, spec: WorkerSpec, progress: Progress = lambda phase: None) -> Result:
         """Measure one sample in a process of the kind its config asks for; never raises for what that process does.
 
         The worker writes ``result.json`` itself; where it could not, the supervisor writes what it knows. Ctrl-C ends
@@ -159,7 +159,7 @@ class Supervisor:
         server = self._server(spec, environment) if prewarmed else None
         if server is not None:
             spec.environment["prewarm"] = {"import_s": round(server.import_s, 3)}
-        path = spec.save()
+        path = spec.save_spec()
         with _worker_files(spec.folder) as (events, events_write, log):
             origin_ns = time.monotonic_ns()
             worker: Worker = (
@@ -173,7 +173,7 @@ class Supervisor:
         key = tuple(sorted(environment.items()))
         if key not in self._servers:
             self._servers[key] = PrewarmServer(environment, spec.folder / "prewarm.log")
-        self._servers[key].imports({"model_type": spec.checkpoint.config.get("model_type")})
+        self._servers[key].import_libraries({"model_type": spec.checkpoint.config.get("model_type")})
         return self._servers[key]
 
 
@@ -189,7 +189,7 @@ def _command(spec: WorkerSpec, path: Path, events: int, origin_ns: int) -> list[
 def _inline(spec: WorkerSpec, progress: Progress) -> Result:
     from ladezeit.runner.sample import Sample
 
-    result = Sample(spec, time.monotonic_ns(), progress).run()
+    result = Sample(spec, time.monotonic_ns(), progress).run_sample()
     save(result, spec.folder)
     return result
 

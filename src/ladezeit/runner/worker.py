@@ -42,10 +42,10 @@ def run(spec_path: Path, event_descriptor: int, origin_ns: int, started_ns: int)
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             os.write(event_descriptor, (json.dumps({"phase": path}) + "\n").encode())
 
-    spec = WorkerSpec.read(spec_path)
+    spec = WorkerSpec.read_spec(spec_path)
     sample = _sample(spec, origin_ns, notify)
-    sample.clock.record("process_start", origin_ns, started_ns)
-    result = sample.run()
+    sample.clock.record_phase("process_start", origin_ns, started_ns)
+    result = sample.run_sample()
     save(result, sample.spec.folder)
     is_rank = sample.spec is not spec
     return RANK_FAILED if is_rank and result.error is not None else 0

@@ -126,7 +126,7 @@ class Telemetry:
     def __init__(self, listeners: Iterable[Listener]) -> None:
         self._listeners = [tell_log, tell_spans, *listeners]
 
-    def tell(self, event: Event) -> None:
+    def emit_event(self, event: Event) -> None:
         """Tell all; in the thread that calls, and never failing it."""
         for listener in self._listeners:
             try:

@@ -49,12 +49,12 @@ class InProcessLoader:
     def __init__(self, settings: ManagerSettings) -> None:
         self.runtime = settings.runtime if settings.runtime is not None else _agreed(settings)
 
-    def needs(self, settings: ModelSettings) -> Bytes:
+    def estimate_needs(self, settings: ModelSettings) -> Bytes:
         """See `Loader.needs`; a model that is not on this machine is made, converted or downloaded first."""
         config, device = self._config(settings)
         return _needs(config, device, prepare(config.model, cache_folder()))
 
-    def load(self, settings: ModelSettings) -> LoadedModel:
+    def load_model(self, settings: ModelSettings) -> LoadedModel:
         """See `Loader.load`."""
         config, device = self._config(settings)
         return load_as_configured(config, "profile" if settings.profile is not None else "loading", device)
@@ -129,7 +129,7 @@ class Performance:
         if "torch" not in sys.modules and config != RuntimeConfig():
             os.environ.update(torch_settings.import_environment(config))  # what torch reads as it is imported
 
-    def apply(self, settings: ModelSettings) -> None:
+    def apply_settings(self, settings: ModelSettings) -> None:
         """Apply them where that was not done; raises `ConfigError` where one did not take effect."""
         with self._lock:
             if self.applied:
@@ -153,11 +153,11 @@ class LoadingTurn:
         self._rooms = rooms
         self._telemetry = telemetry
 
-    def needs(self, settings: ModelSettings) -> Bytes:
+    def estimate_needs(self, settings: ModelSettings) -> Bytes:
         """Return what the model will take, by its checkpoint's headers; raises where it cannot be had or loaded so."""
-        return self._loader.needs(settings)
+        return self._loader.estimate_needs(settings)
 
-    def load(self, settings: ModelSettings, wait_s: float, leases: Counter[int]) -> "tuple[Resident, Loaded]":
+    def load_model(self, settings: ModelSettings, wait_s: float, leases: Counter[int]) -> "tuple[Resident, Loaded]":
         """Wait for the turn, make room, load, and put the model among the residents with `leases` on it.
 
         Raises: as `ModelManager.get` does.
@@ -169,7 +169,7 @@ class LoadingTurn:
                 return found or self._load(settings, wait_s, leases, told)
         finally:
             for event in told:
-                self._telemetry.tell(event)
+                self._telemetry.emit_event(event)
 
     def _there_already(self, name: str, leases: Counter[int]) -> "tuple[Resident, Loaded] | None":
         """Return the model where it was about to be evicted when it was asked for, and came back."""
@@ -187,12 +187,12 @@ class LoadingTurn:
         charge = f"{name}#{self.loads[name]}"
         self.loads[name] += 1
         try:
-            need = self._loader.needs(settings)
+            need = self._loader.estimate_needs(settings)
             self._rooms.make_room(name, charge, need, wait_s)
-            self.performance.apply(settings)
+            self.performance.apply_settings(settings)
             told.append(LoadStarted(name, began_ns := now_ns(), need))
             began_s = time.monotonic()
-            loaded = self._loader.load(settings)
+            loaded = self._loader.load_model(settings)
             seconds = time.monotonic() - began_s
             resident = self._resident(name, charge, loaded, seconds)
         except BaseException as error:
@@ -212,8 +212,8 @@ class LoadingTurn:
         """Take the model's real size to account; raises `BudgetError` where that is more than there may be."""
         size = bytes_of(loaded.model)
         with self._rooms.changed:
-            self._rooms.budget.charge(charge, size)
-            over = self._rooms.budget.overdrawn()
+            self._rooms.budget.charge_account(charge, size)
+            over = self._rooms.budget.excess_memory()
             used_at = self._rooms.next_use()
         if over != NOTHING:
             raise BudgetError(
@@ -226,7 +226,7 @@ class LoadingTurn:
         """Free what the failed load left: the frames of its traceback hold tensors as long as the error is kept."""
         traceback.clear_frames(error.__traceback__)
         with self._rooms.changed:
-            self._rooms.budget.release(charge)
+            self._rooms.budget.release_charge(charge)
             self.failures[name] = str(error) or type(error).__name__
             self._rooms.changed.notify_all()
         give_back()

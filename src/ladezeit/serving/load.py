@@ -130,12 +130,12 @@ def load(
         own = Path(config_dir).expanduser() if config_dir is not None else None
         asked = Asked(model, loading, profile, validation, max_memory, allow_offload, own)
         config, chosen_by = config_of(asked, found)
-    return _Load(config, chosen_by, found, clock, progress).run()
+    return _Load(config, chosen_by, found, clock, progress).run_load()
 
 
 def load_as_configured(config: LoadConfig, chosen_by: str, device: ResolvedDevice) -> LoadedModel:
     """Load what a config says that was checked already (see `config_of`); raises as `load` does."""
-    return _Load(config, chosen_by, device, Clock(time.monotonic_ns()), lambda what, done, total: None).run()
+    return _Load(config, chosen_by, device, Clock(time.monotonic_ns()), lambda what, done, total: None).run_load()
 
 
 class _Load:
@@ -152,7 +152,7 @@ class _Load:
         self._reading = None if progress is None else lambda done, total, seconds: progress("load/read", done, total)
         self.effective: dict[str, Any] = {}
 
-    def run(self) -> LoadedModel:
+    def run_load(self) -> LoadedModel:
         with self.clock.span("checkpoint"):
             checkpoint = prepare(self.config.model, cache_folder(), self.progress)
         self._import(checkpoint)

@@ -174,7 +174,7 @@ class ModelManager:
     def preload(self, names: Iterable[str] | None = None) -> None:
         """Load the models (all where None), one after another; raises as `get` does, and where they do not all fit."""
         wanted = self.names if names is None else list(names)
-        needs = sum((self._turn.needs(self._settings_of(name)) for name in wanted), NOTHING)
+        needs = sum((self._turn.estimate_needs(self._settings_of(name)) for name in wanted), NOTHING)
         self._rooms.budget.check_can_ever_fit(" and ".join(wanted), needs)
         for name in wanted:
             self._acquire(name, leased=False)
@@ -197,12 +197,12 @@ class ModelManager:
         Raises: as `get` and `unload` do.
         """
         self._settings_of(old)
-        need = self._turn.needs(self._settings_of(new))
+        need = self._turn.estimate_needs(self._settings_of(new))
         with self._rooms.changed:
             resident = self._rooms.residents.get(old)
             beside = resident is not None and old != new and self._rooms.fits_beside(resident, need)
             if resident is not None and beside:
-                resident.lease(threading.get_ident())
+                resident.add_lease(threading.get_ident())
         if resident is None or old == new:
             return self.get(new)
         if not beside:
@@ -220,7 +220,7 @@ class ModelManager:
         """Return what is loaded, in use and charged at this moment, and what each load and verification cost."""
 
         with self._rooms.changed:
-            self._rooms.settle()
+            self._rooms.settle_account()
             return status_of(self.settings, self._rooms, set(self._pending), self._turn)
 
     def close(self) -> list[UnloadReport]:
@@ -256,7 +256,7 @@ class ModelManager:
                 if resident.open_to_me:
                     resident.used_at = self._rooms.next_use()
                     if leased:
-                        resident.lease(me)
+                        resident.add_lease(me)
                     return resident, resident.loaded
                 self._rooms.changed.wait()  # until it is gone, or whoever wanted its room gave up
             pending = self._pending.get(name)
@@ -272,7 +272,7 @@ class ModelManager:
     def _load(self, settings: ModelSettings, pending: Pending) -> None:
         """Load, and tell all who wait, whatever happens."""
         try:
-            outcome = self._turn.load(settings, self.wait_s, pending.leases)
+            outcome = self._turn.load_model(settings, self.wait_s, pending.leases)
         except Exception as error:
             self._no_longer_pending(settings.name)
             pending.outcome.set_exception(error)
@@ -305,21 +305,23 @@ class ModelManager:
 
     def _end_lease(self, resident: Resident, thread: int) -> None:
         with self._rooms.changed:
-            resident.release(thread)
+            resident.drop_lease(thread)
             self._rooms.changed.notify_all()
 
     def _unload(self, name: str, why: Why, wait_s: float | None) -> UnloadReport:
         self._settings_of(name)
         began_ns = now_ns()
-        removed = self._rooms.remove(name, self.wait_s if wait_s is None else wait_s)
+        removed = self._rooms.remove_model(name, self.wait_s if wait_s is None else wait_s)
         if removed is None:
             return UnloadReport(name, was_loaded=False)
         resident, freed, gone = removed
-        self._telemetry.tell(Unloaded(name, now_ns(), began_ns, why, resident.size, freed, not gone))
+        self._telemetry.emit_event(Unloaded(name, now_ns(), began_ns, why, resident.size, freed, not gone))
         return UnloadReport(name, was_loaded=True, held=resident.size, freed=freed, still_held=not gone)
 
     def _evicted(self, resident: Resident, freed: Bytes, began_ns: int, still_held: bool) -> None:
-        self._telemetry.tell(Unloaded(resident.name, now_ns(), began_ns, Why.evicted, resident.size, freed, still_held))
+        self._telemetry.emit_event(
+            Unloaded(resident.name, now_ns(), began_ns, Why.evicted, resident.size, freed, still_held)
+        )
 
     def _settings_of(self, name: str) -> ModelSettings:
         settings = self.settings.models.get(name)

@@ -52,7 +52,7 @@ class Account:
 class Machine(Protocol):
     """What is free right now, where no budget was given."""
 
-    def free(self) -> Bytes:
+    def free_memory(self) -> Bytes:
         """Return what could still be had on the GPUs that torch sees, and on the host."""
         ...
 
@@ -69,16 +69,16 @@ class Budget:
         """The account as it is; what is returned never changes."""
         return self._account
 
-    def charge(self, key: str, size: Bytes) -> None:
+    def charge_account(self, key: str, size: Bytes) -> None:
         """Put `key` on the account with `size`, in place of what it had there."""
         self._account = replace(self._account, charges={**self._account.charges, key: size})
 
-    def release(self, key: str) -> None:
+    def release_charge(self, key: str) -> None:
         """Take `key` off the account; nothing happens where it is not there."""
         charges = {name: size for name, size in self._account.charges.items() if name != key}
         self._account = replace(self._account, charges=charges)
 
-    def lacking(self, need: Bytes) -> Bytes:
+    def missing_memory(self, need: Bytes) -> Bytes:
         """Return how much has to go before `need` fits, next to all that is charged; no bytes where it fits."""
         used, free = self._account.used, self._free()
         return Bytes(
@@ -86,7 +86,7 @@ class Budget:
             host=max(0, _excess(need.host, used.host, self._account.host_limit, free.host)),
         )
 
-    def overdrawn(self) -> Bytes:
+    def excess_memory(self) -> Bytes:
         """Return by how much the charges exceed the limits."""
         used = self._account.used
         gpu, host = self._account.gpu_limit, self._account.host_limit
@@ -106,7 +106,7 @@ class Budget:
 
     def _free(self) -> Bytes:
         unlimited = self._account.gpu_limit is None or self._account.host_limit is None
-        return self._machine.free() if unlimited else NOTHING
+        return self._machine.free_memory() if unlimited else NOTHING
 
 
 # A model that a manager holds: who uses it now, when it was used last, what its load was like.
@@ -125,7 +125,7 @@ class Resident:
     charge: str
     loaded: "Loaded"
     size: Bytes
-    holding: Holding
+    storage_watch: Holding
     seconds: float
     used_at: int
     leases: Counter[int] = field(default_factory=Counter)
@@ -142,11 +142,11 @@ class Resident:
         """Whether this thread may use it now: where it is to go, only a thread that is using it already."""
         return not self.draining or self.leases[threading.get_ident()] > 0
 
-    def lease(self, thread: int) -> None:
+    def add_lease(self, thread: int) -> None:
         """Count one more use by `thread`."""
         self.leases[thread] += 1
 
-    def release(self, thread: int) -> None:
+    def drop_lease(self, thread: int) -> None:
         """Count one use by `thread` less."""
         self.leases[thread] -= 1
         if self.leases[thread] <= 0:
@@ -156,12 +156,12 @@ class Resident:
 class Rooms:
     """The models in memory and their account. `changed` guards everything; what takes long is done without it."""
 
-    def __init__(self, budget: Budget, told: Callable[[Resident, Bytes, int, bool], None]) -> None:
+    def __init__(self, budget: Budget, on_progress: Callable[[Resident, Bytes, int, bool], None]) -> None:
         self.budget = budget
         self.changed = threading.Condition()
         self.residents: dict[str, Resident] = {}
         self.given_up: dict[str, Holding] = {}  # by charge: out of the manager, in somebody's hands
-        self._told = told
+        self._told = on_progress
         self._uses = 0
 
     def next_use(self) -> int:
@@ -169,19 +169,19 @@ class Rooms:
         self._uses += 1
         return self._uses
 
-    def settle(self) -> None:
+    def settle_account(self) -> None:
         """Take off the account what was given up and is gone by now."""
         for charge, holding in list(self.given_up.items()):
             if holding.is_gone():
                 del self.given_up[charge]
-                self.budget.release(charge)
+                self.budget.release_charge(charge)
 
     def fits_beside(self, kept: Resident, need: Bytes) -> bool:
         """Say whether `need` finds room while `kept` stays, if everything else that nobody uses goes."""
-        self.settle()
+        self.settle_account()
         others = (each for each in self.residents.values() if each is not kept and not each.leased)
         can_go = sum((each.size for each in others), NOTHING)
-        lacking = self.budget.lacking(need)
+        lacking = self.budget.missing_memory(need)
         return lacking.gpu <= can_go.gpu and lacking.host <= can_go.host
 
     def make_room(self, name: str, charge: str, need: Bytes, wait_s: float) -> None:
@@ -195,10 +195,10 @@ class Rooms:
         with self._undrained_at_the_end():
             while True:
                 with self.changed:
-                    self.settle()
-                    lacking = self.budget.lacking(need)
+                    self.settle_account()
+                    lacking = self.budget.missing_memory(need)
                     if lacking == NOTHING:
-                        self.budget.charge(charge, need)
+                        self.budget.charge_account(charge, need)
                         return
                     victim = self._least_recently_used(lacking)
                     if victim is None:
@@ -206,9 +206,9 @@ class Rooms:
                         self._wait(name, need, lacking, deadline)
                         continue
                     del self.residents[victim.name]
-                self.evict(victim)
+                self.evict_model(victim)
 
-    def evict(self, victim: Resident) -> None:
+    def evict_model(self, victim: Resident) -> None:
         """Give up a model that was taken out of `residents`; where somebody outside holds it, it is put back."""
         before, began_ns = taken_bytes(), time.time_ns()
         watched = weakref.ref(victim.loaded)
@@ -220,14 +220,14 @@ class Rooms:
                 victim.not_before_s = time.monotonic() + _RETRY_S
                 self.residents[victim.name] = victim
             elif gone:
-                self.budget.release(victim.charge)
+                self.budget.release_charge(victim.charge)
             else:
-                self.given_up[victim.charge] = victim.holding
+                self.given_up[victim.charge] = victim.storage_watch
             self.changed.notify_all()
         if loaded is None:
             self._told(victim, before - taken_bytes(), began_ns, not gone)
 
-    def remove(self, name: str, wait_s: float) -> tuple[Resident, Bytes, bool] | None:
+    def remove_model(self, name: str, wait_s: float) -> tuple[Resident, Bytes, bool] | None:
         """Take a model out, whoever outside holds it, once its leases have ended; None where it is not in memory.
 
         Returns what was measured to come back, and whether its memory is gone.
@@ -251,16 +251,16 @@ class Rooms:
         gone = self._drop(resident)
         with self.changed:
             if gone:
-                self.budget.release(resident.charge)
+                self.budget.release_charge(resident.charge)
             else:
-                self.given_up[resident.charge] = resident.holding
+                self.given_up[resident.charge] = resident.storage_watch
             self.changed.notify_all()
         return resident, before - taken_bytes(), gone
 
     def _drop(self, resident: Resident) -> bool:
         """Let go of the model, and say whether that was the last hold on its memory."""
         del resident.loaded
-        gone = resident.holding.is_gone_after_collection()
+        gone = resident.storage_watch.is_gone_after_collection()
         if gone:
             give_back()
         return gone
@@ -332,7 +332,7 @@ class BudgetError(NotRunnableError):
 class ThisMachine:
     """The machine that this process runs on."""
 
-    def free(self) -> Bytes:
+    def free_memory(self) -> Bytes:
         """See `Machine.free`; a process that has no CUDA yet is not made to open one."""
         from ladezeit.system.limits import available_memory_bytes
 

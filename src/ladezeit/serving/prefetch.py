@@ -142,13 +142,13 @@ def _files(
     model: ModelConfig,
     loading: str | Mapping[str, Any] | LoadingConfig | None,
     config_dir: Path | None,
-    told: Progress,
+    on_progress: Progress,
 ) -> tuple[Path, ...]:
     """Return the files that the method reads: the shards, or what they were converted to."""
     if loading is None:
         return checkpoint.shards
     engine = loading_of(loading, config_dir).engine
-    converted = conversion_for(engine, checkpoint, model.name, cache_folder(), told)
+    converted = conversion_for(engine, checkpoint, model.name, cache_folder(), on_progress)
     return checkpoint.shards if converted is None else converted.files
 
 

@@ -56,11 +56,11 @@ class Loader(Protocol):
         """The performance settings of the process that all its models share."""
         ...
 
-    def needs(self, settings: ModelSettings) -> Bytes:
+    def estimate_needs(self, settings: ModelSettings) -> Bytes:
         """Return the memory that the model will take, by the headers of its checkpoint; reads no weights."""
         ...
 
-    def load(self, settings: ModelSettings) -> Loaded:
+    def load_model(self, settings: ModelSettings) -> Loaded:
         """Load and verify the model.
 
         Raises:

@@ -50,7 +50,7 @@ class Asked:
     config_dir: Path | None = None
 
 
-def config_of(asked: Asked, device: ResolvedDevice) -> tuple[LoadConfig, str]:
+def config_of(requested: Asked, device: ResolvedDevice) -> tuple[LoadConfig, str]:
     """Return the checked config, and who chose its method: ``loading``, ``profile`` or ``auto``.
 
     Raises:
@@ -58,19 +58,19 @@ def config_of(asked: Asked, device: ResolvedDevice) -> tuple[LoadConfig, str]:
         CombinationError: values that do not go together.
         NotRunnableError: the method cannot run inside of one process.
     """
-    model = model_of(asked.model, asked.config_dir)
+    model = model_of(requested.model, requested.config_dir)
     chosen_by, runtime = "auto", RuntimeConfig()
-    if asked.loading is not None:
-        chosen_by, loading = "loading", loading_of(asked.loading, asked.config_dir)
-    elif asked.profile is not None:
+    if requested.loading is not None:
+        chosen_by, loading = "loading", loading_of(requested.loading, requested.config_dir)
+    elif requested.profile is not None:
         chosen_by = "profile"
-        loading, runtime = Profile.open(asked.profile).method(model, device.name, asked.config_dir)
+        loading, runtime = Profile.open(requested.profile).method_for(model, device.name, requested.config_dir)
     else:
         loading = AutoLoading(name="auto")
     config = LoadConfig(
         model=model,
-        loading=_permitted(loading, asked),
-        validation=ValidationConfig(level_of(asked.validation)),
+        loading=_permitted(loading, requested),
+        validation=ValidationConfig(level_of(requested.validation)),
         runtime=runtime,
         device=device.name,
     )
@@ -79,20 +79,20 @@ def config_of(asked: Asked, device: ResolvedDevice) -> tuple[LoadConfig, str]:
     return config, chosen_by
 
 
-def model_of(asked: str | os.PathLike[str] | ModelConfig, config_dir: Path | None = None) -> ModelConfig:
+def model_of(requested: str | os.PathLike[str] | ModelConfig, config_dir: Path | None = None) -> ModelConfig:
     """Return the model that is meant: a configured name, a folder, or a hub id (``org/name`` or ``org/name@revision``).
 
     A configured name comes first, then a folder that is there; raises `ConfigError` where it is none of the three.
     """
-    if isinstance(asked, ModelConfig):
-        return asked
-    text = os.fspath(asked)
+    if isinstance(requested, ModelConfig):
+        return requested
+    text = os.fspath(requested)
     known = [name for name in options("model", config_dir) if name != _FOLDER_OPTION]
-    if isinstance(asked, str) and asked in known:
-        model = read_option("model", asked, config_dir)
+    if isinstance(requested, str) and requested in known:
+        model = read_option("model", requested, config_dir)
         assert isinstance(model, ModelConfig)
         return model
-    if not isinstance(asked, str) or Path(text).expanduser().is_dir() or text.startswith(("/", ".", "~")):
+    if not isinstance(requested, str) or Path(text).expanduser().is_dir() or text.startswith(("/", ".", "~")):
         folder = Path(text).expanduser().absolute()
         return FolderModel(name=folder.name or str(folder), path=str(folder))
     hub = _HUB_ID.fullmatch(text)
@@ -104,17 +104,17 @@ def model_of(asked: str | os.PathLike[str] | ModelConfig, config_dir: Path | Non
     )
 
 
-def loading_of(asked: str | Mapping[str, Any] | LoadingConfig, config_dir: Path | None = None) -> LoadingConfig:
+def loading_of(requested: str | Mapping[str, Any] | LoadingConfig, config_dir: Path | None = None) -> LoadingConfig:
     """Return the method that is meant: an option of group ``loading``, or its arguments (``engine`` is `auto` if left
     out); raises `ConfigError`.
     """
-    if isinstance(asked, LoadingConfig):
-        return asked
-    if isinstance(asked, str):
-        found = read_option("loading", asked, config_dir)
+    if isinstance(requested, LoadingConfig):
+        return requested
+    if isinstance(requested, str):
+        found = read_option("loading", requested, config_dir)
         assert isinstance(found, LoadingConfig)
         return found
-    values = dict(asked)
+    values = dict(requested)
     engine = str(values.setdefault("engine", "auto"))
     values.setdefault("name", engine)
     if ":" not in engine and engine not in LOADINGS:
@@ -127,34 +127,34 @@ def loading_of(asked: str | Mapping[str, Any] | LoadingConfig, config_dir: Path 
     return made
 
 
-def level_of(asked: str) -> ValidationLevel:
+def level_of(requested: str) -> ValidationLevel:
     """Return the level by its name; raises `ConfigError`."""
-    if asked not in ValidationLevel.__members__:
+    if requested not in ValidationLevel.__members__:
         levels = list(ValidationLevel.__members__)
         raise ConfigError(
-            f"validation={asked} is no level: there are {', '.join(levels)}." + did_you_mean(str(asked), levels)
+            f"validation={requested} is no level: there are {', '.join(levels)}." + did_you_mean(str(requested), levels)
         )
-    return ValidationLevel[asked]
+    return ValidationLevel[requested]
 
 
-def _permitted(loading: LoadingConfig, asked: Asked) -> LoadingConfig:
+def _permitted(loading: LoadingConfig, requested: Asked) -> LoadingConfig:
     """Return the method with what the caller permits and limits; nothing is offloaded that was not allowed."""
     if isinstance(loading, TensorParallelLoading):
         raise NotRunnableError(
             f"loading={loading.name} is several processes, each with its part of the model, and load() is one: start "
             f"the ranks yourself, or take a method on one process such as loading='device_map_auto'"
         )
-    if not loading.disable_cpu_offload and not asked.allow_offload:
+    if not loading.disable_cpu_offload and not requested.allow_offload:
         raise CombinationError(
             f"loading={loading.name} lets weights be offloaded, which makes every answer slow, and that was not "
             f"allowed: pass allow_offload=True if it is wanted, or take another method"
         )
-    loading = replace(loading, disable_cpu_offload=not asked.allow_offload)
-    if asked.max_memory is None:
+    loading = replace(loading, disable_cpu_offload=not requested.allow_offload)
+    if requested.max_memory is None:
         return loading
     if not isinstance(loading, TransformersLoading) or not is_strategy(loading):
         raise CombinationError(
             f"max_memory was given with loading={loading.name}, which places the model itself: it means something only "
             f"where the placement is left to a strategy. Use loading='device_map_auto', or leave max_memory out"
         )
-    return replace(loading, max_memory={str(place): str(size) for place, size in asked.max_memory.items()})
+    return replace(loading, max_memory={str(place): str(size) for place, size in requested.max_memory.items()})

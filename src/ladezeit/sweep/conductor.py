@@ -62,17 +62,17 @@ def conduct(overrides: list[list[str]], compose: Compose, launch: Launch, folder
     record = _record(jobs, folder)
     session.planned = len(jobs)
     used = {device for job in jobs if job.prepared for device in job.prepared.devices}
-    session.enter(session.hold_all(used, "sweeps"))
+    session.enter_context(session.hold_all(used, "sweeps"))
     with _tracked(session, jobs[0].config, record, folder):
         _make_proof_files(session, jobs)
         if jobs[0].config.discard_first:
             _warm_up(session, jobs, folder)
         _measure_ceilings(session, jobs, folder)
-        session.display.begin(len(jobs))
+        session.display.begin_bar(len(jobs))
         returns = launch([job.overrides for job in jobs])
         for outcome in returns:
             if outcome.status is JobStatus.FAILED:
-                session.display.defect(" ".join(outcome.overrides or []), outcome._return_value)
+                session.display.print_defect(" ".join(outcome.overrides or []), outcome._return_value)
         return returns
 
 
@@ -83,13 +83,13 @@ def plan(session: Session, overrides: list[list[str]], compose: Compose) -> list
     chosen = any(override.startswith("model") for override in overrides[0])
     too_large = next((job.refusal for job in jobs if isinstance(job.refusal, TooLittleMemoryError)), None)
     if smaller and too_large and not chosen:
-        session.display.note(f"{too_large}\nmeasuring {smaller} instead", "bold yellow")
+        session.display.print_note(f"{too_large}\nmeasuring {smaller} instead", "bold yellow")
         jobs = _checked(session, [[*own, f"model={smaller}"] for own in overrides], compose)
     refusals = [job.refusal for job in jobs if job.refusal]
     if len(refusals) == len(jobs):
         raise refusals[0]
     for text in dict.fromkeys(map(str, refusals)):
-        session.display.note(f"will be skipped: {text}", "yellow")
+        session.display.print_note(f"will be skipped: {text}", "yellow")
     return in_blocks(jobs, jobs[0].config.order_seed)
 
 
@@ -150,9 +150,9 @@ def _unmeasured(job: Job) -> Result:
 @contextmanager
 def _tracked(session: Session, config: RunConfig, record: SweepRecord, folder: Path) -> Iterator[None]:
     """Keep a parent run open for the block, and close it with the truth whatever ends the block."""
-    tracker = session.tracker(config)
+    tracker = session.get_tracker(config)
     record = tracker.begin_sweep(record, folder)
-    record.save(folder)
+    record.save_record(folder)
     status = SweepStatus.FAILED
     try:
         yield
@@ -161,7 +161,7 @@ def _tracked(session: Session, config: RunConfig, record: SweepRecord, folder: P
         status = SweepStatus.KILLED
         raise
     finally:
-        session.display.finish()
+        session.display.finish_bar()
         _summarise(session, tracker, record, status, folder)
 
 
@@ -169,7 +169,7 @@ def _summarise(session: Session, tracker: Tracker, record: SweepRecord, status: 
     gathered = gather(folder)
     results = [result for result in gathered.results if result.identity.sweep == record.id]
     for problem in gathered.problems:
-        session.display.note(f"not in the table: {problem}", "yellow")
+        session.display.print_note(f"not in the table: {problem}", "yellow")
     session.results = results
     said, files = _tell(session, results, record, folder) if results else ("", [])
     try:
@@ -177,17 +177,17 @@ def _summarise(session: Session, tracker: Tracker, record: SweepRecord, status: 
             if result.identity.sweep == record.id and not (at / MARKER).exists():  # interrupted, or the store was away
                 tracker.log_sample(result, at, record, record.varying)
         tracker.end_sweep(record, status, said, files)
-        session.display.note(tracker.address(record), "default")
+        session.display.print_note(tracker.comparison_lines(record), "default")
     except TrackingError as error:
-        session.display.note(f"the sweep's run in MLflow was not closed: {error}", "yellow")
-    session.display.note(f"results: {folder}", "default")
+        session.display.print_note(f"the sweep's run in MLflow was not closed: {error}", "yellow")
+    session.display.print_note(f"results: {folder}", "default")
 
 
 def _tell(session: Session, results: Sequence[Result], record: SweepRecord, folder: Path) -> tuple[str, list[Path]]:
     """Show the table and the verdict's words, write both and the report; return the words and what was written."""
-    session.display.show(as_rich(results, record.varying))
+    session.display.print_renderable(as_rich(results, record.varying))
     for line in closing_words(results, record.varying):
-        session.display.note(line.replace("`", ""), "default")
+        session.display.print_note(line.replace("`", ""), "default")
     said = summary(results, record.varying)
     (folder / SUMMARY_FILE).write_text(said, encoding="utf-8")
     report = write_report(folder, session.display)
@@ -209,9 +209,9 @@ def _warm_up(session: Session, jobs: Sequence[Job], folder: Path) -> None:
     own = folder / WARM_UP_FOLDER
     own.mkdir()
     identity = Identity(point_id(job.config), 0, -1, "warm-up", job.overrides, one_job.command(job.overrides, True))
-    session.display.sample("warm-up")
+    session.display.show_sample("warm-up")
     with suppress(*REFUSALS):  # its samples will say why
-        session.display.done(one_job.measure(session, job.prepared, identity, own), counted=False)
+        session.display.show_result(one_job.measure(session, job.prepared, identity, own), counted=False)
 
 
 def _make_proof_files(session: Session, jobs: Sequence[Job]) -> None:
@@ -221,14 +221,14 @@ def _make_proof_files(session: Session, jobs: Sequence[Job]) -> None:
             try:
                 session.proof_files(job.prepared)
             except REFUSALS as refusal:
-                session.display.note(f"cannot be verified: {refusal}", "yellow")
+                session.display.print_note(f"cannot be verified: {refusal}", "yellow")
 
 
 def _measure_ceilings(session: Session, jobs: Sequence[Job], folder: Path) -> None:
     """Measure what the machine allows, once for each device and checkpoint, where all jobs of the sweep find it."""
     for job in jobs:
         if job.prepared and job.config.ceilings is not False:
-            session.ceilings(job.prepared.device, job.prepared.checkpoint)
+            session.get_ceilings(job.prepared.device, job.prepared.checkpoint)
     session.save_ceilings(folder)
 
 
@@ -247,11 +247,11 @@ def write_report(folder: Path, display: Display) -> Path | None:
 
         page = write(build(read_paths([folder])), folder / FOLDER, NAME)[1]
     except Exception as error:  # a picture of the results must never cost the results
-        display.note(
+        display.print_note(
             f"no report was written ({type(error).__name__}: {error}); "
             f"the results are complete: ladezeit-results report {folder}",
             "yellow",
         )
         return None
-    display.note(f"report: {page}", "default")
+    display.print_note(f"report: {page}", "default")
     return folder / FOLDER

@@ -41,21 +41,21 @@ def run(composed: DictConfig) -> float:
     config = build(composed)
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    sweep = SweepRecord.read(Path(hydra.sweep.dir)) if hydra.mode is RunMode.MULTIRUN else None
+    sweep = SweepRecord.read_record(Path(hydra.sweep.dir)) if hydra.mode is RunMode.MULTIRUN else None
     identity = _identity(config, list(hydra.overrides.task), hydra.job.num if sweep else 0, sweep)
     session = current()
     if (folder / FILE_NAME).exists():
         raise LadezeitError(f"{folder} holds a result already: choose another folder, nothing measured is overwritten")
     if sweep is None:
-        session.tracker(config)  # what cannot be logged is said before it is measured
+        session.get_tracker(config)  # what cannot be logged is said before it is measured
     else:
         session.recall_ceilings(Path(hydra.sweep.dir))
     try:
         prepared = session.prepare(config)
         if sweep is None:  # a sweep holds its devices itself
-            session.enter(session.hold_all(prepared.devices, "sweeps"))
+            session.enter_context(session.hold_all(prepared.devices, "sweeps"))
             if config.ceilings:
-                session.ceilings(prepared.device, prepared.checkpoint)
+                session.get_ceilings(prepared.device, prepared.checkpoint)
         result = measure(session, prepared, identity, folder)
     except REFUSALS as refusal:
         if sweep is None:
@@ -63,7 +63,7 @@ def run(composed: DictConfig) -> float:
         result = not_started(config, identity, refusal)
         save(result, folder)
     session.results.append(result)
-    session.display.done(result)
+    session.display.show_result(result)
     track(session, config, result, folder, sweep)
     return result.metrics.get("load/total_s", float("inf")) if result.status is Status.ok else float("inf")
 
@@ -78,7 +78,7 @@ def measure(session: Session, prepared: PreparedConfiguration, identity: Identit
         identity=identity,
         device=device.name,
         folder=folder,
-        environment=session.environment(device, conversion.folder if conversion else checkpoint.folder),
+        environment=session.get_environment(device, conversion.folder if conversion else checkpoint.folder),
         conversion=conversion,
         manifest=proof_files.manifest,
         reference=proof_files.reference,
@@ -88,7 +88,7 @@ def measure(session: Session, prepared: PreparedConfiguration, identity: Identit
         spec.environment["ceilings"] = ceilings.to_plain()
     try:
         with session.hold_all(prepared.devices, "samples"):
-            session.display.sample(identity.label)
+            session.display.show_sample(identity.label)
             result = _attempt(session, spec, prepared.devices)
             if result.status is Status.invalid:
                 # The kernel sometimes takes pages back between setting the cache's state and the load: once more.
@@ -139,7 +139,7 @@ def _add_ceiling(result: Result, spec: WorkerSpec, ceilings: Ceilings) -> bool:
 
 def _attempt(session: Session, spec: WorkerSpec, devices: Sequence[ResolvedDevice]) -> Result:
     _set_the_stage(session, spec, devices)
-    return session.supervisor.run(spec, session.display.phase)
+    return session.supervisor.run_sample(spec, session.display.show_phase)
 
 
 def _set_the_stage(session: Session, spec: WorkerSpec, devices: Sequence[ResolvedDevice]) -> None:
@@ -149,7 +149,7 @@ def _set_the_stage(session: Session, spec: WorkerSpec, devices: Sequence[Resolve
     if drains:
         spec.environment["gpu_memory_used_before_bytes"] = drains[0].used_bytes
         spec.environment["gpu_drained"] = all(drain.drained for drain in drains)
-    session.display.phase("cache")
+    session.display.show_phase("cache")
     prepared = set_state(spec.files, spec.config.cache.state)
     spec.environment["cache_preparation"] = {
         "resident_before_share": prepared.resident_before_share,
@@ -161,9 +161,9 @@ def track(session: Session, config: RunConfig, result: Result, folder: Path, swe
     """Log the sample; a store that fails costs the sample nothing: its files are the truth and can be imported."""
     varying = sweep.varying if sweep else [override.partition("=")[0] for override in result.identity.overrides]
     try:
-        session.tracker(config).log_sample(result, folder, sweep, varying)
+        session.get_tracker(config).log_sample(result, folder, sweep, varying)
     except TrackingError as error:
-        session.display.note(f"not in MLflow: {error}", "yellow")
+        session.display.print_note(f"not in MLflow: {error}", "yellow")
 
 
 def not_started(config: RunConfig, identity: Identity, refusal: LadezeitError) -> Result:

@@ -59,28 +59,28 @@ class Display:
     ) -> None:
         self._progress.stop()
 
-    def begin(self, total: int) -> None:
+    def begin_bar(self, total: int) -> None:
         """Open the bar for `total` samples."""
         self._total = total
         self._task = self._progress.add_task("", total=total, label="", phase="")
         self._progress.start()
 
-    def finish(self) -> None:
+    def finish_bar(self) -> None:
         """Take the bar away."""
         self._progress.stop()
 
-    def sample(self, label: str) -> None:
+    def show_sample(self, label: str) -> None:
         """Name the sample that runs now."""
         self._label = label
         if self._task is not None:
             self._progress.update(self._task, label=label, phase="")
 
-    def phase(self, path: str) -> None:
+    def show_phase(self, path: str) -> None:
         """Name what is going on inside the sample."""
         if self._task is not None:
             self._progress.update(self._task, phase=path)
 
-    def done(self, result: Result, counted: bool = True) -> None:
+    def show_result(self, result: Result, counted: bool = True) -> None:
         """Print a finished sample's line; `counted` is False for the one that is measured but never compared."""
         if counted:
             self._done += 1
@@ -94,18 +94,18 @@ class Display:
         if result.status is not Status.ok and result.reason:
             self.console.print(f"    [{colour}]{escape(result.reason)}[/]", soft_wrap=True)
         if not self._total and "auto" in result.effective:
-            self.note(f"    chosen: {result.effective['auto']['reason']}")
+            self.print_note(f"    chosen: {result.effective['auto']['reason']}")
 
-    def note(self, text: str, style: str = "dim") -> None:
+    def print_note(self, text: str, style: str = "dim") -> None:
         """Print something worth knowing."""
         self.console.print(f"[{style}]{escape(text)}[/]", soft_wrap=True)
 
-    def defect(self, where: str, error: BaseException) -> None:
+    def print_defect(self, where: str, error: BaseException) -> None:
         """Print an error that is nobody's input: ours, with its trace."""
         self.console.print(f"[red]a defect in ladezeit, in {escape(where)}:[/]")
         self.console.print("".join(traceback.format_exception(error)), markup=False, soft_wrap=True)
 
-    def show(self, what: RenderableType) -> None:
+    def print_renderable(self, what: RenderableType) -> None:
         """Print a table or another drawing."""
         self.console.print(what)
 

@@ -64,11 +64,11 @@ class Session:
         """End servers, let go of devices, take the live bar away."""
         self._stack.close()
 
-    def enter(self, context: AbstractContextManager[None]) -> None:
+    def enter_context(self, context: AbstractContextManager[None]) -> None:
         """Enter a context that is left when the session closes."""
         self._stack.enter_context(context)
 
-    def checkpoint(self, model: ModelConfig) -> Checkpoint:
+    def get_checkpoint(self, model: ModelConfig) -> Checkpoint:
         """Return the model's checkpoint, made or fetched where it was not there; looked at once a process."""
         key = repr(model)
         if key not in self._checkpoints:
@@ -76,7 +76,7 @@ class Session:
                 self._checkpoints[key] = prepare(model, cache_folder(), _told(status, model.name))
         return self._checkpoints[key]
 
-    def conversion(self, config: RunConfig) -> Conversion | None:
+    def get_conversion(self, config: RunConfig) -> Conversion | None:
         """Return the model in its engine's own format, converted where it was not there; None where it needs none."""
         model, engine = config.model, config.loading.engine
         target = converter(engine)
@@ -84,7 +84,7 @@ class Session:
             return None
         key = (repr(model), target)
         if key not in self._conversions:
-            checkpoint = self.checkpoint(model)
+            checkpoint = self.get_checkpoint(model)
             with self.display.console.status(f"{model.name}: looking for its conversion") as status:
                 told = _told(status, model.name)
                 self._conversions[key] = conversion_for(engine, checkpoint, model.name, cache_folder(), told)
@@ -99,8 +99,8 @@ class Session:
         state = config.cache.state
         if state is CacheState.as_is:
             return
-        conversion = self.conversion(config)
-        files = self.checkpoint(config.model).shards if conversion is None else conversion.files
+        conversion = self.get_conversion(config)
+        files = self.get_checkpoint(config.model).shards if conversion is None else conversion.files
         reason = why_untold(files)
         if reason is None and state is not CacheState.warm:
             folders = sorted({file.resolve().parent for file in files})
@@ -135,29 +135,31 @@ class Session:
 
     def _prepare(self, config: RunConfig) -> PreparedConfiguration:
         check_combination(config)
-        device = self.device(config.device)
-        check_runnable(config, device, self.sizes(config.model))  # before a checkpoint of gigabytes is made for nothing
-        checkpoint = self.checkpoint(config.model)
+        device = self.get_device(config.device)
+        check_runnable(
+            config, device, self.get_sizes(config.model)
+        )  # before a checkpoint of gigabytes is made for nothing
+        checkpoint = self.get_checkpoint(config.model)
         check_on_model(config.loading, checkpoint.config)
-        conversion = self.conversion(config)
+        conversion = self.get_conversion(config)
         self.check_cache_state(config)
         devices = tuple(devices_used(config.loading, device))
         return PreparedConfiguration(config, device, devices, checkpoint, conversion)
 
-    def sizes(self, model: ModelConfig) -> Sizes:
+    def get_sizes(self, model: ModelConfig) -> Sizes:
         """Return how large the model's checkpoint is, or will be; nothing is written to find out."""
         if isinstance(model, SyntheticModel):
             return synthetic_sizes(model)
-        return self.checkpoint(model)
+        return self.get_checkpoint(model)
 
-    def device(self, asked: str) -> ResolvedDevice:
+    def get_device(self, requested: str) -> ResolvedDevice:
         """Return the device that is there, having said so where it is not what one hopes for."""
-        if asked not in self._devices:
-            self._devices[asked] = resolve_device(asked)
-            note = self._devices[asked].note
+        if requested not in self._devices:
+            self._devices[requested] = resolve_device(requested)
+            note = self._devices[requested].note
             if note:
-                self.display.note(note, "bold yellow")
-        return self._devices[asked]
+                self.display.print_note(note, "bold yellow")
+        return self._devices[requested]
 
     def gpu_baseline_bytes(self, gpu: Gpu) -> int:
         """Return what was in use on the GPU when this session first looked: others' memory, which never drains."""
@@ -170,26 +172,26 @@ class Session:
         """Hold several devices at once, always in the same order, so that two processes never wait for each other."""
         with ExitStack() as taken:
             for device in sorted(set(devices), key=lambda device: device.gpu.uuid if device.gpu else ""):
-                taken.enter_context(self.hold(device, against))
+                taken.enter_context(self.hold_device(device, against))
             yield
 
-    def hold(self, device: ResolvedDevice, against: Against) -> AbstractContextManager[None]:
+    def hold_device(self, device: ResolvedDevice, against: Against) -> AbstractContextManager[None]:
         """Hold the device for the block, against other samples or other sweeps, saying who has it while waiting."""
 
         def waiting(holder: Holder | None) -> None:
             who = f"process {holder.pid} ({holder.command})" if holder else "another process"
-            self.display.note(f"waiting for {device.name}: {who} is measuring on it", "yellow")
+            self.display.print_note(f"waiting for {device.name}: {who} is measuring on it", "yellow")
 
         return lock(device, waiting, against=against)
 
-    def environment(self, device: ResolvedDevice, folder: Path) -> dict[str, Any]:
+    def get_environment(self, device: ResolvedDevice, folder: Path) -> dict[str, Any]:
         """Return the facts about machine and libraries; collected once a process."""
         key = (device.name, folder)
         if key not in self._environments:
             self._environments[key] = collect(device, folder)
         return dict(self._environments[key])
 
-    def ceilings(self, device: ResolvedDevice, checkpoint: Checkpoint) -> Ceilings | None:
+    def get_ceilings(self, device: ResolvedDevice, checkpoint: Checkpoint) -> Ceilings | None:
         """Return the rates that the machine allows, measured at the first call; None, and why, where that failed."""
         key = (device.name, checkpoint.folder)
         if key not in self._ceilings:
@@ -197,10 +199,13 @@ class Session:
             if device.gpu is not None:
                 self.gpu_baseline_bytes(device.gpu)  # before a process of ours is on it
             try:
-                with self.hold(device, "samples"), self.display.console.status("measuring what the machine allows"):
+                with (
+                    self.hold_device(device, "samples"),
+                    self.display.console.status("measuring what the machine allows"),
+                ):
                     self._ceilings[key] = measure_apart(device.name, checkpoint.shards)
             except (LadezeitError, OSError, ValueError, TypeError) as error:
-                self.display.note(f"without ceilings: {error}", "yellow")
+                self.display.print_note(f"without ceilings: {error}", "yellow")
         return self._ceilings[key]
 
     def known_ceilings(self, device: ResolvedDevice, checkpoint: Checkpoint) -> Ceilings | None:
@@ -246,15 +251,18 @@ class Session:
     def _make_proof_files(self, config: RunConfig, device: ResolvedDevice, checkpoint: Checkpoint) -> ProofFiles:
         if config.validation.level not in (*NEED_MANIFEST, *NEED_REFERENCE):
             return ProofFiles()
-        cpu = self.environment(device, checkpoint.folder)["cpu"]["model"]
+        cpu = self.get_environment(device, checkpoint.folder)["cpu"]["model"]
         if device.gpu is not None:
             self.gpu_baseline_bytes(device.gpu)  # before a process of ours is on it
-        with self.hold(device, "samples"), self.display.console.status(f"{config.model.name}: reference") as status:
+        with (
+            self.hold_device(device, "samples"),
+            self.display.console.status(f"{config.model.name}: reference") as status,
+        ):
             hardware = device.gpu.name if device.gpu is not None else str(cpu)
             subject = subject_of(config, checkpoint, device=device.name, hardware=hardware, cache=cache_folder())
             return make_proof_files(config, subject, lambda what: status.update(f"{config.model.name}: {what}"))
 
-    def tracker(self, config: RunConfig) -> Tracker:
+    def get_tracker(self, config: RunConfig) -> Tracker:
         """Return the tracker of the config; opened once a process."""
         tracking: TrackingConfig = config.tracking
         key = (tracking.kind.value, str(tracking.uri), config.outputs)

@@ -58,7 +58,7 @@ class Ceilings:
     reasons: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def rate(self, name: str) -> float | None:
+    def get_rate(self, name: str) -> float | None:
         """Return the rate called `name` in GB/s, for example ``storage``."""
         rate: float | None = getattr(self, f"{name}_gb_per_s")
         return rate
@@ -128,7 +128,7 @@ def _parts(device: str, keeps_dtype: bool, storage: str | None) -> list[str]:
 def _slowest(ceilings: Ceilings, parts: list[str], written_per_read: float) -> tuple[str, float] | None:
     found = []
     for name in parts:
-        rate = ceilings.rate(name)
+        rate = ceilings.get_rate(name)
         if rate is None:
             return None
         found.append((name, rate * 2 / (1 + written_per_read) if name == "memcpy" else rate))

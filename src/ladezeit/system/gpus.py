@@ -78,43 +78,45 @@ def torch_has_cuda() -> bool:
     return _torch_cuda_version() is not None
 
 
-def resolve_device(asked: str) -> ResolvedDevice:
+def resolve_device(requested: str) -> ResolvedDevice:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device of this machine.
 
     Raises:
-        ConfigError: `asked` is none of these.
+        ConfigError: `requested` is none of these.
         NotRunnableError: the GPU that was asked for cannot be used here.
     """
-    kind, _, index = asked.partition(":")
-    if asked == "cpu":
+    kind, _, index = requested.partition(":")
+    if requested == "cpu":
         return ResolvedDevice("cpu", None, None)
-    if asked != "auto" and (kind != "cuda" or not (asked == "cuda" or index.isdigit())):
+    if requested != "auto" and (kind != "cuda" or not (requested == "cuda" or index.isdigit())):
         valid = ("auto", "cpu", "cuda", "cuda:0")
-        raise ConfigError(f"device={asked} is not a device: use auto, cpu, cuda or cuda:N.{did_you_mean(asked, valid)}")
+        raise ConfigError(
+            f"device={requested} is not a device: use auto, cpu, cuda or cuda:N.{did_you_mean(requested, valid)}"
+        )
     found = _inventory()
     gpus, why_none = found.gpus, found.why_none
     if gpus and not torch_has_cuda():
         why_none = "the installed torch has no CUDA: install a CUDA build of torch (https://pytorch.org/get-started)"
     wanted = int(index or 0)
     if index and why_none is None:
-        _refuse_doubtful(found, [wanted], f"device={asked} was asked for")
+        _refuse_doubtful(found, [wanted], f"device={requested} was asked for")
     if why_none is None and wanted < len(gpus):
         note = None if found.lost is None else f"{found.lost}: it is left out, and cuda:0 is the first of the others"
         return ResolvedDevice(f"cuda:{wanted}", gpus[wanted], note if not index else None)
-    if asked == "auto":
+    if requested == "auto":
         return ResolvedDevice("cpu", None, f"running on the CPU: {why_none}")
     there = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in gpus) or "no GPU"
     cause = f": {why_none}" if why_none else ""
-    raise NotRunnableError(f"device={asked} was asked for, found {there}{cause}. Use device=cpu or device=auto")
+    raise NotRunnableError(f"device={requested} was asked for, found {there}{cause}. Use device=cpu or device=auto")
 
 
-def check_numbers(numbers: Iterable[int], asked: str) -> None:
-    """Check that each N of ``cuda:N`` leads to the GPU that whoever wrote it means; `asked` opens the error.
+def check_numbers(numbers: Iterable[int], requested: str) -> None:
+    """Check that each N of ``cuda:N`` leads to the GPU that whoever wrote it means; `requested` opens the error.
 
     Raises:
         NotRunnableError: a GPU that is counted before it cannot be used, and CUDA may not count it.
     """
-    _refuse_doubtful(_inventory(), numbers, asked)
+    _refuse_doubtful(_inventory(), numbers, requested)
 
 
 def check_opened(device: str, gpu: Gpu) -> None:
@@ -191,11 +193,11 @@ def select_visible(visible: str | None, gpus: list[Gpu]) -> list[Gpu]:
     return chosen
 
 
-def _refuse_doubtful(found: _Inventory, numbers: Iterable[int], asked: str) -> None:
+def _refuse_doubtful(found: _Inventory, numbers: Iterable[int], requested: str) -> None:
     if any(number >= found.doubtful for number in numbers):
         others = ",".join(gpu.uuid for gpu in found.gpus)
         raise NotRunnableError(
-            f"{asked}: {found.lost}, and what CUDA calls the GPUs after it is not certain. Name those to use: "
+            f"{requested}: {found.lost}, and what CUDA calls the GPUs after it is not certain. Name those to use: "
             f"CUDA_VISIBLE_DEVICES={others}"
         )
 

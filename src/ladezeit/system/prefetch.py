@@ -46,14 +46,14 @@ def missing_pieces(paths: Sequence[Path]) -> list[Piece]:
 def bring_in(
     pieces: Sequence[Piece],
     bytes_per_s: float | None = None,
-    told: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Read all `pieces` through the page cache and return how many bytes that were.
 
     Args:
         pieces: see `missing_pieces`.
         bytes_per_s: the most that is read in a second over all threads, on average from the start; None for no limit.
-        told: bytes done and in all, after each piece.
+        on_progress: bytes done and in all, after each piece.
 
     Raises:
         CheckpointError: a file cannot be read, or became shorter.
@@ -66,9 +66,9 @@ def bring_in(
         try:
             for size in pool.map(lambda piece: _bring(piece, pace, buffers), pieces):
                 done += size
-                told(done, total)
+                on_progress(done, total)
         except BaseException:
-            pace.end()  # who interrupts does not wait for hours of slow reading
+            pace.end_pace()  # who interrupts does not wait for hours of slow reading
             pool.shutdown(cancel_futures=True)
             raise
     return done
@@ -91,7 +91,7 @@ class _Pace:
             self._next_s = start_s + size / self._bytes_per_s
         self._ended.wait(self._next_s - time.monotonic())  # after its time: a short load is not a burst
 
-    def end(self) -> None:
+    def end_pace(self) -> None:
         self._ended.set()
 
 

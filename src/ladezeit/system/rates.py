@@ -166,14 +166,14 @@ def _stage(spans: Sequence[Span], threads: int, memory: mmap.mmap, transfer: Tra
         def move(span: Span, thread: int) -> int:
             slot = thread * _SLOTS_A_THREAD + turns[thread]
             turns[thread] = (turns[thread] + 1) % _SLOTS_A_THREAD
-            transfer.wait(slot)
+            transfer.wait_slot(slot)
             count = os.preadv(span[0], [views[slot]], span[1])
-            transfer.copy(slot, count)
+            transfer.copy_slot(slot, count)
             return count
 
         def finish(thread: int) -> None:
             for turn in range(_SLOTS_A_THREAD):
-                transfer.wait(thread * _SLOTS_A_THREAD + turn)
+                transfer.wait_slot(thread * _SLOTS_A_THREAD + turn)
 
         return _drive(spans, move, threads, _TRY_S, finish)
 

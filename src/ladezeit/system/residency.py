@@ -100,7 +100,7 @@ class ResidencyProbe:
         #: Who answered last: ``cachestat``, ``mincore`` or ``reading``; None before the first question.
         self.teller: str | None = None
 
-    def resident(self, begin: int, end: int) -> bool:
+    def is_resident(self, begin: int, end: int) -> bool:
         """Return whether the bytes `begin` to `end` are in the page cache, but for a few pages."""
         pages = self._pages(begin, end) if self._ours else None
         if pages is not None:

@@ -17,11 +17,11 @@ from ladezeit.system.limits import near_cpus
 class Transfer(Protocol):
     """Copies out of numbered slots; may be used by any thread, a slot by one at a time."""
 
-    def copy(self, slot: int, size: int) -> None:
+    def copy_slot(self, slot: int, size: int) -> None:
         """Begin to copy the first `size` bytes of a slot to the device."""
         ...
 
-    def wait(self, slot: int) -> None:
+    def wait_slot(self, slot: int) -> None:
         """Return when the copy that was begun from the slot is done; at once where there was none."""
         ...
 
@@ -78,12 +78,12 @@ class _CudaTransfer:
         self._stream.wait_stream(torch.cuda.current_stream(number))  # which may still use that memory
         self._copied = [event(blocking=True) for _ in range(len(self._source))]
 
-    def copy(self, slot: int, size: int) -> None:
+    def copy_slot(self, slot: int, size: int) -> None:
         import torch
 
         with torch.cuda.stream(self._stream):
             self._target[slot, :size].copy_(self._source[slot, :size], non_blocking=True)
             self._copied[slot].record(self._stream)
 
-    def wait(self, slot: int) -> None:
+    def wait_slot(self, slot: int) -> None:
         self._copied[slot].synchronize()

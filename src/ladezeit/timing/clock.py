@@ -92,7 +92,7 @@ class Clock:
         self._open[-1].children_ns -= round(self.phases.pop(index).self_s * 1e9)
         self._merged = {other: at - (at > index) for other, at in self._merged.items()}
 
-    def record(self, path: str, start_ns: int, end_ns: int) -> None:
+    def record_phase(self, path: str, start_ns: int, end_ns: int) -> None:
         """Add a phase that was timed elsewhere (before this clock existed); no span may be open."""
         assert not self._open, f"'{path}' was recorded inside '{self._open[-1].path}'"
         self._close(_Open(path, start_ns), end_ns)

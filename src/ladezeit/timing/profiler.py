@@ -44,7 +44,7 @@ class Profiler:
         self._sessions: dict[str, Session] = {}
 
     @contextmanager
-    def sampling(self, part: str) -> Iterator[None]:
+    def sample_block(self, part: str) -> Iterator[None]:
         """Sample the block as `part`, whatever ends it."""
         from pyinstrument import Profiler as Sampler
 
@@ -55,7 +55,7 @@ class Profiler:
         finally:
             self._sessions[part] = sampler.stop()
 
-    def save(self, folder: Path) -> dict[str, Any]:
+    def save_profile(self, folder: Path) -> dict[str, Any]:
         """Write ``profile.html`` and ``profile.speedscope.json``, and return what goes into the result.
 
         Returns:

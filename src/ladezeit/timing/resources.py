@@ -65,7 +65,7 @@ class ResourceMeter:
         self._end = _counters()
         gc.callbacks.remove(self._collection)
 
-    def read(self) -> dict[str, float]:
+    def read_metrics(self) -> dict[str, float]:
         """Return the metrics, in GiB, bytes or counts as they are named; what cannot be had here is left out."""
         return self._host() | self._gpu() | self._load()
 

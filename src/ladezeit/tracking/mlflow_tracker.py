@@ -69,7 +69,7 @@ class MlflowTracker:
                     self._client.set_tag(parent.info.run_id, key, value)
                 self._client.update_run(parent.info.run_id, status="RUNNING")
         opened = replace(record, experiment_id=self.store.experiment_id, parent_run_id=parent.info.run_id)
-        opened.save(folder)
+        opened.save_record(folder)
         self.save_view(opened)
         return opened
 
@@ -112,7 +112,7 @@ class MlflowTracker:
             self._client.set_terminated(run_id, status.value, end_time=ended_ms)
         self.save_view(record)
 
-    def explain(self, run_id: str, reason: str, *, end: bool) -> None:
+    def explain_run(self, run_id: str, reason: str, *, end: bool) -> None:
         """Note why a run has no complete result; `end` closes it as KILLED, for nobody else will.
 
         Raises:
@@ -124,7 +124,7 @@ class MlflowTracker:
                 self._client.set_tag(run_id, projection.NOTE_TAG, projection.as_note(f"**killed**: {reason}"))
                 self._client.set_terminated(run_id, "KILLED")
 
-    def address(self, of: SweepRecord | str | None) -> str:
+    def comparison_lines(self, of: SweepRecord | str | None) -> str:
         """See `Tracker.address`."""
         saved: dict[str, str] = {}
         if isinstance(of, SweepRecord):

@@ -66,7 +66,7 @@ class Owner:
         """The process in words."""
         return f"process {self.pid} on {self.host}"
 
-    def life(self) -> Life:
+    def check_life(self) -> Life:
         """Say whether the process still lives, as seen from the calling one; in doubt it is elsewhere."""
         here = Owner.this_process()
         if self.host != here.host or self.machine != here.machine:

@@ -142,7 +142,7 @@ def _read_runs(client: Any, runs: Sequence[_Run], with_profiled: bool = False) -
     pairs = [(run, _parsed(client, run, text, samples)) for run, text in zip(done, texts, strict=True)]
     known = [(run, result) for run, result in pairs if result is not None]
     for run, result in sorted(known, key=lambda pair: (pair[1].identity.sweep or "", pair[1].identity.job)):
-        samples.add(result, f"run {run.run_id}", seen)
+        samples.add_result(result, f"run {run.run_id}", seen)
     return samples
 
 

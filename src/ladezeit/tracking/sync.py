@@ -69,7 +69,7 @@ def reap(tracker: MlflowTracker, sweeps: Path) -> list[Finding]:
         if finding.fate is Fate.from_files and finding.folder is not None:
             _close_from_files(finding, finding.folder, tracker)
         elif finding.fate is Fate.killed:
-            tracker.explain(finding.run_id, finding.why, end=True)
+            tracker.explain_run(finding.run_id, finding.why, end=True)
     return found
 
 
@@ -83,7 +83,7 @@ def _finding(run: Any, sweeps: Path) -> Finding:
 
     if owner is None:
         return is_(Fate.left_alone, "it does not say which process opened it")
-    life = owner.life()
+    life = owner.check_life()
     if life is Life.lives:
         return is_(Fate.left_alone, f"{owner.words} lives")
     if life is not Life.dead:
@@ -102,7 +102,7 @@ def _sweep_folder(tags: dict[str, str], sweeps: Path) -> Path | None:
     noted = [Path(tags[projection.FOLDER_TAG])] if projection.FOLDER_TAG in tags else []
     for folder in [*noted, *sorted(path.parent for path in sweeps.glob(f"*/{SWEEP_FILE_NAME}"))]:
         try:
-            if projection.sweep_tag(SweepRecord.read(folder).id) == wanted:
+            if projection.sweep_tag(SweepRecord.read_record(folder).id) == wanted:
                 return folder
         except LadezeitError:
             continue
@@ -133,7 +133,9 @@ def _close_from_files(finding: Finding, folder: Path, tracker: MlflowTracker) ->
         sweep, own = samples_of(folder)
         import_samples(folder, tracker, sweep, own, list(own))
         if sweep is not None and len(own) < sweep.samples_planned:
-            tracker.explain(finding.run_id, f"{finding.why}: {len(own)} of {sweep.samples_planned} samples", end=False)
+            tracker.explain_run(
+                finding.run_id, f"{finding.why}: {len(own)} of {sweep.samples_planned} samples", end=False
+            )
         return
     result: Result = read(folder)
     sweep = _sweep_of(result, folder)
@@ -144,7 +146,7 @@ def _close_from_files(finding: Finding, folder: Path, tracker: MlflowTracker) ->
 def _sweep_of(result: Result, folder: Path) -> SweepRecord | None:
     if result.identity.sweep is None:
         return None
-    return next((SweepRecord.read(up) for up in folder.parents if (up / SWEEP_FILE_NAME).is_file()), None)
+    return next((SweepRecord.read_record(up) for up in folder.parents if (up / SWEEP_FILE_NAME).is_file()), None)
 
 
 # Samples that no store knows yet, and their way into one later with the times at which they were measured.
@@ -162,7 +164,7 @@ def samples_of(folder: Path) -> tuple[SweepRecord | None, dict[Path, Result]]:
         LadezeitError: `folder` is not a folder, or its ``sweep.json`` cannot be read.
     """
     gathered = gather(folder)
-    sweep = SweepRecord.read(folder) if (folder / SWEEP_FILE_NAME).exists() else None
+    sweep = SweepRecord.read_record(folder) if (folder / SWEEP_FILE_NAME).exists() else None
     return sweep, {at: r for at, r in gathered.by_folder.items() if r.identity.sweep == (sweep.id if sweep else None)}
 
 
@@ -290,7 +292,7 @@ def _sync_sweep(folder: Path, tracker: MlflowTracker, sweep: SweepRecord, own: d
     unmarked = [at for at in own if at not in missing and not (at / MARKER).exists()]
     if _is_open(parent) or missing or unmarked:
         import_samples(folder, tracker, sweep, own, [*missing, *unmarked])
-        sweep = SweepRecord.read(folder)
+        sweep = SweepRecord.read_record(folder)
     else:
         tracker.save_view(sweep)
     return Synced(folder, len(missing), len(own) - len(missing), None, sweep)
@@ -308,7 +310,7 @@ def _still_running(tags: dict[str, str], sweep: SweepRecord, own: dict[Path, Res
     owner = Owner.of_tags(tags)
     if owner is None:
         return "its run is open and does not say which process opened it"
-    life = owner.life()
+    life = owner.check_life()
     if life is Life.dead or owner == Owner.this_process():
         return None
     return (

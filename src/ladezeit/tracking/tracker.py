@@ -58,7 +58,7 @@ class Tracker(Protocol):
         """
         ...
 
-    def address(self, of: SweepRecord | str | None) -> str:
+    def comparison_lines(self, of: SweepRecord | str | None) -> str:
         """Return the lines to print so that a person can open the sweep's comparison, or the run with that id."""
         ...
 
@@ -68,7 +68,7 @@ class Untracked:
 
     def begin_sweep(self, record: SweepRecord, folder: Path) -> SweepRecord:
         """Save the record as it is."""
-        record.save(folder)
+        record.save_record(folder)
         return record
 
     def log_sample(self, result: Result, folder: Path, sweep: SweepRecord | None, varying: Sequence[str]) -> str:
@@ -86,6 +86,6 @@ class Untracked:
     ) -> None:
         """Do nothing."""
 
-    def address(self, of: SweepRecord | str | None) -> str:
+    def comparison_lines(self, of: SweepRecord | str | None) -> str:
         """Say that there is none."""
         return "MLflow: none (tracking=none); the results are files only"

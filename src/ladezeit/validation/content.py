@@ -41,7 +41,7 @@ def look(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> L
     held = inventory(loaded.model)
     findings, digested = compare(held, expected.manifest, placed.findings, expected)
     return Look(
-        claim=f"{_claim(placed.claim, digested, expected.manifest)}; {_how(held)}",
+        summary=f"{_claim(placed.summary, digested, expected.manifest)}; {_how(held)}",
         modules_seen=placed.modules_seen,
         tensors_seen=placed.tensors_seen,
         findings=[*placed.findings, *findings],
@@ -50,7 +50,7 @@ def look(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> L
             "validation/content_bytes": float(digested),
             "validation/scribbled_bytes": float(scribbled),
         },
-        meaning=_meaning(expected.manifest, held),
+        guarantee=_meaning(expected.manifest, held),
     )
 
 
@@ -75,8 +75,8 @@ def compare(
     seen, read_bytes = _read(grouped)
     findings = _names(held, manifest)
     for one in held:
-        if one.name in seen and one.way is not None:
-            findings += _part(one.name, one.way, seen[one.name], manifest, expected.rank)
+        if one.name in seen and one.shard_spec is not None:
+            findings += _part(one.name, one.shard_spec, seen[one.name], manifest, expected.rank)
         elif one.name in seen:
             findings += _contents(one.name, seen[one.name], manifest)
         else:
@@ -254,7 +254,7 @@ def _meaning(manifest: Manifest, held: list[Held]) -> str | None:
             f"({quantiser['words']}) makes of the checkpoint's, all other tensors are the checkpoint's; how close the "
             f"quantized weights are to the original is not verified"
         )
-    split = len(groups([one for one in held if one.way is not None]))
+    split = len(groups([one for one in held if one.shard_spec is not None]))
     if split:
         return (
             f"each rank's part of {split} split weights is bit for bit its slice of the checkpoint's, all ranks' parts "

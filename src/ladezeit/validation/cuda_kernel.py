@@ -72,7 +72,7 @@ class DeviceKernel:
         _check(driver.cuModuleLoadData(ctypes.byref(module), image))
         _check(driver.cuModuleGetFunction(ctypes.byref(self._function), module, _FUNCTION))
 
-    def launch(self, parts: "Tensor", blocks: int, factors: "Tensor", sums: "Tensor", stream: int = 0) -> None:
+    def launch_kernel(self, parts: "Tensor", blocks: int, factors: "Tensor", sums: "Tensor", stream: int = 0) -> None:
         """Begin to write the row sums of all parts into `sums`, and to add their column sums to what is there.
 
         All tensors are int64 on the device and stay alive until the stream has passed the kernel.
@@ -138,7 +138,7 @@ def is_right(kernel: DeviceKernel, device: "torch.device") -> bool:
     data = np.random.default_rng(0).bytes(max(ends))
     there = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
     parts = [slice(begin, end) for (begin, _, _), end in zip(_TRIAL, ends, strict=True)]
-    found = FusedSums(kernel, [there[part] for part in parts]).results()
+    found = FusedSums(kernel, [there[part] for part in parts]).get_results()
     return all(
         np.array_equal(ours, known)
         for part, sums in zip(parts, found, strict=True)
@@ -254,7 +254,7 @@ class FusedSums:
                 _parts(addresses_of_rows, WORD_BYTES * heights[long], long_rows, long_columns),
             )
 
-    def results(self) -> "list[tuple[Words, ...]]":
+    def get_results(self) -> "list[tuple[Words, ...]]":
         """Return what stands for each tensor, in their order: see `checksum`."""
         words = self._sums[: self._kept_words].cpu().numpy().view(np.uint64)
         return [tuple(words[begin:end] for begin, end in spans) for spans in self._places]
@@ -270,7 +270,7 @@ class FusedSums:
         for table in tables:
             if len(table):
                 parts = there[start : start + table.size].view(-1, PART_WORDS)
-                kernel.launch(
+                kernel.launch_kernel(
                     parts, int(_blocks(table[-1:, 1])[0] + table[-1, -1]), there[:ROW_WORDS], self._sums, stream
                 )
             start += table.size

@@ -81,7 +81,7 @@ def _on_host(tensors: "Mapping[str, Tensor]", pool: ThreadPoolExecutor) -> dict[
     for first in range(0, len(large), _IN_FLIGHT):
         under_way = [(name, HostSums(tensors[name], pool)) for name in large[first : first + _IN_FLIGHT]]
         for name, sums in under_way:
-            found[name] = _seal(tensors[name], *sums.result())
+            found[name] = _seal(tensors[name], *sums.get_result())
     for name in tensors.keys() - found.keys():
         found[name] = _seal(tensors[name], _raw(tensors[name]))
     return found
@@ -114,7 +114,7 @@ def _on_device(tensors: "Mapping[str, Tensor]", pool: ThreadPoolExecutor, thread
             found[name] = _seal(tensors[name], data[start:end])
             start = end
     for names, sums in under_way:
-        made = list(zip(names, sums.results(), strict=True))
+        made = list(zip(names, sums.get_results(), strict=True))
         step = -(-len(made) // threads)  # a task each would take longer to hand out than to do
         shares = [made[first : first + step] for first in range(0, len(made), step)]
         for sealed in pool.map(lambda share: {name: _seal(tensors[name], *parts) for name, parts in share}, shares):
@@ -160,7 +160,7 @@ class HostSums:
         else:
             self._tasks.append(pool.submit(_sum_strided, tensor, self._rows))
 
-    def result(self) -> "tuple[Words, ...]":
+    def get_result(self) -> "tuple[Words, ...]":
         """Return what stands for the tensor: see `folded`."""
         columns = np.zeros(ROW_WORDS, dtype=np.uint64)
         for task in self._tasks:
@@ -279,7 +279,7 @@ class DeviceSums:
             for first in range(0, len(numbers), most):
                 self._sum_together(numbers[first : first + most], tensors, rows)
 
-    def results(self) -> "list[tuple[Words, ...]]":
+    def get_results(self) -> "list[tuple[Words, ...]]":
         """Return what stands for each tensor, in their order: see `folded`."""
         rows = self._rows.cpu().numpy().view(np.uint64)
         columns = self._columns.cpu().numpy().view(np.uint64)

@@ -27,7 +27,7 @@ class Expected:
     offload_allowed: bool
     device_strategy: bool
     generation_config: dict[str, Any] | None = None
-    quantisation: str | None = None
+    quantization: str | None = None
     manifest: "Manifest | None" = None
-    spoken: "Reference | None" = None
+    reference: "Reference | None" = None
     rank: int | None = None

@@ -28,7 +28,7 @@ class Held:
     kind: str
     tensor: Any
     fetch: Callable[[], Any] | None = None
-    way: str | None = None
+    shard_spec: str | None = None
 
 
 def inventory(model: Any) -> list[Held]:

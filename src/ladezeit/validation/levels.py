@@ -67,7 +67,7 @@ def look_at_all_modules(loaded: EngineModel, expected: Expected, config: Validat
             if tensor.is_meta:
                 found[f"{path}.{name}" if path else name] = None
     return Look(
-        claim=f"no parameter or buffer of {modules_seen} modules is on meta; nothing else was looked for",
+        summary=f"no parameter or buffer of {modules_seen} modules is on meta; nothing else was looked for",
         modules_seen=modules_seen,
         tensors_seen=tensors_seen,
         findings=[Finding("meta", name, META) for name in found],
@@ -82,7 +82,7 @@ def look_by_origin_rule(loaded: EngineModel, expected: Expected, config: Validat
     if expected.single_device:
         return Look(f"skipped: {expected.device} was asked for explicitly, so nothing was looked at", ran=False)
     look = look_at_sample(loaded, expected, config)
-    return replace(look, claim=f"sampled, because the placement is not one explicit device: {look.claim}")
+    return replace(look, summary=f"sampled, because the placement is not one explicit device: {look.summary}")
 
 
 # The level `sampled`: meta tensors, looked for in the first and last modules only, as the origin case's cure did.
@@ -100,7 +100,7 @@ def look_at_sample(loaded: EngineModel, expected: Expected, config: ValidationCo
             if tensor.is_meta:
                 findings.append(Finding("meta", f"{path}.{name}" if path else name, META))
     return Look(
-        claim=f"no tensor held by {len(sample)} of {len(modules)} modules is on meta; the others were not looked at",
+        summary=f"no tensor held by {len(sample)} of {len(modules)} modules is on meta; the others were not looked at",
         modules_seen=len(sample),
         tensors_seen=tensors_seen,
         findings=findings,
@@ -130,13 +130,13 @@ def prove(loaded: EngineModel, expected: Expected, config: ValidationConfig, clo
         level=config.level.value,
         passed=look.ran and not look.findings,
         ran=look.ran,
-        reason=look.reason(),
+        reason=look.describe_reason(),
         modules_seen=look.modules_seen,
         tensors_seen=look.tensors_seen,
         findings=look.findings,
         total_s=clock.phases[-1].duration_s,
         metrics=look.metrics,
-        claim=look.meaning if look.ran and not look.findings else None,
+        claim=look.guarantee if look.ran and not look.findings else None,
     )
 
 
@@ -147,17 +147,17 @@ def prove_spoken(loaded: EngineModel, expected: Expected, before: Proof, clock: 
     """
     if ValidationLevel(before.level) not in NEED_REFERENCE:
         return before
-    assert expected.spoken is not None, f"validation={before.level} needs a reference"
+    assert expected.reference is not None, f"validation={before.level} needs a reference"
     with clock.span(LOGITS_SPAN):
-        look = logits.look(loaded.model, expected.spoken)
+        look = logits.look(loaded.model, expected.reference)
     own_s = clock.phases[-1].duration_s
     findings = [*before.findings, *look.findings]
-    claim = f"{before.reason}; {look.claim}" if before.ran else look.claim
+    claim = f"{before.reason}; {look.summary}" if before.ran else look.summary
     return replace(
         before,
         passed=not findings,
         ran=True,
-        reason=replace(look, claim=claim, findings=findings).reason(),
+        reason=replace(look, summary=claim, findings=findings).describe_reason(),
         findings=findings,
         total_s=before.total_s + own_s,
         metrics={**before.metrics, **look.metrics, "validation/logits_s": own_s},

@@ -64,7 +64,7 @@ class Spoken:
     token_ids: list[int]
     leads: list[float]
 
-    def difference(self, other: "Spoken") -> float:
+    def max_difference(self, other: "Spoken") -> float:
         """Return the greatest difference of two logits, infinite where only one of them is a number."""
         if self.logits.shape != other.logits.shape:
             return float("inf")
@@ -73,7 +73,7 @@ class Spoken:
         same = (self.logits == other.logits) | (np.isnan(self.logits) & np.isnan(other.logits))
         return float(np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart)).max(initial=0.0))
 
-    def agreed(self, other: "Spoken") -> int:
+    def count_agreed(self, other: "Spoken") -> int:
         """Return how many tokens the two have in common before the first that differs."""
         pairs = zip(self.token_ids, other.token_ids, strict=True)
         return next((number for number, (own, its) in enumerate(pairs) if own != its), len(self.token_ids))
@@ -125,7 +125,7 @@ def reference_file(subject: Subject, runtime: RuntimeConfig, building: Callable[
     settings = asdict(runtime)
     settings["matmul_precision"] = runtime.matmul_precision and runtime.matmul_precision.value
     place = {
-        **subject.place(),
+        **subject.describe_place(),
         "device": subject.device,
         "hardware": subject.hardware,
         "cpus": available_cpus(),
@@ -136,11 +136,11 @@ def reference_file(subject: Subject, runtime: RuntimeConfig, building: Callable[
 
     def build() -> dict[str, Any]:
         building()
-        request = {**subject.request(), "runtime": settings}
+        request = {**subject.make_request(), "runtime": settings}
         return run_apart("ladezeit.validation.logits", request, f"model={subject.name}", runtime)
 
     return reference_cache.ensure(
-        subject.cache / FOLDER, subject.name, {"place": place, "files": subject.files()}, build
+        subject.cache / FOLDER, subject.name, {"place": place, "files": subject.files_identity()}, build
     )
 
 
@@ -161,7 +161,7 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
         settings["matmul_precision"] = MatmulPrecision(settings["matmul_precision"])
     torch_settings.apply(RuntimeConfig(**settings), request["device"])
     one, other = _said(request), _said(request, _SHIFT_BYTES)
-    noise = one.difference(other)
+    noise = one.max_difference(other)
     passing = tolerance(one, noise, request["dtype"])
     return Reference(one, passing, noise, sure_tokens(one, other, passing)).to_plain()
 
@@ -173,7 +173,7 @@ def sure_tokens(one: Spoken, other: Spoken, passing: float) -> int:
     lose its place.
     """
     leading = (number for number, lead in enumerate(one.leads) if not lead > 2 * passing)
-    return min(one.agreed(other), next(leading, len(one.leads)))
+    return min(one.count_agreed(other), next(leading, len(one.leads)))
 
 
 def tolerance(spoken: Spoken, noise: float, dtype: str) -> float:
@@ -223,8 +223,8 @@ def shift(model: Any, bytes_: int) -> None:
 def look(model: Any, reference: Reference) -> Look:
     """Let the model continue the reference's prompt, and compare."""
     spoken = speak(model)
-    apart = reference.spoken.difference(spoken)
-    said, sure = reference.spoken.agreed(spoken), reference.sure_tokens
+    apart = reference.spoken.max_difference(spoken)
+    said, sure = reference.spoken.count_agreed(spoken), reference.sure_tokens
     findings = []
     if not apart <= reference.tolerance:
         what = f"are up to {apart:.3g} from the reference's; the tolerance is {reference.tolerance:.3g}"
@@ -234,7 +234,7 @@ def look(model: Any, reference: Reference) -> Look:
         findings.append(Finding("tokens", "", f"the greedy continuation is {what}"))
     every = len(spoken.token_ids)
     return Look(
-        claim=f"first-token logits within {apart:.3g} of a reference load on this device "
+        summary=f"first-token logits within {apart:.3g} of a reference load on this device "
         f"(two reference loads: {reference.noise:.3g}), {said} of {every} greedy tokens equal ({sure} are sure to be)",
         findings=findings,
         metrics={

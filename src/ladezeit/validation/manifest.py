@@ -59,18 +59,18 @@ def manifest_file(subject: Subject, building: Callable[[], None] = lambda: None)
     checkpoint = subject.checkpoint
     verify(checkpoint, subject.cache)
     place = {
-        **subject.place(),
+        **subject.describe_place(),
         "quantization": checkpoint.config.get("quantization_config"),
         "ranks": subject.ranks,
         "arithmetic": ARITHMETIC,
         "names": _NAMES,
     }
-    asked = {"place": place, "files": subject.files()}
+    asked = {"place": place, "files": subject.files_identity()}
 
     def build() -> dict[str, Any]:
         building()
         request = {
-            **subject.request(),
+            **subject.make_request(),
             "checkpoint": checkpoint.to_json(),
             "reference_device": _device(checkpoint, subject.dtype, subject.device, subject.name),
             "ranks": subject.ranks,

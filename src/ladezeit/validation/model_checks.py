@@ -20,7 +20,7 @@ _ABOUT_THE_FILE = ("transformers_version", "_from_model_config")
 
 def spoken_claim(expected: Expected) -> str | None:
     """Return what it proves that a quantized model says what its reference says; None for one that is not quantized."""
-    if expected.quantisation is None:
+    if expected.quantization is None:
         return None
     return "it generates what another load by the same quantizer generates, which need not be what the original would"
 
@@ -29,13 +29,13 @@ class Quantised:
     """Judges the weights of a model one by one; `count` is how many were found quantized as asked."""
 
     def __init__(self, model: Any, expected: Expected) -> None:
-        self._asked = expected.quantisation
+        self._asked = expected.quantization
         self._dtype = expected.dtype
         self._takes = rule(model)
         self._of_scheme = 0
         self.count = 0
 
-    def findings(self, path: str, module: Any, name: str, tensor: Any) -> list[Finding]:
+    def find_faults(self, path: str, module: Any, name: str, tensor: Any) -> list[Finding]:
         """Return what is wrong with the parameter `name` of `module`, which hangs at `path`; counts it otherwise."""
         full = f"{path}.{name}" if path else name
         found = scheme_of(tensor)
@@ -56,13 +56,13 @@ class Quantised:
         self.count += 1
         return []
 
-    def claim(self) -> str | None:
+    def describe_claim(self) -> str | None:
         """Return what looking at weights one by one proves of the quantized ones; None where none was asked for."""
         if not self.count:
             return None
         return f"{self.count} weights are quantized as asked ({self._asked}); their values were not compared"
 
-    def missing(self) -> list[Finding]:
+    def find_missing(self) -> list[Finding]:
         """Return a finding where a scheme was asked for and not one tensor follows it."""
         if self._asked in (None, CHECKPOINTS_OWN) or self._of_scheme:
             return []

@@ -70,7 +70,7 @@ def look(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> L
     places = Places(loaded, expected)
     kept = kept_float32(model, expected.dtype)
     quantised = Quantised(model, expected)
-    findings = places.refused()
+    findings = places.find_refused()
     wrong_dtypes: list[WrongDtype] = []
     modules_seen = tensors_seen = offloaded = 0
     seen: set[int] = set()
@@ -84,23 +84,23 @@ def look(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> L
             offloaded += held.tensor.is_meta and held.offloaded
             findings += _place_findings(held, places, expected)
             if held.is_parameter:
-                findings += quantised.findings(path, module, held.name.rpartition(".")[2], held.tensor)
+                findings += quantised.find_faults(path, module, held.name.rpartition(".")[2], held.tensor)
             if held.stored and held.tensor.is_floating_point() and scheme_of(held.tensor) is None:
                 wanted = "float32" if kept(held.name) else expected.dtype
                 found = str(held.tensor.dtype).removeprefix("torch.")
                 if found != wanted:
                     wrong_dtypes.append(WrongDtype(held.name, found, wanted))
     findings += _dtypes(without_class_choices(model, expected.dtype, wrong_dtypes))
-    findings += quantised.missing()
+    findings += quantised.find_missing()
     findings += untied(model, expected)
     findings += not_taken_up(model, expected.generation_config)
     findings += _keys(loaded)
     return Look(
-        claim=_claim(_Counts(tensors_seen, modules_seen, quantised.count, offloaded), expected),
+        summary=_claim(_Counts(tensors_seen, modules_seen, quantised.count, offloaded), expected),
         modules_seen=modules_seen,
         tensors_seen=tensors_seen,
         findings=findings,
-        meaning=quantised.claim(),
+        guarantee=quantised.describe_claim(),
     )
 
 
@@ -129,7 +129,7 @@ class Places:
         self._legitimate = {place for place in self._map.values() if self._is_legitimate(place)} - {_DISK}
         self._by_module: dict[str, str] = {}
 
-    def refused(self) -> list[Finding]:
+    def find_refused(self) -> list[Finding]:
         """Return a finding for each part of the placement that was not asked for."""
         findings = []
         for module, place in self._map.items():
@@ -138,7 +138,7 @@ class Places:
                 findings.append(Finding(kind, module, f"was placed on {place}, which was not asked for"))
         return findings
 
-    def allowed(self, module: str, offloaded: bool) -> set[str]:
+    def allowed_devices(self, module: str, offloaded: bool) -> set[str]:
         """Return the device names on which tensors of `module` may be.
 
         What stays behind of an offloaded module (its buffers) is where the module computes, which is any device.
@@ -177,7 +177,7 @@ def _place_findings(held: _Held, places: Places, expected: Expected) -> list[Fin
         return [
             Finding("offload", held.name, "is kept elsewhere and brought in for every forward, which was not asked")
         ]
-    allowed = places.allowed(held.module, held.offloaded)
+    allowed = places.allowed_devices(held.module, held.offloaded)
     strays = {str(part.device) for part in parts(held.tensor)} - allowed
     if not strays:
         return []

@@ -39,18 +39,18 @@ class Look:
     measured besides, by the names that the result file gives them.
     """
 
-    claim: str
+    summary: str
     ran: bool = True
     modules_seen: int = 0
     tensors_seen: int = 0
     findings: list[Finding] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
-    meaning: str | None = None
+    guarantee: str | None = None
 
-    def reason(self) -> str:
+    def describe_reason(self) -> str:
         """Return one line: the claim, or the first findings and how many more there are."""
         if not self.findings:
-            return self.claim
+            return self.summary
         named = "; ".join(str(finding) for finding in self.findings[:NAMED_IN_REASON])
         more = len(self.findings) - NAMED_IN_REASON
         return named + (f"; and {more} more" if more > 0 else "")

@@ -25,28 +25,29 @@ _SCHEMA = 1
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
-def ensure(folder: Path, name: str, asked: dict[str, Any], build: Callable[[], dict[str, Any]]) -> Path:
-    """Return the file with what `build` makes of `asked`, calling it where there is none.
+def ensure(folder: Path, name: str, requested: dict[str, Any], build: Callable[[], dict[str, Any]]) -> Path:
+    """Return the file with what `build` makes of `requested`, calling it where there is none.
 
     Args:
         folder: where files of this kind are kept, inside the cache folder.
         name: of the model, for people.
-        asked: plain data, all that the content depends on; ``asked["place"]`` alone decides which file it is, so that
+        requested: plain data, all that the content depends on; ``requested["place"]`` alone decides which file it is,
+        so that
             what was made for other files in that place is replaced.
         build: makes the content, plain data.
 
     Raises:
         CheckpointError: the folder cannot be written and holds no such file. What `build` raises goes through.
     """
-    path = folder / _file_name(name, asked["place"])
-    if _is_there(path, asked):
+    path = folder / _file_name(name, requested["place"])
+    if _is_there(path, requested):
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(path):
-            if not _is_there(path, asked):
+            if not _is_there(path, requested):
                 body = json.dumps(build(), separators=(",", ":"))
-                head = {"schema": _SCHEMA, "asked": asked, "sha256": hashlib.sha256(body.encode()).hexdigest()}
+                head = {"schema": _SCHEMA, "asked": requested, "sha256": hashlib.sha256(body.encode()).hexdigest()}
                 write_atomically(path, json.dumps(head) + "\n" + body + "\n")
     except OSError as cause:
         raise CheckpointError(
@@ -73,9 +74,9 @@ def _file_name(name: str, where: Any) -> str:
     return f"{readable[:80]}-{hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 
-def _is_there(path: Path, asked: dict[str, Any]) -> bool:
+def _is_there(path: Path, requested: dict[str, Any]) -> bool:
     try:
-        return bool(_parsed(path.read_bytes())[0]["asked"] == json.loads(json.dumps(asked)))
+        return bool(_parsed(path.read_bytes())[0]["asked"] == json.loads(json.dumps(requested)))
     except _DAMAGED:
         return False
 
@@ -121,7 +122,7 @@ class Subject:
     scheme: Scheme | None = None
     ranks: int | None = None
 
-    def place(self) -> dict[str, Any]:
+    def describe_place(self) -> dict[str, Any]:
         """Return what every reference depends on besides the files' content, plain data for `ensure`."""
         place: dict[str, Any] = {
             "folder": str(self.checkpoint.folder),
@@ -135,11 +136,11 @@ class Subject:
             place["quantised"] = {**quantised, "device": self.device, "hardware": self.hardware}
         return place
 
-    def files(self) -> dict[str, Any]:
+    def files_identity(self) -> dict[str, Any]:
         """Return what is equal as long as the checkpoint's files are what they were."""
         return identity(self.checkpoint)
 
-    def request(self) -> dict[str, Any]:
+    def make_request(self) -> dict[str, Any]:
         """Return what every reference process is told."""
         return {
             "folder": str(self.checkpoint.folder),

@@ -42,7 +42,7 @@ def offset(name: str) -> ctypes.c_int64:
 class PumpedDevice(HostDevice):
     """Host memory that the pump copies to."""
 
-    def runtime(self) -> Runtime | None:
+    def load_runtime(self) -> Runtime | None:
         found = library()
         functions = [ctypes.cast(getattr(found, f"host_{name}"), ctypes.c_void_p).value or 0 for name in _FUNCTIONS]
         return Runtime(tuple(functions), 0, 0, frozenset(), lambda code: f"error {code} of the host")

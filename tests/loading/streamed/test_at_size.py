@@ -138,7 +138,7 @@ def wanted_digests(checkpoint: Checkpoint, arrangement: Arrangement) -> dict[str
 
     by_name = {entry.name: entry for entry in checkpoint.tensors}
     found: dict[str, str] = {}
-    for one in arrangement.merged:
+    for one in arrangement.fused:
         columns = [torch.stack([read(by_name[name]) for name in column]) for column in one.columns]
         found |= digests({one.name: torch.cat(columns, dim=1)})
         for name in (name for column in one.columns for name in column):
@@ -173,7 +173,7 @@ def test_every_load_brings_every_bit(size: Size, readers: str, tmp_path: Path) -
         arrangement = replace(arrangement, dtypes={})
     wanted = wanted_digests(checkpoint, arrangement)
     loading = StreamedLoading(name="streamed", **size.arguments)
-    request = LoadRequest(checkpoint, loading, size.device, tmp_path, arrangement=arrangement)
+    request = LoadRequest(checkpoint, loading, size.device, tmp_path, weight_mapping=arrangement)
     for number, state in enumerate(STATES):
         page_cache.set_state(checkpoint.shards, state)
         with engine_for(size, readers).open(request, Clock(time.monotonic_ns())) as loaded:

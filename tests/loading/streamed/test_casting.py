@@ -43,7 +43,7 @@ def test_every_value_is_cast_as_torch_casts_it(
         StreamedLoading(name="streamed"),
         "cpu",
         tmp_path,
-        arrangement=Arrangement(dtypes={entry.name: asked for entry in checkpoint.tensors}),
+        weight_mapping=Arrangement(dtypes={entry.name: asked for entry in checkpoint.tensors}),
     )
     with StreamedEngine().open(request, Clock(time.monotonic_ns())) as loaded:
         loaded.wait()

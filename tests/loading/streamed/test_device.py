@@ -27,13 +27,13 @@ class LateLane:
     def __init__(self) -> None:
         self._waiting: dict[int, list[Any]] = {}
 
-    def memory(self, slot: torch.Tensor) -> torch.Tensor:
+    def slot_memory(self, slot: torch.Tensor) -> torch.Tensor:
         return slot
 
-    def copy(self, slot: int, moves: Moves) -> None:
+    def copy_slot(self, slot: int, moves: Moves) -> None:
         self._waiting.setdefault(slot, []).extend(moves)
 
-    def wait(self, slot: int) -> None:
+    def wait_slot(self, slot: int) -> None:
         for target, source in self._waiting.pop(slot, []):
             target.copy_(source)
 
@@ -44,13 +44,13 @@ class LateDevice(HostDevice):
     def __init__(self) -> None:
         self.synchronized = self.unpinned = 0
 
-    def lane(self) -> Lane:
+    def make_stream(self) -> Lane:
         return LateLane()
 
     def synchronize(self) -> None:
         self.synchronized += 1
 
-    def unpin(self) -> None:
+    def unpin_memory(self) -> None:
         assert self.synchronized
         self.unpinned += 1
 
@@ -62,9 +62,9 @@ class FailingDevice(LateDevice):
         super().__init__()
         self._left = after
 
-    def lane(self) -> Lane:
+    def make_stream(self) -> Lane:
         lane = LateLane()
-        copy = lane.copy
+        copy = lane.copy_slot
 
         def failing(slot: int, moves: Moves) -> None:
             self._left -= 1
@@ -72,7 +72,7 @@ class FailingDevice(LateDevice):
                 raise LoadError("the device is gone")
             copy(slot, moves)
 
-        lane.copy = failing  # type: ignore[method-assign]
+        lane.copy_slot = failing  # type: ignore[method-assign]
         return lane
 
 
@@ -115,7 +115,7 @@ def test_a_weight_that_is_given_out_early_is_on_the_device(threads: int, checkpo
     request = LoadRequest(checkpoint, loading, "cpu", checkpoint.folder)
     with StreamedEngine(device=lambda name: LateDevice()).open(request, Clock(0)) as loaded:
         for entry in checkpoint.tensors:
-            assert loaded.tensor(entry.name).numpy().tobytes() == raw[entry.begin : entry.end]
+            assert loaded.get_tensor(entry.name).numpy().tobytes() == raw[entry.begin : entry.end]
 
 
 def test_a_device_that_fails_is_closed_and_its_error_shown(checkpoint: Checkpoint) -> None:

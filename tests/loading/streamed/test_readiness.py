@@ -35,12 +35,12 @@ def test_a_tensor_is_there_when_its_last_byte_is() -> None:
     tensors = [TensorEntry("a", "U8", (25,), 0, 5, 30), TensorEntry("none", "U8", (0,), 0, 30, 30)]
     parts = extents(3)
     arrivals = Arrivals(parts, tensors, Arrangement())
-    assert arrivals.has("none") and not arrivals.has("a")
-    arrivals.arrived(parts[2])
-    arrivals.arrived(parts[0])
-    assert not arrivals.has("a")
-    threading.Timer(0.05, arrivals.arrived, [parts[1]]).start()
-    assert arrivals.wait("a") and arrivals.has("a")
+    assert arrivals.is_read("none") and not arrivals.is_read("a")
+    arrivals.mark_read(parts[2])
+    arrivals.mark_read(parts[0])
+    assert not arrivals.is_read("a")
+    threading.Timer(0.05, arrivals.mark_read, [parts[1]]).start()
+    assert arrivals.wait_read("a") and arrivals.is_read("a")
 
 
 def test_merged_tensors_need_all_their_parts() -> None:
@@ -48,17 +48,17 @@ def test_merged_tensors_need_all_their_parts() -> None:
     first, second = TensorEntry("e.0", "U8", (10,), 0, 0, 10), TensorEntry("e.1", "U8", (10,), 1, 0, 10)
     merged = Merged("experts", (2, 10), "U8", (Part(first, 0), Part(second, 10)), (("e.0", "e.1"),))
     parts = [Extent(0, 0, 10, How.direct), Extent(1, 0, 10, How.direct)]
-    arrivals = Arrivals(parts, [first, second], Arrangement(merged=(merged,)))
-    arrivals.arrived(parts[0])
-    assert not arrivals.has("experts")
-    arrivals.arrived(parts[1])
-    assert arrivals.has("experts")
+    arrivals = Arrivals(parts, [first, second], Arrangement(fused=(merged,)))
+    arrivals.mark_read(parts[0])
+    assert not arrivals.is_read("experts")
+    arrivals.mark_read(parts[1])
+    assert arrivals.is_read("experts")
 
 
 def test_who_waits_for_what_never_comes_is_told() -> None:
     """An end before the last byte wakes everybody: a load hangs for nothing."""
     arrivals = Arrivals(extents(2), entries("a", "b"), Arrangement())
-    arrivals.arrived(extents(2)[0])
-    threading.Timer(0.05, arrivals.end).start()
-    assert not arrivals.wait("b")
-    assert arrivals.wait("a")
+    arrivals.mark_read(extents(2)[0])
+    threading.Timer(0.05, arrivals.mark_ended).start()
+    assert not arrivals.wait_read("b")
+    assert arrivals.wait_read("a")

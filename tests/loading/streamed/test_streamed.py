@@ -368,9 +368,9 @@ def test_the_phases_are_planning_and_reading(shard: Path) -> None:
 def test_what_is_not_cast_is_cut_at_any_byte() -> None:
     """A weight that begins where its dtype cannot, in a file with others that are cast, keeps its last bytes."""
     piece = Piece(begin=90, end=190, arena=0, offset=640, source=torch.float32, target=torch.float32)
-    assert piece.cut(128, 256) == Piece(128, 190, 0, 678, torch.float32, torch.float32)
+    assert piece.clip_range(128, 256) == Piece(128, 190, 0, 678, torch.float32, torch.float32)
     cast = Piece(begin=92, end=192, arena=0, offset=640, source=torch.float32, target=torch.float16)
-    assert cast.cut(128, 256) == Piece(128, 192, 0, 658, torch.float32, torch.float16)
+    assert cast.clip_range(128, 256) == Piece(128, 192, 0, 658, torch.float32, torch.float16)
 
 
 @pytest.mark.parametrize("first_bytes", [64, 24], ids=["all alike", "each its own"])

@@ -78,7 +78,7 @@ def test_waiting_for_weights_is_one_phase(a_before_b: Path, second_half: threadi
         threading.Timer(0.1, second_half.set).start()
         with clock.span("load/assign"):
             for name in loaded.by_name:
-                loaded.tensor(name)
+                loaded.get_tensor(name)
     within = next(phase for phase in clock.phases if phase.path == "load/read")
     assign = next(phase for phase in clock.phases if phase.path == "load/assign")
     assert 0.05 < within.duration_s <= assign.duration_s
@@ -88,9 +88,9 @@ def test_waiting_for_weights_is_one_phase(a_before_b: Path, second_half: threadi
 def test_an_error_reaches_those_who_wait_for_a_weight_that_never_comes(a_before_b: Path, io_error: None) -> None:
     """What is there may be taken; what is not ends the load with the disk's error."""
     with pytest.raises(LoadError, match="were not read"), opened(checkpoint_of(a_before_b), "in place") as loaded:
-        loaded.tensor("a")
+        loaded.get_tensor("a")
         with pytest.raises(LoadError, match="Input/output error"):
-            loaded.tensor("b")
+            loaded.get_tensor("b")
 
 
 @WAYS

@@ -71,8 +71,8 @@ def test_sums_are_those_of_their_definition(size: int) -> None:
     tensor = random_bytes(size)
     rows, columns = written_out(tensor.numpy().tobytes())
     with ThreadPoolExecutor(2) as pool:
-        on_host = HostSums(tensor, pool).result()
-    (on_device,) = DeviceSums([tensor]).results()
+        on_host = HostSums(tensor, pool).get_result()
+    (on_device,) = DeviceSums([tensor]).get_results()
     for found in (on_host, on_device):
         assert found[0].tolist() == rows
         assert found[1].tolist() == columns
@@ -207,11 +207,11 @@ def test_pieces_and_threads_do_not_change_the_sums(*, rows: int, task_rows: int,
     """A machine with other caches and more cores finds the same digest."""
     tensor = random_bytes(rows * ROW_BYTES - 3)
     with ThreadPoolExecutor(threads) as pool, pytest.MonkeyPatch.context() as patch:
-        usual = HostSums(tensor, pool).result()
+        usual = HostSums(tensor, pool).get_result()
         patch.setattr("ladezeit.validation.digest.CHUNK_ROWS", chunk_rows)
         patch.setattr("ladezeit.validation.digest.native_kernel", lambda: None)
-        other = HostSums(tensor, pool, task_rows=task_rows).result()
-    (small_chunks,) = DeviceSums([tensor], chunk_bytes=chunk_rows * ROW_BYTES).results()
+        other = HostSums(tensor, pool, task_rows=task_rows).get_result()
+    (small_chunks,) = DeviceSums([tensor], chunk_bytes=chunk_rows * ROW_BYTES).get_results()
     for found in (other, small_chunks):
         assert np.array_equal(found[0], usual[0])
         assert np.array_equal(found[1], usual[1])
@@ -227,10 +227,10 @@ def test_many_tensors_at_once_are_digested_as_each_alone() -> None:
     assert len(set(found.values())) == len(tensors)
     assert found == {name: digest(tensor) for name, tensor in tensors.items()}
     large = [tensor for tensor in tensors.values() if tensor.nbytes > ROW_BYTES]
-    together = DeviceSums(large).results()
+    together = DeviceSums(large).get_results()
     with ThreadPoolExecutor(1) as pool:
         for tensor, (rows, columns) in zip(large, together, strict=True):
-            alone = HostSums(tensor, pool).result()
+            alone = HostSums(tensor, pool).get_result()
             assert np.array_equal(rows, alone[0])
             assert np.array_equal(columns, alone[1])
 

@@ -49,10 +49,10 @@ def random_bytes(size: int, seed: int = 0) -> torch.Tensor:
 
 
 def assert_as_on_the_host(kernel: DeviceKernel, tensors: list[torch.Tensor]) -> None:
-    found = FusedSums(kernel, tensors).results()
+    found = FusedSums(kernel, tensors).get_results()
     with ThreadPoolExecutor(2) as pool:
         for tensor, parts in zip(tensors, found, strict=True):
-            wanted = HostSums(tensor, pool).result()
+            wanted = HostSums(tensor, pool).get_result()
             assert [part.tolist() for part in parts] == [part.tolist() for part in wanted]
 
 

@@ -45,7 +45,7 @@ def proven(loaded: EngineModel, file: Path, method: str, dtype: str = "bfloat16"
     asked = scheme(loading_of(name, **arguments))
     assert asked is not None
     expected = Expected(
-        "cpu", dtype, single_device=True, offload_allowed=False, device_strategy=False, quantisation=asked.words,
+        "cpu", dtype, single_device=True, offload_allowed=False, device_strategy=False, quantization=asked.words,
         manifest=manifest.read(file),
     )  # fmt: skip
     return prove(loaded, expected, ValidationConfig(ValidationLevel.content), Clock(0))
@@ -228,7 +228,7 @@ def test_a_worker_proves_a_quantised_load_in_full(
     own.mkdir()
     identity = Identity("p", 0, 0, "test", [], "command")
     spec = WorkerSpec(config, tiny, identity, "cpu", own, manifest=files.manifest, reference=files.reference)
-    result = supervisor.run(spec)
+    result = supervisor.run_sample(spec)
     assert result.status is wanted, result.reason
     assert result.proof is not None
     if wanted is Status.ok:
@@ -254,7 +254,7 @@ def test_on_a_gpu_codes_are_those_that_its_kernels_make(
     file = manifest_of(tiny, cache, scheme=asked, device="cuda:0")
     loaded = load(name, tiny, tmp_path, "cuda:0", **arguments)
     given: Any = {"single_device": True, "offload_allowed": False, "device_strategy": False}
-    expected = Expected("cuda:0", "bfloat16", quantisation=asked.words, manifest=manifest.read(file), **given)
+    expected = Expected("cuda:0", "bfloat16", quantization=asked.words, manifest=manifest.read(file), **given)
     proof = prove(loaded, expected, ValidationConfig(ValidationLevel.content), Clock(0))
     assert proof.passed, proof.reason
     assert flipped_code(loaded.model, method) == found(

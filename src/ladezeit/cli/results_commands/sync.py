@@ -30,4 +30,4 @@ def command(
         print(f"{unit}: {said}")
         if done.sweep is not None and not done.left_alone:
             newest = max(filter(None, (newest, done.sweep)), key=lambda record: record.started_at)
-    print(tracker.address(newest), file=sys.stderr)
+    print(tracker.comparison_lines(newest), file=sys.stderr)

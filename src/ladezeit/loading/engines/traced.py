@@ -59,7 +59,7 @@ class TracedEngine:
         with clock.span("load/touch"):
             effective["touched_bytes"] = touch(model)
         paths = {phase.path for phase in clock.phases}
-        effective["functions"] = {path: place for path, place in steps.places.items() if path in paths}
+        effective["functions"] = {path: place for path, place in steps.locations.items() if path in paths}
         effective["functions_joined"] = steps.joined
         device_map = getattr(model, "hf_device_map", None)
         placed = None if device_map is None else {name: _device(place) for name, place in device_map.items()}

@@ -47,22 +47,22 @@ class MergedConverter:
     file_format = "merged"
     suffix = ".safetensors"
 
-    def identity(self) -> dict[str, Any]:
+    def describe_identity(self) -> dict[str, Any]:
         """See `Converter.identity`: `transformers` says what is merged."""
         return {"converter": _CONVERTER, "transformers": version("transformers")}
 
-    def wanted(self, checkpoint: Checkpoint) -> bool:
+    def is_needed(self, checkpoint: Checkpoint) -> bool:
         """See `Converter.wanted`."""
         return any(_EXPERT.search(entry.name) for entry in checkpoint.tensors)
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check_checkpoint(self, checkpoint: Checkpoint) -> None:
         """See `Converter.check`: what was safetensors can be again."""
 
     def needed_bytes(self, checkpoint: Checkpoint) -> int:
         """See `Converter.needed_bytes`."""
         return checkpoint.weight_bytes + _ENTRY_BYTES * len(checkpoint.tensors) + _HEADER_BYTES
 
-    def write(self, checkpoint: Checkpoint, folder: Path, told: Callable[[int], None]) -> None:
+    def write_files(self, checkpoint: Checkpoint, folder: Path, on_progress: Callable[[int], None]) -> None:
         """See `Converter.write`; holds one tensor of the checkpoint at a time."""
         tensors = _merged(checkpoint)
         done = 0
@@ -71,7 +71,7 @@ class MergedConverter:
             for tensor in tensors:
                 for entry in tensor.entries:
                     file.write(read_tensor(checkpoint, entry).data)
-                    told(done := done + entry.end - entry.begin)
+                    on_progress(done := done + entry.end - entry.begin)
 
 
 def _merged(checkpoint: Checkpoint) -> list[_Tensor]:
@@ -82,8 +82,8 @@ def _merged(checkpoint: Checkpoint) -> list[_Tensor]:
     arrangement = arrange(LoadRequest(checkpoint, loading, "cpu", checkpoint.folder))
     tensors = []
     inside: set[str] = set()
-    for merged in arrangement.merged:
-        parts = sorted(merged.parts, key=lambda part: part.start)  # they follow each other without a gap
+    for merged in arrangement.fused:
+        parts = sorted(merged.slices, key=lambda part: part.start)  # they follow each other without a gap
         tensors.append(_Tensor(merged.name, merged.dtype, merged.shape, tuple(part.entry for part in parts)))
         inside |= {part.entry.name for part in parts}
     tensors += [

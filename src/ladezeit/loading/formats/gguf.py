@@ -53,15 +53,15 @@ class GgufConverter:
     file_format = "gguf"
     suffix = ".gguf"
 
-    def identity(self) -> dict[str, Any]:
+    def describe_identity(self) -> dict[str, Any]:
         """See `Converter.identity`."""
         return {"converter": _CONVERTER, "gguf": version("gguf")}
 
-    def wanted(self, checkpoint: Checkpoint) -> bool:
+    def is_needed(self, checkpoint: Checkpoint) -> bool:
         """See `Converter.wanted`: the engine reads nothing else."""
         return True
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check_checkpoint(self, checkpoint: Checkpoint) -> None:
         """See `Converter.check`: a few architectures, three dtypes."""
         model_type = checkpoint.config.get("model_type")
         if model_type not in ARCHITECTURES:
@@ -80,7 +80,7 @@ class GgufConverter:
         """See `Converter.needed_bytes`."""
         return checkpoint.weight_bytes + _ENTRY_BYTES * len(checkpoint.tensors) + _METADATA_BYTES
 
-    def write(self, checkpoint: Checkpoint, folder: Path, told: Callable[[int], None]) -> None:
+    def write_files(self, checkpoint: Checkpoint, folder: Path, on_progress: Callable[[int], None]) -> None:
         """See `Converter.write`; holds one tensor of the file at a time."""
         import numpy
         from gguf import GGMLQuantizationType, GGUFWriter
@@ -101,7 +101,7 @@ class GgufConverter:
         for tensor in tensors:
             bits = _bits(checkpoint, tensor)
             writer.write_tensor_data(bits)
-            told(done := done + bits.nbytes)
+            on_progress(done := done + bits.nbytes)
         writer.close()
 
 

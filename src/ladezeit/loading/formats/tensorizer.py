@@ -30,15 +30,15 @@ class TensorizerConverter:
     file_format = "tensorizer"
     suffix = ".tensors"
 
-    def identity(self) -> dict[str, Any]:
+    def describe_identity(self) -> dict[str, Any]:
         """See `Converter.identity`."""
         return {"converter": _CONVERTER, "tensorizer": version("tensorizer")}
 
-    def wanted(self, checkpoint: Checkpoint) -> bool:
+    def is_needed(self, checkpoint: Checkpoint) -> bool:
         """See `Converter.wanted`: the engine reads nothing else."""
         return True
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check_checkpoint(self, checkpoint: Checkpoint) -> None:
         """See `Converter.check`: every dtype that torch has is kept exactly; tensors without elements are not."""
         unknown = sorted({entry.dtype for entry in checkpoint.tensors if not has_torch_name(entry.dtype)})
         if unknown:
@@ -52,7 +52,7 @@ class TensorizerConverter:
         own = sum(_HEADER_BYTES + _entry_bytes(entry) for entry in checkpoint.tensors)
         return checkpoint.weight_bytes + own + (_TABLE_BYTES + 4096) * len(in_files(checkpoint.tensors))
 
-    def write(self, checkpoint: Checkpoint, folder: Path, told: Callable[[int], None]) -> None:
+    def write_files(self, checkpoint: Checkpoint, folder: Path, on_progress: Callable[[int], None]) -> None:
         """See `Converter.write`; holds one tensor at a time."""
         import torch
         from tensorizer import TensorSerializer
@@ -66,7 +66,7 @@ class TensorizerConverter:
                     raw = torch.from_numpy(read_tensor(checkpoint, entry))
                     tensor = raw.view(torch_dtype(entry.dtype)).reshape(entry.shape)
                     serializer.write_tensor(0, entry.name, TensorType.STATE_DICT, tensor)
-                    told(done := done + raw.numel())
+                    on_progress(done := done + raw.numel())
             finally:
                 serializer.close()
 

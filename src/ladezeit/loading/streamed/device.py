@@ -42,15 +42,15 @@ class Lane(Protocol):
     #: How much of its memory was pinned so far.
     pinned_bytes: int
 
-    def memory(self, slot: "Tensor") -> "Tensor":
+    def slot_memory(self, slot: "Tensor") -> "Tensor":
         """Return the memory to fill in place of `slot`, pinned as far as the device can; called once for each slot."""
         ...
 
-    def copy(self, slot: int, moves: Moves) -> None:
+    def copy_slot(self, slot: int, moves: Moves) -> None:
         """Begin to copy what lies in a slot."""
         ...
 
-    def wait(self, slot: int) -> None:
+    def wait_slot(self, slot: int) -> None:
         """Return when all copies that were begun from the slot are done."""
         ...
 
@@ -59,17 +59,17 @@ class Device(Protocol):
     """Where the weights go, and how bytes get there; one object a load."""
 
     #: Processors on the device's side of the machine; empty where that is not known, or all are.
-    near: frozenset[int]
+    numa_local: frozenset[int]
 
-    def allocate(self, size: int) -> "Tensor":
+    def allocate_memory(self, size: int) -> "Tensor":
         """Return `size` bytes on the device."""
         ...
 
-    def runtime(self) -> Runtime | None:
+    def load_runtime(self) -> Runtime | None:
         """Return the functions by which threads that know no Python copy to it; None where there are none."""
         ...
 
-    def lane(self) -> Lane:
+    def make_stream(self) -> Lane:
         """Return the calling thread's lane."""
         ...
 
@@ -77,7 +77,7 @@ class Device(Protocol):
         """Wait for all copies; called once, after an error too."""
         ...
 
-    def unpin(self) -> None:
+    def unpin_memory(self) -> None:
         """Let go of the lanes' memory; called once, after `synchronize`, from any thread."""
         ...
 
@@ -86,36 +86,36 @@ class HostDevice:
     """Host memory behind the ring: the same way, for machines and tests without a GPU."""
 
     pinned_bytes = 0
-    near: frozenset[int] = frozenset()
+    numa_local: frozenset[int] = frozenset()
 
-    def allocate(self, size: int) -> "Tensor":
+    def allocate_memory(self, size: int) -> "Tensor":
         """Return `size` bytes of host memory."""
         return torch.empty(size, dtype=torch.uint8)
 
-    def runtime(self) -> Runtime | None:
+    def load_runtime(self) -> Runtime | None:
         """Return nothing: Python copies as well."""
         return None
 
-    def lane(self) -> Lane:
+    def make_stream(self) -> Lane:
         """Return itself: nothing differs between threads."""
         return self
 
-    def memory(self, slot: "Tensor") -> "Tensor":
+    def slot_memory(self, slot: "Tensor") -> "Tensor":
         """Pin nothing: there is no device to copy for."""
         return slot
 
-    def copy(self, slot: int, moves: Moves) -> None:
+    def copy_slot(self, slot: int, moves: Moves) -> None:
         """Copy at once."""
         for target, source in moves:
             target.copy_(source)
 
-    def wait(self, slot: int) -> None:
+    def wait_slot(self, slot: int) -> None:
         """Nothing to wait for."""
 
     def synchronize(self) -> None:
         """Nothing to wait for."""
 
-    def unpin(self) -> None:
+    def unpin_memory(self) -> None:
         """Nothing to undo."""
 
 
@@ -128,12 +128,12 @@ class CudaDevice:
         self._stream = stream(self.device)
         # Memory that the allocator hands out may still be in use by work queued before.
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        self.near = near_cpus(pci_address(self.device.index))
+        self.numa_local = near_cpus(pci_address(self.device.index))
         self._registered: list[Tensor] = []
         self._registers = True
         self._lock = threading.Lock()
 
-    def allocate(self, size: int) -> "Tensor":
+    def allocate_memory(self, size: int) -> "Tensor":
         """Return `size` bytes of device memory; raises `OutOfMemoryError` where there is not so much."""
         try:
             memory = torch.empty(size, dtype=torch.uint8, device=self.device)
@@ -142,23 +142,25 @@ class CudaDevice:
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         return memory
 
-    def runtime(self) -> Runtime | None:
+    def load_runtime(self) -> Runtime | None:
         """Return the runtime that torch has loaded; None where it is not found."""
         functions = cuda_functions()
         if functions is None:
             return None
-        return Runtime(functions, self.device.index, self._stream.cuda_stream, self.near, _described)
+        return Runtime(functions, self.device.index, self._stream.cuda_stream, self.numa_local, _described)
 
-    def lane(self) -> Lane:
+    def make_stream(self) -> Lane:
         """Make the calling thread one that works for the device, near it."""
-        if self.near:
+        if self.numa_local:
             with suppress(OSError):  # a sandbox may forbid it, and loads without it
-                os.sched_setaffinity(0, self.near)  # of this thread; its memory comes from where it first touches it
+                os.sched_setaffinity(
+                    0, self.numa_local
+                )  # of this thread; its memory comes from where it first touches it
         torch.cuda.set_device(self.device)
         torch.cuda.set_stream(self._stream)
         return CudaLane(self)
 
-    def pinned(self, slot: "Tensor") -> "Tensor | None":
+    def pin_slot(self, slot: "Tensor") -> "Tensor | None":
         """Return `slot` pinned, or other pinned memory where the driver refuses that; None where it gives none."""
         if self._registers:
             populate(slot)  # the driver takes several times as long to find pages as to pin them
@@ -180,7 +182,7 @@ class CudaDevice:
         """Wait for the stream: the driver must not read what is gone."""
         self._stream.synchronize()
 
-    def unpin(self) -> None:
+    def unpin_memory(self) -> None:
         """Have the driver forget the memory."""
         with torch.cuda.device(self.device):
             while self._registered:
@@ -207,21 +209,21 @@ class CudaLane:
         self._slot_bytes = 0
         self._uncast: Tensor | None = None
 
-    def memory(self, slot: "Tensor") -> "Tensor":
+    def slot_memory(self, slot: "Tensor") -> "Tensor":
         """See `Lane.memory`."""
         self._slot_bytes = slot.numel()
-        pinned = self._device.pinned(slot)
+        pinned = self._device.pin_slot(slot)
         self.pinned_bytes += 0 if pinned is None else slot.numel()
         return slot if pinned is None else pinned
 
-    def copy(self, slot: int, moves: Moves) -> None:
+    def copy_slot(self, slot: int, moves: Moves) -> None:
         """Queue the copies on the loading stream; where elements are cast, that follows there."""
         for target, source in moves:
             same = target.dtype == source.dtype
             target.copy_(source if same else self._on_device(source), non_blocking=True)
         self._copied[slot].record()
 
-    def wait(self, slot: int) -> None:
+    def wait_slot(self, slot: int) -> None:
         """Return when the device has passed the copies; at once where there were none."""
         self._copied[slot].synchronize()
 
@@ -231,7 +233,7 @@ class CudaLane:
         They lie in memory that the lane has for that; the stream has cast what was there before it copies the next.
         """
         if self._uncast is None:
-            self._uncast = self._device.allocate(self._slot_bytes)
+            self._uncast = self._device.allocate_memory(self._slot_bytes)
         bytes_ = self._uncast[: source.nbytes]
         bytes_.copy_(source.view(torch.uint8), non_blocking=True)
         return bytes_.view(source.dtype)
@@ -262,9 +264,9 @@ class Ring:
     def close(self) -> None:
         """Wait for all copies, and begin to give the memory back."""
         self._device.synchronize()
-        in_background.run(self._device.unpin)
+        in_background.run_thread(self._device.unpin_memory)
 
-    def reader(self, number: int, source: "Source") -> "RingReader":
+    def make_reader(self, number: int, source: "Source") -> "RingReader":
         """Return what brings extents to the device in thread `number`."""
         size = SLOTS_A_THREAD * self._slot_bytes
         own = self._memory[number * size : (number + 1) * size]
@@ -274,15 +276,15 @@ class Ring:
 class Source(Protocol):
     """Where a ring's bytes come from and go to."""
 
-    def fill(self, extent: Extent, memory: memoryview) -> None:
+    def fill_slot(self, extent: Extent, memory: memoryview) -> None:
         """Read an extent to the start of `memory`."""
         ...
 
-    def moves(self, extent: Extent, slot: "Tensor") -> Moves:
+    def plan_moves(self, extent: Extent, slot: "Tensor") -> Moves:
         """Return where the parts of an extent go, whose bytes are the start of `slot`."""
         ...
 
-    def arrived(self, extent: Extent) -> None:
+    def mark_arrived(self, extent: Extent) -> None:
         """Take note that an extent is on the device, which is found out when its slot is wanted again."""
         ...
 
@@ -300,39 +302,39 @@ class RingReader:
         self._turn = 0
         self._lane: Lane | None = None
 
-    def begin(self) -> None:
+    def begin_reading(self) -> None:
         """Make the lane and pin its first slot."""
-        self._lane = self._device.lane()
+        self._lane = self._device.make_stream()
         self._lanes.append(self._lane)
         self._slot(self._lane, 0)
 
-    def read(self, extent: Extent) -> None:
+    def read_extent(self, extent: Extent) -> None:
         """Fill a slot and have the device copy it."""
         assert self._lane is not None
         turn = self._turn
         self._empty(turn)
         slot, view = self._slot(self._lane, turn)
-        self._source.fill(extent, view)
-        self._lane.copy(turn, self._source.moves(extent, slot))
+        self._source.fill_slot(extent, view)
+        self._lane.copy_slot(turn, self._source.plan_moves(extent, slot))
         self._under_way[turn] = extent
         self._turn = (turn + 1) % SLOTS_A_THREAD
 
-    def finish(self) -> None:
+    def finish_reading(self) -> None:
         """Wait for the last copies."""
         for slot in (self._turn, (self._turn + 1) % SLOTS_A_THREAD):  # the older one first
             self._empty(slot)
 
     def _slot(self, lane: Lane, number: int) -> "tuple[Tensor, memoryview]":
         if number not in self._slots:
-            memory = lane.memory(self._own[number])
+            memory = lane.slot_memory(self._own[number])
             self._slots[number] = memory, writable(memory)
         return self._slots[number]
 
     def _empty(self, slot: int) -> None:
         extent, self._under_way[slot] = self._under_way[slot], None
         if self._lane is not None and extent is not None:
-            self._lane.wait(slot)
-            self._source.arrived(extent)
+            self._lane.wait_slot(slot)
+            self._source.mark_arrived(extent)
 
 
 def slot_bytes(ring_bytes: int, threads: int, extent_bytes: int) -> int:

@@ -56,12 +56,12 @@ class StreamedEngine:
             with clock.span("load/plan"):
                 files = _opened(request, stack)
                 transfer = transfer_of(self._device(request.device), files, request, loading)
-                reading = Reading(transfer.run, transfer.queue)  # on the way to a device it pins meanwhile
+                reading = Reading(transfer.run_transfer, transfer.queue)  # on the way to a device it pins meanwhile
                 stack.callback(reading.close)
                 load = _plan(request, loading, files, transfer)
             with clock.span("load/allocate"):
-                transfer.begin(load)
-            reading.when_ended(load.arrivals.end)
+                transfer.begin_load(load)
+            reading.when_ended(load.read_tracker.mark_ended)
             if load.has_misaligned():  # copies are made of these, so their bytes have to be there
                 with clock.span("load/read"):
                     reading.wait()
@@ -81,25 +81,29 @@ def _under_way(load: Load, transfer: Transfer, reading: Reading, clock: Clock) -
             reading.wait()
             for file in load.files:
                 file.check_unchanged()
-        loaded.effective |= {**load.effective(), **transfer.effective(), "whole_read_s": round(reading.seconds, 6)}
+        loaded.effective |= {
+            **load.describe_effective(),
+            **transfer.describe_effective(),
+            "whole_read_s": round(reading.seconds, 6),
+        }
         # From here on the caller's references alone keep the weights.
         loaded.wait, loaded.wait_for = lambda: None, lambda name: None
 
     def wait_for(name: str) -> None:
-        if load.arrivals.has(name):
+        if load.read_tracker.is_read(name):
             return
         timed = clock.begin_step("load/read")
         try:
             if together:
                 reading.wait()
-            there = load.arrivals.wait(name)
+            there = load.read_tracker.wait_read(name)
         finally:
             if timed:
                 clock.end_step()
         if not there:
             reading.wait()
 
-    loaded = LoadedTensors(load.tensors(), arranged=True, touched=True, wait=wait, wait_for=wait_for)
+    loaded = LoadedTensors(load.view_tensors(), mapped=True, touched=True, wait=wait, wait_for=wait_for)
     return loaded
 
 
@@ -134,15 +138,17 @@ def _opened(request: LoadRequest, stack: ExitStack) -> list[ShardFile]:
 def _plan(request: LoadRequest, loading: StreamedLoading, files: list[ShardFile], transfer: Transfer) -> Load:
     """Return what to read of each shard, how, and where to."""
     checkpoint = request.checkpoint
-    arrangement = request.arrangement or Arrangement()
+    arrangement = request.weight_mapping or Arrangement()
     layout = lay_out(checkpoint, arrangement, for_kernels=not transfer.on_host)
 
     def maps(shard: int) -> bool:  # pieces that are not cast are read to their places at once: one copy, no page faults
-        return transfer.on_host and (shard not in layout.pieces or layout.casts(shard))
+        return transfer.on_host and (shard not in layout.segments or layout.has_casts(shard))
 
     def stays(shard: int) -> bool:
-        return transfer.on_host and shard not in layout.pieces
+        return transfer.on_host and shard not in layout.segments
 
-    plans = make_plan(checkpoint, transfer.extent_bytes, transfer.ask, maps=maps, stays=stays, reading=loading.reading)
+    plans = make_plan(
+        checkpoint, transfer.extent_bytes, transfer.query_residency, maps=maps, stays=stays, reading=loading.reading
+    )
     extents = [extent for plan in plans for extent in plan.extents]
     return Load(files, plans, layout, Arrivals(extents, checkpoint.tensors, arrangement))

@@ -42,7 +42,7 @@ class Casting:
     def __init__(self) -> None:
         self._floats: Tensor | None = None
 
-    def put(self, target: "Tensor", elements: "Tensor") -> None:
+    def write_cast(self, target: "Tensor", elements: "Tensor") -> None:
         """Write flat `elements` into `target`, bit for bit as ``target.copy_(elements)`` would."""
         if target.dtype == elements.dtype or not {target.dtype, elements.dtype} <= _HALVES:
             target.copy_(elements)
@@ -85,24 +85,24 @@ class HostPlace:
         for plan, file in zip(plans, files, strict=True):
             if plan.mapped:
                 self.spans[plan.shard] = memory.mapped(plan, file)
-            elif plan.shard not in layout.pieces:
+            elif plan.shard not in layout.segments:
                 self.spans[plan.shard] = memory.anonymous(plan.end - plan.base)
         self.arenas = {arena: memory.anonymous(size) for arena, size in layout.arena_bytes.items()}
         self._span_views = {shard: memory.writable(span) for shard, span in self.spans.items()}
         self._arena_views = {arena: memory.writable(bytes_) for arena, bytes_ in self.arenas.items()}
 
-    def reader(self, arrived: Callable[[Extent], None]) -> "HostReader":
+    def make_reader(self, arrived: Callable[[Extent], None]) -> "HostReader":
         """Return what brings extents in one thread, and tells `arrived` of each."""
         return HostReader(self, arrived)
 
-    def bring(self, extent: Extent, own: "HostReader") -> None:
+    def read_extent(self, extent: Extent, own: "HostReader") -> None:
         """Bring an extent to its place by what the thread that asks has of its own."""
-        if extent.shard not in self._layout.pieces:
+        if extent.shard not in self._layout.segments:
             self._in_place(extent, own.first_reads)
         elif extent.how is How.mapped:
             with self._processors:
                 self._from_mapping(extent, own.casting)
-        elif extent.how is How.buffered and not self._layout.casts(extent.shard):
+        elif extent.how is How.buffered and not self._layout.has_casts(extent.shard):
             self._scattered(extent)
         else:
             if own.slot is None:
@@ -146,7 +146,7 @@ class HostPlace:
     def _put(self, extent: Extent, source: "Tensor", casting: Casting) -> None:
         """Put an extent's bytes, which are the start of `source`, where they belong."""
         for piece in self._layout.of_extent(extent.shard, extent.begin, extent.end):
-            casting.put(*piece.move(self.arenas[piece.arena], source, extent.begin))
+            casting.write_cast(*piece.describe_move(self.arenas[piece.arena], source, extent.begin))
 
 
 class HostReader:
@@ -158,15 +158,15 @@ class HostReader:
         self.casting = Casting()
         self.first_reads = deque(_FIRST_READS)
 
-    def begin(self) -> None:
+    def begin_reading(self) -> None:
         """Nothing: where the bytes go was found before."""
 
-    def read(self, extent: Extent) -> None:
+    def read_extent(self, extent: Extent) -> None:
         """Bring one extent to its place."""
-        self._place.bring(extent, self)
+        self._place.read_extent(extent, self)
         self._arrived(extent)
 
-    def finish(self) -> None:
+    def finish_reading(self) -> None:
         """Let go of the thread's memory."""
         self.slot = None
         self.casting.close()

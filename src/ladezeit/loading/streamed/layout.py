@@ -40,7 +40,7 @@ class Piece:
     source: torch.dtype
     target: torch.dtype
 
-    def move(self, arena: "Tensor", source: "Tensor", begin: int) -> "tuple[Tensor, Tensor]":
+    def describe_move(self, arena: "Tensor", source: "Tensor", begin: int) -> "tuple[Tensor, Tensor]":
         """Return its place and its bytes, which lie in `source`, whose first byte is byte `begin` of the shard."""
         length = self.end - self.begin
         bytes_ = source[self.begin - begin :][:length]
@@ -49,7 +49,7 @@ class Piece:
         size = length // self.source.itemsize * self.target.itemsize
         return arena[self.offset : self.offset + size].view(self.target), bytes_.view(self.source)
 
-    def cut(self, begin: int, end: int) -> "Piece":
+    def clip_range(self, begin: int, end: int) -> "Piece":
         """Return the part of the piece that lies in bytes `begin` to `end` of the shard."""
         begin, end = max(begin, self.begin), min(end, self.end)
         before = begin - self.begin
@@ -79,25 +79,25 @@ class Layout:
     """All arenas of a load, by the shard that asked for them, and which pieces of which shard fill them."""
 
     arena_bytes: dict[int, int] = field(default_factory=dict)
-    pieces: dict[int, list[Piece]] = field(default_factory=dict)
+    segments: dict[int, list[Piece]] = field(default_factory=dict)
     _places: list[_Place] = field(default_factory=list)
     _begins: dict[int, list[int]] = field(default_factory=dict)
 
     def of_extent(self, shard: int, begin: int, end: int) -> Iterator[Piece]:
         """Yield the pieces of a shard between two of its bytes, cut to them, in the file's order."""
-        pieces, begins = self.pieces[shard], self._begins[shard]
+        pieces, begins = self.segments[shard], self._begins[shard]
         for number in range(max(0, bisect_right(begins, begin) - 1), len(pieces)):
             piece = pieces[number]
             if piece.begin >= end:
                 return
             if piece.end > begin:
-                yield piece if begin <= piece.begin and piece.end <= end else piece.cut(begin, end)
+                yield piece if begin <= piece.begin and piece.end <= end else piece.clip_range(begin, end)
 
-    def casts(self, shard: int) -> bool:
+    def has_casts(self, shard: int) -> bool:
         """Whether any tensor of the shard is cast."""
-        return any(piece.casts for piece in self.pieces[shard])
+        return any(piece.casts for piece in self.segments[shard])
 
-    def tensors(self, arenas: "dict[int, Tensor]") -> "dict[str, Tensor]":
+    def view_tensors(self, arenas: "dict[int, Tensor]") -> "dict[str, Tensor]":
         """Return the tensors in `arenas` by name; each arena holds bytes."""
         found = {}
         for place in self._places:
@@ -116,7 +116,7 @@ class Layout:
     def _put(self, entry: TensorEntry, arena: int, offset: int, target: torch.dtype) -> None:
         if entry.end > entry.begin:
             piece = Piece(entry.begin, entry.end, arena, offset, dtype_of(entry), target)
-            self.pieces[entry.shard].append(piece)
+            self.segments[entry.shard].append(piece)
 
 
 def lay_out(checkpoint: Checkpoint, arrangement: Arrangement, *, for_kernels: bool) -> Layout:
@@ -130,7 +130,7 @@ def lay_out(checkpoint: Checkpoint, arrangement: Arrangement, *, for_kernels: bo
         for entry in checkpoint.tensors
         if entry.name in arrangement.dtypes and entry.begin % dtype_of(entry).itemsize == 0
     }
-    inside = {part.entry.name for merged in arrangement.merged for part in merged.parts}
+    inside = {part.entry.name for merged in arrangement.fused for part in merged.slices}
     shards = {entry.shard for entry in checkpoint.tensors if entry.name in inside or entry.name in casts}
     if for_kernels:
         residues = {
@@ -138,20 +138,20 @@ def lay_out(checkpoint: Checkpoint, arrangement: Arrangement, *, for_kernels: bo
         }
         counts = Counter(shard for shard, _ in residues)
         shards |= {shard for shard, count in counts.items() if count > 1}
-    layout.pieces = {shard: [] for shard in shards}
-    for merged in arrangement.merged:
-        first = merged.parts[0].entry
-        whole = all(part.entry.name in casts for part in merged.parts)
+    layout.segments = {shard: [] for shard in shards}
+    for merged in arrangement.fused:
+        first = merged.slices[0].entry
+        whole = all(part.entry.name in casts for part in merged.slices)
         target = casts[first.name] if whole else dtype_of(first)
         offset = layout._add(merged.name, merged.shape, target, first.shard)
-        for part in merged.parts:
+        for part in merged.slices:
             layout._put(part.entry, first.shard, offset + part.start * target.itemsize, target)
     for entry in checkpoint.tensors:
         if entry.shard in shards and entry.name not in inside:
             target = casts.get(entry.name, dtype_of(entry))
             offset = layout._add(entry.name, shape_of(entry), target, entry.shard)
             layout._put(entry, entry.shard, offset, target)
-    for pieces in layout.pieces.values():
+    for pieces in layout.segments.values():
         pieces.sort(key=lambda piece: piece.begin)
-    layout._begins = {shard: [piece.begin for piece in pieces] for shard, pieces in layout.pieces.items()}
+    layout._begins = {shard: [piece.begin for piece in pieces] for shard, pieces in layout.segments.items()}
     return layout

@@ -127,18 +127,18 @@ class ShardFile:
         found, self.residency_by = resident_ranges(self.descriptor, self.path, ranges)
         return found
 
-    def resident(self, begin: int, end: int) -> bool:
+    def is_resident(self, begin: int, end: int) -> bool:
         """Return whether a range of bytes is in the page cache; for threads that ask just before they read."""
         with self._lock:
             if self._probe is None:
                 self._probe = ResidencyProbe(self.descriptor, self.path)
-        found = self._probe.resident(begin, end)
+        found = self._probe.is_resident(begin, end)
         self.residency_by = self._probe.teller
         return found
 
     def told_by_cachestat(self) -> bool:
         """Say whether one call of cachestat tells what of it is in the page cache."""
-        self.resident(0, PAGE)
+        self.is_resident(0, PAGE)
         return self.residency_by == "cachestat"
 
     def read(self, extent: Extent, memory: memoryview) -> None:
@@ -195,7 +195,7 @@ class ShardFile:
         if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise LoadError(f"{self.path} was changed while it was read. Let its writer finish, then load again")
 
-    def failed(self, offset: int, reason: str) -> LoadError:
+    def read_error(self, offset: int, reason: str) -> LoadError:
         """Return the error to raise where the bytes at `offset` cannot be had."""
         return LoadError(f"{self.path}: the bytes at offset {offset} cannot be read: {reason}")
 
@@ -231,9 +231,9 @@ class ShardFile:
         try:
             count = os.preadv(descriptor, memories, offset)
         except OSError as cause:
-            raise self.failed(offset, cause.strerror or str(cause)) from cause
+            raise self.read_error(offset, cause.strerror or str(cause)) from cause
         if count == 0:
-            raise self.failed(offset, "the file became shorter")
+            raise self.read_error(offset, "the file became shorter")
         return count
 
 
@@ -246,7 +246,7 @@ def mapped(plan: ShardPlan, file: ShardFile) -> "Tensor":
         # torch closes the file again; Python's mmap would keep it open as long as the weights live.
         storage: Any = torch.UntypedStorage.from_file(f"/proc/self/fd/{file.descriptor}", False, plan.end)
     except RuntimeError as cause:
-        raise file.failed(0, f"it cannot be mapped ({cause})") from cause
+        raise file.read_error(0, f"it cannot be mapped ({cause})") from cause
     for begin, end in _not_mapped(plan):
         _put_anonymous(storage.data_ptr() + begin, -(-(end - begin) // PAGE) * PAGE, file, begin)
     return torch.empty(0, dtype=torch.uint8).set_(storage)[plan.base :]
@@ -269,7 +269,7 @@ def _put_anonymous(address: int, size: int, file: ShardFile, offset: int) -> Non
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
     if _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != address:
         cause = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        raise file.failed(offset, f"no memory to read into ({cause.strerror})") from cause
+        raise file.read_error(offset, f"no memory to read into ({cause.strerror})") from cause
     _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _MADV_HUGEPAGE)
 
 
@@ -281,7 +281,7 @@ def touch(extent: Extent, memory: "Tensor", file: ShardFile) -> None:
     number = ctypes.get_errno()
     if number not in (errno.EINVAL, errno.ENOSYS):
         reason = f"its mapped pages are gone (error {number}: {errno.errorcode.get(number)})"
-        raise file.failed(extent.begin, reason) from OSError(number, os.strerror(number))
+        raise file.read_error(extent.begin, reason) from OSError(number, os.strerror(number))
     memory[: extent.size : PAGE].max()  # an old kernel: one byte of each page
 
 

@@ -185,7 +185,7 @@ class Pump:
             raise LoadError("no thread that reads can be started: the system allows this process no more of them")
         self.pinned_bytes = 0
 
-    def run(self, queue: ExtentQueue, progress: Progress | None) -> None:
+    def run_pump(self, queue: ExtentQueue, progress: Progress | None) -> None:
         """Wait until all that `give` gave has arrived, or the queue is stopped; then begin to give the memory back.
 
         Raises:
@@ -209,12 +209,12 @@ class Pump:
             self._note_reads()
             with self._lock:
                 self._handle = None
-            in_background.run(lambda: call.ladezeit_pump_free(handle))
+            in_background.run_thread(lambda: call.ladezeit_pump_free(handle))
         if error.kind:
             by_system = error.kind in (_READ_FAILED, _NO_MEMORY)
             raise self._failed(error) from (OSError(error.code, os.strerror(error.code)) if by_system else None)
 
-    def give(
+    def submit_reads(
         self,
         arrivals: Arrivals,
         files: list[ShardFile],
@@ -263,9 +263,9 @@ class Pump:
 
     def _failed(self, error: Any) -> LoadError:
         if error.kind == _READ_FAILED:
-            return self._files[int(error.file)].failed(error.offset, os.strerror(error.code))
+            return self._files[int(error.file)].read_error(error.offset, os.strerror(error.code))
         if error.kind == _FILE_SHORTER:
-            return self._files[int(error.file)].failed(error.offset, "the file became shorter")
+            return self._files[int(error.file)].read_error(error.offset, "the file became shorter")
         if error.kind == _NO_MEMORY:
             return OutOfMemoryError(f"there is no memory to read into ({os.strerror(error.code)})")
         if error.code == _CUDA_OUT_OF_MEMORY:

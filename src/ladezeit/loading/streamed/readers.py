@@ -46,7 +46,7 @@ class _Background:
     def __init__(self) -> None:
         self._under_way: list[threading.Event] = []
 
-    def run(self, call: Callable[[], None]) -> None:
+    def run_thread(self, call: Callable[[], None]) -> None:
         """Call in a thread of its own; the end of the process waits for it."""
         done = threading.Event()
 
@@ -70,13 +70,13 @@ class _Background:
             with suppress(ValueError):  # another thread waited for it as well
                 self._under_way.remove(done)
 
-    def forget(self) -> None:
+    def forget_all(self) -> None:
         """Wait for nothing that was begun so far."""
         self._under_way.clear()
 
 
 in_background = _Background()
-os.register_at_fork(after_in_child=in_background.forget)  # whose threads do not exist there
+os.register_at_fork(after_in_child=in_background.forget_all)  # whose threads do not exist there
 
 
 class ExtentQueue:
@@ -90,7 +90,7 @@ class ExtentQueue:
         self.began = time.monotonic()
         self.stopped = False
 
-    def give(self, extents: Sequence[Extent]) -> None:
+    def put_extents(self, extents: Sequence[Extent]) -> None:
         """Say what is to be read, in order; called once."""
         self._waiting.extend(extents)
         self.total_bytes = sum(extent.size for extent in extents)
@@ -107,7 +107,7 @@ class ExtentQueue:
         self._known.wait()
         return not self.stopped
 
-    def take(self) -> Extent | None:
+    def take_extent(self) -> Extent | None:
         """Return the next extent, waiting until it is known; None where none is left, or after `stop`."""
         self._known.wait()
         try:
@@ -119,15 +119,15 @@ class ExtentQueue:
 class Reader(Protocol):
     """What one thread does; used by that thread alone."""
 
-    def begin(self) -> None:
+    def begin_reading(self) -> None:
         """Make ready what can be before it is known what to read."""
         ...
 
-    def read(self, extent: Extent) -> None:
+    def read_extent(self, extent: Extent) -> None:
         """Bring one extent to its place."""
         ...
 
-    def finish(self) -> None:
+    def finish_reading(self) -> None:
         """Wait for what is still under way and let go of the thread's memory; called after an error too."""
         ...
 
@@ -142,21 +142,21 @@ class _Crew:
         self._lock = threading.Lock()
         self.error: BaseException | None = None
 
-    def work(self, reader: Reader) -> None:
+    def run_reader(self, reader: Reader) -> None:
         try:
-            reader.begin()
-            while (extent := self._queue.take()) is not None:
-                reader.read(extent)
+            reader.begin_reading()
+            while (extent := self._queue.take_extent()) is not None:
+                reader.read_extent(extent)
                 self._report(extent.size)
         except BaseException as error:  # whatever it is, it is raised in the thread that waits
-            self.fail(error)
+            self.record_failure(error)
         finally:
             try:
-                reader.finish()
+                reader.finish_reading()
             except BaseException as error:
-                self.fail(error)
+                self.record_failure(error)
 
-    def fail(self, error: BaseException) -> None:
+    def record_failure(self, error: BaseException) -> None:
         with self._lock:
             self.error = self.error or error
         self._queue.stop()
@@ -183,7 +183,7 @@ def run(queue: ExtentQueue, readers: Iterable[Reader], progress: Progress | None
     started: list[threading.Thread] = []
     try:
         for number, reader in enumerate(readers):
-            thread = threading.Thread(target=crew.work, args=(reader,), name=f"streamed-{number}", daemon=True)
+            thread = threading.Thread(target=crew.run_reader, args=(reader,), name=f"streamed-{number}", daemon=True)
             thread.start()
             started.append(thread)
         for thread in started:

@@ -67,7 +67,7 @@ class Arrivals:
         """
         self._wait_by = wait
 
-    def arrived(self, extent: Extent) -> None:
+    def mark_read(self, extent: Extent) -> None:
         """Say that the bytes of `extent` are where they belong."""
         number = self._first[extent.shard] + bisect_right(self._begins[extent.shard], extent.begin) - 1
         with self._changed:
@@ -76,27 +76,27 @@ class Arrivals:
             if self._left <= self._wake_at:
                 self._changed.notify_all()
 
-    def end(self) -> None:
+    def mark_ended(self) -> None:
         """Say that no more will come, whatever is missing."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
-    def has(self, name: str) -> bool:
+    def is_read(self, name: str) -> bool:
         """Return whether all bytes of a tensor are there."""
         return all(self.flags.find(0, begin, end) < 0 for begin, end in self._of(name))
 
-    def wait(self, name: str) -> bool:
+    def wait_read(self, name: str) -> bool:
         """Wait for all bytes of a tensor, and some of what comes after it; return False where they will not come."""
         if self._wait_by is not None:
             for begin, end in self._of(name):
                 self._wait_by(begin, end)
-            return self.has(name)
+            return self.is_read(name)
         with self._changed:
-            while not self._ended and not self.has(name):
+            while not self._ended and not self.is_read(name):
                 self._wake_at = max(0, self._left - self._step)
                 self._changed.wait()
-            return self.has(name)
+            return self.is_read(name)
 
     def _of(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield for each shard the numbers of the first extent that a tensor needs, and of the first after these."""
@@ -120,7 +120,7 @@ def _sources(tensors: Iterable[TensorEntry], arrangement: Arrangement) -> dict[s
 
     Where parts are merged, what lies between them counts as needed: they are a layer's experts, which lie together.
     """
-    merged = {part.entry.name: one.name for one in arrangement.merged for part in one.parts}
+    merged = {part.entry.name: one.name for one in arrangement.fused for part in one.slices}
     sources: dict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
     for entry in tensors:
         own = sources[merged.get(entry.name, entry.name)]

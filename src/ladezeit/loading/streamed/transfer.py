@@ -36,15 +36,15 @@ class Load:
     files: list[ShardFile]
     plans: list[ShardPlan]
     layout: Layout
-    arrivals: Arrivals
+    read_tracker: Arrivals
     spans: "dict[int, Tensor]" = field(default_factory=dict)
     arenas: "dict[int, Tensor]" = field(default_factory=dict)
 
-    def tensors(self) -> "dict[str, Tensor]":
+    def view_tensors(self) -> "dict[str, Tensor]":
         """Return all tensors by name, in the memory that was found for them."""
-        tensors = self.layout.tensors(self.arenas)
+        tensors = self.layout.view_tensors(self.arenas)
         for plan in self.plans:
-            if plan.shard not in self.layout.pieces:
+            if plan.shard not in self.layout.segments:
                 tensors |= memory.tensors_of(plan, self.spans[plan.shard])
         return tensors
 
@@ -53,26 +53,26 @@ class Load:
         return any(
             (self.spans[plan.shard].data_ptr() + entry.begin - plan.base) % memory.dtype_of(entry).itemsize
             for plan in self.plans
-            if plan.shard not in self.layout.pieces
+            if plan.shard not in self.layout.segments
             for entry in plan.tensors
         )
 
     def only_computes(self) -> bool:
         """Say whether all is copied or cast from the page cache into host memory, and nothing waits for a disk."""
         on_host = all(arena.device.type == "cpu" for arena in self.arenas.values())
-        cached = all(extent.how in (How.mapped, How.buffered) for extent in self.arrivals.in_order)
+        cached = all(extent.how in (How.mapped, How.buffered) for extent in self.read_tracker.in_order)
         return bool(self.arenas) and on_host and cached
 
-    def effective(self) -> dict[str, Any]:
+    def describe_effective(self) -> dict[str, Any]:
         """Return what was done with the bytes; complete when all are read."""
-        extents = self.arrivals.in_order
+        extents = self.read_tracker.in_order
         refusals = [file.direct_refused for file in self.files if file.direct_refused is not None]
         return {
             "extents": len(extents),
             "bytes_read_direct": sum(file.read_bytes[How.direct] for file in self.files),
             "bytes_read_buffered": sum(file.read_bytes[How.buffered] for file in self.files),
             "bytes_mapped": sum(extent.size for extent in extents if extent.how is How.mapped),
-            "pieces_placed": sum(map(len, self.layout.pieces.values())),
+            "pieces_placed": sum(map(len, self.layout.segments.values())),
             "direct_io_refused": bool(refusals),
             "direct_io_refused_reason": refusals[0] if refusals else None,
             "residency_by": ", ".join(sorted({file.residency_by for file in self.files if file.residency_by})),
@@ -90,19 +90,19 @@ class Transfer(Protocol):
     on_host: bool
 
     @property
-    def ask(self) -> AskResidency | None:
+    def query_residency(self) -> AskResidency | None:
         """What tells beforehand which parts are in the page cache; None where each thread asks before it reads."""
         ...
 
-    def run(self) -> None:
+    def run_transfer(self) -> None:
         """Read all that is in the queue; returns when that is done, or early once the queue is stopped."""
         ...
 
-    def begin(self, load: Load) -> None:
+    def begin_load(self, load: Load) -> None:
         """Find memory for `load` and fill the queue; raises `LoadError` where there is not so much."""
         ...
 
-    def effective(self) -> dict[str, Any]:
+    def describe_effective(self) -> dict[str, Any]:
         """Return what was used for it."""
         ...
 
@@ -121,31 +121,31 @@ class ToHost:
         self._place: HostPlace | None = None
         self._arrivals: Arrivals | None = None
 
-    def ask(self, shard: int, ranges: Sequence[tuple[int, int]]) -> list[bool]:
+    def query_residency(self, shard: int, ranges: Sequence[tuple[int, int]]) -> list[bool]:
         """See `plan.AskResidency`."""
         return self._files[shard].resident_ranges(ranges)
 
-    def run(self) -> None:
+    def run_transfer(self) -> None:
         """See `Transfer.run`."""
         if not self.queue.wait():
             return
         place, arrivals = self._place, self._arrivals
         assert place is not None and arrivals is not None
-        readers.run(self.queue, (place.reader(arrivals.arrived) for _ in range(self._threads)), self._progress)
+        readers.run(self.queue, (place.make_reader(arrivals.mark_read) for _ in range(self._threads)), self._progress)
 
-    def begin(self, load: Load) -> None:
+    def begin_load(self, load: Load) -> None:
         """See `Transfer.begin`."""
-        extents = load.arrivals.in_order
+        extents = load.read_tracker.in_order
         # Where nothing waits for a disk, each thread that casts has torch's beside it.
         cached = all(extent.how is not How.direct for extent in extents)
         threads = self._asked_threads or (available_cpus() if cached else _THREADS)
         self._threads = min(threads, len(extents))
-        self._arrivals = load.arrivals
+        self._arrivals = load.read_tracker
         self._place = HostPlace(load.plans, load.files, load.layout, self.extent_bytes)
         load.spans, load.arenas = self._place.spans, self._place.arenas
-        self.queue.give(extents)
+        self.queue.put_extents(extents)
 
-    def effective(self) -> dict[str, Any]:
+    def describe_effective(self) -> dict[str, Any]:
         """See `Transfer.effective`."""
         none = dict.fromkeys(("ring_bytes", "pinned_bytes", "unpinned_after_load", "near_cpus"), 0)
         return {"readers": "python", "threads": self._threads, **none}
@@ -155,7 +155,7 @@ class ToDevice(ABC):
     """To a device through a ring, which is pinned while the load is planned."""
 
     on_host = False
-    ask: AskResidency | None = None
+    query_residency: AskResidency | None = None
 
     def __init__(self, device: Device, files: list[ShardFile], request: LoadRequest, loading: StreamedLoading) -> None:
         self.queue = ExtentQueue()
@@ -165,21 +165,21 @@ class ToDevice(ABC):
         self._threads = max(1, min(threads, -(-sum(file.size for file in files) // self.extent_bytes)))
         self._load: Load | None = None
 
-    def begin(self, load: Load) -> None:
+    def begin_load(self, load: Load) -> None:
         """See `Transfer.begin`."""
         for plan in load.plans:
-            if plan.shard not in load.layout.pieces:
+            if plan.shard not in load.layout.segments:
                 load.spans[plan.shard] = self._span(plan)
-        load.arenas = {arena: self._device.allocate(bytes_) for arena, bytes_ in load.layout.arena_bytes.items()}
+        load.arenas = {arena: self._device.allocate_memory(bytes_) for arena, bytes_ in load.layout.arena_bytes.items()}
         self._load = load
-        self.queue.give(load.arrivals.in_order)
+        self.queue.put_extents(load.read_tracker.in_order)
 
     @abstractmethod
-    def run(self) -> None:
+    def run_transfer(self) -> None:
         """See `Transfer.run`."""
 
     @abstractmethod
-    def effective(self) -> dict[str, Any]:
+    def describe_effective(self) -> dict[str, Any]:
         """See `Transfer.effective`."""
 
     def _told(self, readers: str, pinned_bytes: int) -> dict[str, Any]:
@@ -189,21 +189,21 @@ class ToDevice(ABC):
             "ring_bytes": self._threads * SLOTS_A_THREAD * self.extent_bytes,
             "pinned_bytes": pinned_bytes,
             "unpinned_after_load": pinned_bytes,
-            "near_cpus": len(self._device.near),
+            "near_cpus": len(self._device.numa_local),
         }
 
     def _default_threads(self) -> int:
         """Return as many as fill a link; for what is cached, no more than there are processors to copy it."""
-        if not any(file.resident(0, PAGE) for file in self._files):
+        if not any(file.is_resident(0, PAGE) for file in self._files):
             return _THREADS_TO_DEVICE
-        return min(_THREADS_TO_DEVICE, len(self._device.near) or available_cpus())
+        return min(_THREADS_TO_DEVICE, len(self._device.numa_local) or available_cpus())
 
     def _span(self, plan: ShardPlan) -> "Tensor":
         """Return memory for a shard's span, which begins where the shard's tensors are aligned for kernels."""
         size = plan.end - plan.base
         first = min((entry.begin for entry in plan.tensors if entry.begin < entry.end), default=plan.base)
         shift = (plan.base - first) % ALIGNED
-        return self._device.allocate(size + ALIGNED)[shift : shift + size]
+        return self._device.allocate_memory(size + ALIGNED)[shift : shift + size]
 
 
 class Pumped(ToDevice):
@@ -215,22 +215,22 @@ class Pumped(ToDevice):
         super().__init__(device, files, request, loading)
         # Only cachestat is asked by these threads: where another has to tell, it does so beforehand.
         if not all(file.told_by_cachestat() for file in files):
-            self.ask = lambda shard, ranges: files[shard].resident_ranges(ranges)
+            self.query_residency = lambda shard, ranges: files[shard].resident_ranges(ranges)
         self._pump = Pump(runtime, self._threads, self.extent_bytes)
 
-    def run(self) -> None:
+    def run_transfer(self) -> None:
         """See `Transfer.run`."""
-        self._pump.run(self.queue, self._progress)
+        self._pump.run_pump(self.queue, self._progress)
 
-    def effective(self) -> dict[str, Any]:
+    def describe_effective(self) -> dict[str, Any]:
         """See `Transfer.effective`."""
         return self._told("native", self._pump.pinned_bytes)
 
-    def begin(self, load: Load) -> None:
+    def begin_load(self, load: Load) -> None:
         """See `Transfer.begin`."""
-        super().begin(load)
+        super().begin_load(load)
         memory = {shard: (load.plans[shard].base, span) for shard, span in load.spans.items()}
-        self._pump.give(load.arrivals, load.files, load.layout.pieces, memory, load.arenas)
+        self._pump.submit_reads(load.read_tracker, load.files, load.layout.segments, memory, load.arenas)
 
 
 class ThroughRing(ToDevice):
@@ -240,40 +240,40 @@ class ThroughRing(ToDevice):
         super().__init__(device, files, request, loading)
         self._ring = Ring(self._threads, self.extent_bytes, device)
 
-    def run(self) -> None:
+    def run_transfer(self) -> None:
         """See `Transfer.run`."""
         try:
-            own = (self._ring.reader(number, self) for number in range(self._threads))
+            own = (self._ring.make_reader(number, self) for number in range(self._threads))
             readers.run(self.queue, own, self._progress)
         finally:
             self._ring.close()
 
-    def effective(self) -> dict[str, Any]:
+    def describe_effective(self) -> dict[str, Any]:
         """See `Transfer.effective`."""
         return self._told("python", self._ring.pinned_bytes)
 
-    def fill(self, extent: Extent, memory: memoryview) -> None:
+    def fill_slot(self, extent: Extent, memory: memoryview) -> None:
         """See `staging.Source.fill`."""
         file = self._files[extent.shard]
         if extent.how is How.by_residency:
-            extent = replace(extent, how=How.buffered if file.resident(extent.begin, extent.end) else How.direct)
+            extent = replace(extent, how=How.buffered if file.is_resident(extent.begin, extent.end) else How.direct)
         file.read(extent, memory)
 
-    def moves(self, extent: Extent, slot: "Tensor") -> Moves:
+    def plan_moves(self, extent: Extent, slot: "Tensor") -> Moves:
         """See `staging.Source.moves`."""
         load = self._load
         assert load is not None
-        if extent.shard not in load.layout.pieces:
+        if extent.shard not in load.layout.segments:
             begin = extent.begin - load.plans[extent.shard].base
             yield load.spans[extent.shard][begin : begin + extent.size], slot[: extent.size]
             return
         for piece in load.layout.of_extent(extent.shard, extent.begin, extent.end):
-            yield piece.move(load.arenas[piece.arena], slot, extent.begin)
+            yield piece.describe_move(load.arenas[piece.arena], slot, extent.begin)
 
-    def arrived(self, extent: Extent) -> None:
+    def mark_arrived(self, extent: Extent) -> None:
         """See `staging.Source.arrived`."""
         assert self._load is not None
-        self._load.arrivals.arrived(extent)
+        self._load.read_tracker.mark_read(extent)
 
 
 def transfer_of(
@@ -286,8 +286,8 @@ def transfer_of(
     """
     if device is None:
         return ToHost(files, request, loading)
-    casts = request.arrangement is not None and bool(request.arrangement.dtypes)
-    runtime = device.runtime() if is_built() and not casts and loading.readers is not Readers.python else None
+    casts = request.weight_mapping is not None and bool(request.weight_mapping.dtypes)
+    runtime = device.load_runtime() if is_built() and not casts and loading.readers is not Readers.python else None
     if runtime is not None:
         return Pumped(device, runtime, files, request, loading)
     if loading.readers is Readers.native:
