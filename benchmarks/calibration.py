@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ladezeit.analysis.statistics import ranks
+from ladezeit.analysis.statistics import compute_ranks
 
 SWEEPS = 4000
 SEED = 1
@@ -54,7 +54,7 @@ NOISES: dict[str, Draw] = {"light": light, "heavy-tailed": heavy, "drift": drift
 
 def first_ranks(times: np.ndarray) -> list[int]:
     """Return which methods share the first rank."""
-    found = ranks({str(index): own.tolist() for index, own in enumerate(times)})
+    found = compute_ranks({str(index): own.tolist() for index, own in enumerate(times)})
     return [int(name) for name, rank in found.items() if rank == 1]
 
 

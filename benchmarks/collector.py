@@ -34,7 +34,7 @@ import contextlib, gc, json, sys, time
 import torch, transformers
 import ladezeit
 from ladezeit.system.files import cache_folder
-from ladezeit.checkpoint.resolve import prepare
+from ladezeit.checkpoint.resolve import prepare_checkpoint
 from ladezeit.config.compose import read_option
 from ladezeit.loading import build_model as assemble
 way, model, method = sys.argv[1:]
@@ -50,7 +50,7 @@ gc.callbacks.append(told)
 if "without its pause" in way:
     assemble.collector_paused = contextlib.nullcontext
 ladezeit.prefetch(model)
-checkpoint = prepare(read_option("model", model), cache_folder())
+checkpoint = prepare_checkpoint(read_option("model", model), cache_folder())
 model_class = getattr(transformers, checkpoint.config["architectures"][0])
 if "freeze" in way:
     gc.freeze()

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ladezeit.checkpoint.resolve import Checkpoint, prepare
+from ladezeit.checkpoint.resolve import Checkpoint, prepare_checkpoint
 from ladezeit.config import StreamedLoading
 from ladezeit.config.compose import read_option
 from ladezeit.loading.base import LoadRequest
@@ -30,8 +30,8 @@ from ladezeit.loading.streamed.device import HostDevice
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.plan import Extent
 from ladezeit.system.files import cache_folder
-from ladezeit.system.gc_pause import collector_paused
-from ladezeit.system.page_cache import resident_share, warm
+from ladezeit.system.gc_pause import pause_gc
+from ladezeit.system.page_cache import resident_share, warm_pages
 from ladezeit.timing.clock import Clock
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "tests" / folder) for folder in ("", "loading/streamed")]
@@ -57,7 +57,7 @@ def until_first_read(checkpoint: Checkpoint, device: HostDevice) -> float:
     request = LoadRequest(checkpoint, StreamedLoading(name="streamed"), "cuda:0", checkpoint.folder)
     engine = StreamedEngine(device=lambda name: device)
     try:
-        with collector_paused():
+        with pause_gc():
             started = time.perf_counter()
             with engine.open(request, Clock(time.monotonic_ns())):
                 while not began and not native.value:
@@ -76,8 +76,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    checkpoint = prepare(read_option("model", arguments.model), cache_folder())
-    warm(checkpoint.shards)
+    checkpoint = prepare_checkpoint(read_option("model", arguments.model), cache_folder())
+    warm_pages(checkpoint.shards)
     devices: dict[str, Callable[[], HostDevice]] = {"native": host_runtime.PumpedDevice, "python": HostDevice}
     found: dict[str, list[float]] = {readers: [] for readers in devices}
     for number in range(arguments.rounds + 1):

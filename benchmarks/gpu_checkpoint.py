@@ -9,7 +9,7 @@ import json
 import sys
 import time
 
-from ladezeit.checkpoint.resolve import prepare
+from ladezeit.checkpoint.resolve import prepare_checkpoint
 from ladezeit.serving.request import model_of
 from ladezeit.system.files import cache_folder
 
@@ -17,7 +17,7 @@ from ladezeit.system.files import cache_folder
 def main() -> None:
     """Write it, or find it there."""
     started = time.monotonic()
-    checkpoint = prepare(model_of(sys.argv[1]), cache_folder())
+    checkpoint = prepare_checkpoint(model_of(sys.argv[1]), cache_folder())
     seconds = round(time.monotonic() - started, 2)
     print(json.dumps({"folder": str(checkpoint.folder), "bytes": checkpoint.file_bytes, "seconds": seconds}))
 

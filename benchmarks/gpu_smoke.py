@@ -33,7 +33,7 @@ from ladezeit.system.files import cache_folder, write_atomically
 from ladezeit.system.gpus import resolve_device
 from ladezeit.system.limits import available_cpus, available_memory_bytes
 from ladezeit.system.memory_warmup import host_pages
-from ladezeit.validation.cuda_kernel import DeviceKernel, compiled, device_kernel, is_right, source
+from ladezeit.validation.cuda_kernel import DeviceKernel, compile_kernel, device_kernel, is_right, kernel_source
 
 MIB = 2**20
 COPY_BYTES = 1024 * MIB
@@ -153,7 +153,7 @@ def kernel(device: torch.device) -> Facts:
     torch.zeros(1, device=device)
     compiler = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"))
     started = time.monotonic()
-    image = compiled(source(), f"sm_{major}{minor}", compiler)
+    image = compile_kernel(kernel_source(), f"sm_{major}{minor}", compiler)
     compile_s = time.monotonic() - started
     if not is_right(DeviceKernel(ctypes.CDLL("libcuda.so.1"), image), device):
         raise RuntimeError("the kernel does not find the sums of known words")

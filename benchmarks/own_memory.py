@@ -26,16 +26,16 @@ from typing import Any
 
 from scipy.stats import mannwhitneyu
 
-from ladezeit.checkpoint.resolve import prepare
+from ladezeit.checkpoint.resolve import prepare_checkpoint
 from ladezeit.config.compose import read_option
 from ladezeit.loading.base import LoadRequest
-from ladezeit.loading.registry import engine
+from ladezeit.loading.registry import make_engine
 from ladezeit.model.classes import model_class
 from ladezeit.runner import pipeline
 from ladezeit.runner.sample import load_metrics
 from ladezeit.system.files import cache_folder
 from ladezeit.system.memory_warmup import TOUCHED_TIMES, touch_free_memory, touch_own_memory
-from ladezeit.system.page_cache import drop, warm
+from ladezeit.system.page_cache import drop_pages, warm_pages
 from ladezeit.timing.clock import Clock
 
 WAYS = ("nothing", "free", "free_then_own")
@@ -44,10 +44,10 @@ _READING = ("load/read_s", "load/touch_s", "load/assign_s")
 
 def load_once(model: str, method: str, way: str) -> dict[str, float]:
     """Load in this process, whose libraries are imported first; returns seconds."""
-    checkpoint = prepare(read_option("model", model), cache_folder())
+    checkpoint = prepare_checkpoint(read_option("model", model), cache_folder())
     loading = read_option("loading", method)
     model_class(checkpoint.config)
-    chosen = engine(loading.engine)
+    chosen = make_engine(loading.engine)
     with tempfile.TemporaryDirectory() as scratch:
         request = LoadRequest(checkpoint=checkpoint, loading=loading, device="cpu", scratch=Path(scratch))
         chosen.prepare(request)
@@ -56,7 +56,7 @@ def load_once(model: str, method: str, way: str) -> dict[str, float]:
         if way == "free_then_own":
             touch_own_memory()
         clock = Clock(time.monotonic_ns(), detail=True)
-        pipeline.load(chosen, request, clock)
+        pipeline.load_model(chosen, request, clock)
     found = load_metrics(clock, checkpoint.weight_bytes, checkpoint.file_bytes)
     reading = sum(found.get(name, 0.0) for name in _READING)
     return {"total_s": found["load/total_s"], "python_s": found["load/total_s"] - reading}
@@ -95,11 +95,11 @@ def main() -> None:
 
 def measured(model: str, state: str, method: str, way: str) -> dict[str, float]:
     """Set the page cache, then load in a process of its own."""
-    shards = prepare(read_option("model", model), cache_folder()).shards
+    shards = prepare_checkpoint(read_option("model", model), cache_folder()).shards
     if state == "cold":
-        drop(shards)
+        drop_pages(shards)
     else:
-        warm(shards)
+        warm_pages(shards)
     command = [sys.executable, __file__, "--model", model, "--once", method, way]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds: dict[str, float] = json.loads(run.stdout.splitlines()[-1])

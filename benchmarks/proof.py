@@ -28,23 +28,23 @@ from hydra import compose, initialize_config_module
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from ladezeit.checkpoint.resolve import Checkpoint, prepare
-from ladezeit.config import ValidationConfig, ValidationLevel, build
-from ladezeit.config.hydra_support import register
+from ladezeit.checkpoint.resolve import Checkpoint, prepare_checkpoint
+from ladezeit.config import ValidationConfig, ValidationLevel, build_config
+from ladezeit.config.hydra_support import register_schemas
 from ladezeit.loading.base import EngineModel
-from ladezeit.model.tensors import touch
+from ladezeit.model.tensors import fault_in_pages
 from ladezeit.system.files import cache_folder, write_atomically
 from ladezeit.system.gpus import resolve_device
 from ladezeit.system.limits import available_cpus
 from ladezeit.timing.clock import Clock
 from ladezeit.validation import digest, manifest
 from ladezeit.validation.cuda_kernel import device_kernel
-from ladezeit.validation.digest import digests
+from ladezeit.validation.digest import digest_tensors
 from ladezeit.validation.expected import Expected
-from ladezeit.validation.inventory import groups, inventory
-from ladezeit.validation.levels import prove
+from ladezeit.validation.inventory import group_tied, list_tensors
+from ladezeit.validation.levels import verify_model
 from ladezeit.validation.manifest import manifest_file
-from ladezeit.validation.references import subject_of
+from ladezeit.validation.references import reference_key_of
 
 SLICE_BYTES = 8 * 2**20
 
@@ -69,7 +69,7 @@ def main() -> None:
         if arguments.output:
             write_atomically(arguments.output, json.dumps(report, indent=2) + "\n")
 
-    register()
+    register_schemas()
     for name in arguments.model:
         seconds = report.setdefault("manifest_s", {}).setdefault(name, {})
         for dtype in dict.fromkeys(["auto", *arguments.manifests]):
@@ -89,9 +89,11 @@ def manifest_of(name: str, device: str, dtype: str = "auto") -> tuple[Checkpoint
     """Return a model's checkpoint and the manifest of its contents in a dtype, both made where they are not there."""
     with initialize_config_module("ladezeit.conf", version_base="1.3"):
         asked = [f"model={name}", f"loading.dtype={dtype}", "outputs=outputs", "hydra/sweeper=basic"]
-        config = build(compose("config", asked))
-    checkpoint = prepare(config.model, cache_folder())
-    return checkpoint, manifest_file(subject_of(config, checkpoint, device=device, hardware="", cache=cache_folder()))
+        config = build_config(compose("config", asked))
+    checkpoint = prepare_checkpoint(config.model, cache_folder())
+    return checkpoint, manifest_file(
+        reference_key_of(config, checkpoint, device=device, hardware="", cache=cache_folder())
+    )
 
 
 def measured(name: str, device: str, samples: int) -> dict[str, Any]:
@@ -100,13 +102,13 @@ def measured(name: str, device: str, samples: int) -> dict[str, Any]:
     placed = {} if device == "cpu" else {"device_map": {"": device}}
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=getattr(torch, checkpoint.dtype), **placed)
-    touch(model)
-    tensors = {group[0].name: group[0].tensor for group in groups(inventory(model))}
-    asked = Expected(device, checkpoint.dtype, True, False, False, manifest=manifest.read(file))
+    fault_in_pages(model)
+    tensors = {group[0].name: group[0].tensor for group in group_tied(list_tensors(model))}
+    asked = Expected(device, checkpoint.dtype, True, False, False, manifest=manifest.read_manifest(file))
     ways: dict[str, Callable[[], object]] = {
         "pass_torch": lambda: one_pass(tensors, device),
         **({"pass_threads": lambda: one_pass_by_threads(tensors)} if device == "cpu" else {}),
-        "digests": lambda: digests(tensors),
+        "digests": lambda: digest_tensors(tensors),
         **({"digests_torch": lambda: digests_without_kernel(tensors)} if device != "cpu" else {}),
         "content": lambda: proven(model, asked, ValidationLevel.content),
         "placement": lambda: proven(model, asked, ValidationLevel.placement),
@@ -140,7 +142,7 @@ def one_pass(tensors: dict[str, torch.Tensor], device: str) -> None:
 def digests_without_kernel(tensors: dict[str, torch.Tensor]) -> None:
     """Digest as where no kernel can be compiled for the GPU."""
     with mock.patch.object(digest, "device_kernel", lambda device: None):
-        digests(tensors)
+        digest_tensors(tensors)
 
 
 def one_pass_by_threads(tensors: dict[str, torch.Tensor]) -> None:
@@ -158,7 +160,7 @@ def one_pass_by_threads(tensors: dict[str, torch.Tensor]) -> None:
 
 def proven(model: Any, asked: Expected, level: ValidationLevel) -> None:
     """Prove as a worker does."""
-    proof = prove(EngineModel(model), asked, ValidationConfig(level), Clock(time.monotonic_ns()))
+    proof = verify_model(EngineModel(model), asked, ValidationConfig(level), Clock(time.monotonic_ns()))
     assert proof.passed, proof.reason
 
 

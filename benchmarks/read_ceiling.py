@@ -24,13 +24,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ladezeit.checkpoint.resolve import Checkpoint, prepare
+from ladezeit.checkpoint.resolve import Checkpoint, prepare_checkpoint
 from ladezeit.config.compose import read_option
 from ladezeit.loading.base import LoadRequest, TensorEngine
 from ladezeit.loading.registry import ENGINES
 from ladezeit.system.files import cache_folder
 from ladezeit.system.memory_warmup import TOUCHED_TIMES, host_pages, touch_free_memory
-from ladezeit.system.page_cache import drop, resident_share
+from ladezeit.system.page_cache import drop_pages, resident_share
 from ladezeit.timing.clock import Clock
 
 SPAN_BYTES = 8 * 2**20
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=8, help="of the bare read")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    checkpoint = prepare(read_option("model", arguments.model), cache_folder())
+    checkpoint = prepare_checkpoint(read_option("model", arguments.model), cache_folder())
     scratch = Path(tempfile.mkdtemp(prefix="ladezeit-ceiling-"))
     ways: dict[str, Callable[[], None]] = {"bare": lambda: bare(checkpoint.shards, arguments.threads)}
     ways |= {method: reader(method, checkpoint, scratch) for method in arguments.methods.split(",")}
@@ -87,7 +87,7 @@ def main() -> None:
         order = list(ways)
         random.Random(number).shuffle(order)
         for way in order:
-            drop(checkpoint.shards)
+            drop_pages(checkpoint.shards)
             assert resident_share(checkpoint.shards) < 0.01
             touch_free_memory(TOUCHED_TIMES * checkpoint.weight_bytes)
             started = time.perf_counter()

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ladezeit.results.records import Identity, Phase, Result, Status, SweepRecord, save
+from ladezeit.results.records import Identity, Phase, Result, Status, SweepRecord, save_result
 
 METHODS = 20
 CACHES = {"cold": 2.6, "warm": 1.0}
@@ -78,7 +78,7 @@ def make(folder: Path, samples: int) -> None:
             for method in range(METHODS):
                 own = folder / str(job)
                 own.mkdir(parents=True)
-                save(sample(method, cache, number, job, rng), own)
+                save_result(sample(method, cache, number, job, rng), own)
                 job += 1
     varying = ["cache", "loading", "sample"]
     SweepRecord(SWEEP, "speed", "ladezeit -m …", varying, job, "2026-01-01T00:00:00+00:00", "made", 1).save_record(

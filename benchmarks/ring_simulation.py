@@ -42,20 +42,20 @@ from typing import Any
 import torch
 
 from ladezeit.checkpoint import synthetic
-from ladezeit.checkpoint.resolve import Checkpoint, inspect
-from ladezeit.checkpoint.synthetic import layout
+from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint
+from ladezeit.checkpoint.synthetic import tensor_layout
 from ladezeit.config import StreamedLoading, SyntheticModel
 from ladezeit.config.compose import read_option
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.streamed import memory as files
 from ladezeit.loading.streamed import readers
-from ladezeit.loading.streamed.device import SLOTS_A_THREAD, Lane, Moves
+from ladezeit.loading.streamed.device import SLOTS_A_THREAD, CopyStream, Moves
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.plan import Extent
 from ladezeit.loading.streamed.pump import Runtime
-from ladezeit.loading.weight_mapping import arrange
+from ladezeit.loading.weight_mapping import plan_weight_mapping
 from ladezeit.model.classes import model_class
-from ladezeit.system.gc_pause import collector_paused
+from ladezeit.system.gc_pause import pause_gc
 from ladezeit.timing.clock import Clock
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "tests" / folder) for folder in ("", "loading/streamed")]
@@ -116,7 +116,7 @@ class SimulatedDevice:
         """Return functions that sleep, where native readers are to be simulated."""
         return host_runtime.PumpedDevice().load_runtime() if self._native else None
 
-    def make_stream(self) -> Lane:
+    def make_stream(self) -> CopyStream:
         """Return a thread's lane."""
         return SimulatedLane(self)
 
@@ -129,7 +129,7 @@ class SimulatedDevice:
 
 
 class SimulatedLane:
-    """A `device.Lane` whose copies sleep until the link has passed them."""
+    """A `device.CopyStream` whose copies sleep until the link has passed them."""
 
     def __init__(self, device: SimulatedDevice) -> None:
         self.pinned_bytes = 0
@@ -166,8 +166,8 @@ def hollow(name: str, root: Path) -> Checkpoint:
     model.architecture.update(sizes)
     folder = root / name.replace(" ", "-")
     folder.mkdir()
-    specs = layout(model.architecture)
-    shards = synthetic.plan(specs, model.shard_bytes)
+    specs = tensor_layout(model.architecture)
+    shards = synthetic.plan_shards(specs, model.shard_bytes)
     for shard in shards:
         with (folder / shard.name).open("wb") as file:
             file.write(shard.header)
@@ -175,7 +175,7 @@ def hollow(name: str, root: Path) -> Checkpoint:
     if len(shards) > 1:
         (folder / "model.safetensors.index.json").write_text(synthetic.index_json(specs, shards))
     (folder / "config.json").write_text(json.dumps(synthetic.config_json(model.architecture)))
-    return inspect(folder, name)
+    return inspect_checkpoint(folder, name)
 
 
 @contextmanager
@@ -208,9 +208,9 @@ def simulate(checkpoint: Checkpoint, link: Link, native: bool, threads: int, slo
 
     config = AutoConfig.from_pretrained(str(checkpoint.folder))
     engine = StreamedEngine(device=lambda name: SimulatedDevice(link, native))
-    with collector_paused():
+    with pause_gc():
         started = time.perf_counter()
-        request = replace(request, weight_mapping=arrange(request))
+        request = replace(request, weight_mapping=plan_weight_mapping(request))
         arranged = time.perf_counter()
         with engine.open(request, Clock(time.monotonic_ns())) as loaded:
             planned = time.perf_counter()

@@ -27,18 +27,18 @@ import ladezeit
 
 def engine_alone(loaded: Any) -> Callable[[], float]:
     """Return what loads the same model by the same engine, with everything else done before; it returns seconds."""
-    from ladezeit.loading.registry import engine
+    from ladezeit.loading.registry import make_engine
     from ladezeit.runner import pipeline
     from ladezeit.timing.clock import Clock
 
     scratch = Path(tempfile.mkdtemp(prefix="ladezeit-benchmark-"))
     request = pipeline.make_request(loaded.config, loaded.checkpoint, loaded.config.device, scratch)
-    chosen = engine(loaded.config.loading.engine)
+    chosen = make_engine(loaded.config.loading.engine)
     chosen.prepare(request)
 
     def run() -> float:
         clock = Clock(time.monotonic_ns())
-        pipeline.load(chosen, request, clock)
+        pipeline.load_model(chosen, request, clock)
         return clock.duration_s("load")
 
     return run

@@ -107,11 +107,11 @@ def settings_for(folder: Path, to: Path) -> str:
 
 
 def _tiny() -> Path:
-    from ladezeit.checkpoint.resolve import prepare
+    from ladezeit.checkpoint.resolve import prepare_checkpoint
     from ladezeit.serving.request import model_of
     from ladezeit.system.files import cache_folder
 
-    return prepare(model_of("tiny"), cache_folder()).folder
+    return prepare_checkpoint(model_of("tiny"), cache_folder()).folder
 
 
 def main(arguments: list[str]) -> None:

@@ -53,9 +53,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def tiny(cache: Path) -> Any:
     """The checkpoint of model=tiny."""
-    from ladezeit.checkpoint.resolve import prepare
+    from ladezeit.checkpoint.resolve import prepare_checkpoint
 
-    return prepare(model_config("tiny"), cache)
+    return prepare_checkpoint(model_config("tiny"), cache)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def warm_references(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequ
     from ladezeit.loading import conversion
     from ladezeit.system import processes
 
-    monkeypatch.setattr(processes, "start", answer_apart)
+    monkeypatch.setattr(processes, "run_module", answer_apart)
     monkeypatch.setattr(conversion, "_write_apart", convert_apart)
 
 

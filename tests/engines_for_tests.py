@@ -145,7 +145,7 @@ class LosesTheCache(TransformersEngine):
     """Has the shards forgotten before the clock starts, as a system does that wants its memory back."""
 
     def prepare(self, request: LoadRequest) -> None:
-        page_cache.drop(request.checkpoint.shards)
+        page_cache.drop_pages(request.checkpoint.shards)
 
 
 class Steady(TransformersEngine):

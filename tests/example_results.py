@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ladezeit.results.records import ErrorReport, Identity, Phase, Result, Status, SweepRecord, save
+from ladezeit.results.records import ErrorReport, Identity, Phase, Result, Status, SweepRecord, save_result
 
 START = datetime(2026, 3, 1, 9, 30, tzinfo=UTC)
 
@@ -241,5 +241,5 @@ def write_sample(folder: Path, written: Result) -> Path:
     (folder / "worker.log").write_text("loading 4 shards\n", encoding="utf-8")
     if written.status is Status.ok:
         (folder / "generated.txt").write_text(" Paris.\n", encoding="utf-8")
-    save(written, folder)
+    save_result(written, folder)
     return folder

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import example_results as example
-from ladezeit.results.records import Result, Status, SweepRecord, save
+from ladezeit.results.records import Result, Status, SweepRecord, save_result
 
 MACHINE: dict[str, Any] = {
     "python": "3.11.7",
@@ -84,7 +84,7 @@ def write(folder: Path, results: Iterable[Result], planned: int | None = None) -
     for result in kept:
         own = folder / str(result.identity.job)
         own.mkdir(parents=True)
-        save(result, own)
+        save_result(result, own)
     record = SweepRecord(
         id="2026-03-01_origin",
         title="planted",

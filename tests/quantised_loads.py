@@ -14,7 +14,7 @@ from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.quantization import scheme_asked
 from ladezeit.timing.clock import LOAD, Clock
 from ladezeit.validation.expected import Expected
-from ladezeit.validation.levels import prove
+from ladezeit.validation.levels import verify_model
 from ladezeit.validation.proof import Proof
 
 #: The engines that quantise, with the package that each needs.
@@ -31,7 +31,7 @@ def load(name: str, checkpoint: Checkpoint, scratch: Path, device: str = "cpu", 
     if name in ENGINES:
         pytest.importorskip(ENGINES[name])
     request = LoadRequest(checkpoint, loading_of(name, **arguments), device, scratch)
-    engine = registry.engine(name)
+    engine = registry.make_engine(name)
     engine.prepare(request)
     clock = Clock(time.monotonic_ns())
     with clock.span(LOAD):
@@ -48,7 +48,7 @@ def proof(loaded: EngineModel, scheme: str | None, device: str = "cpu", dtype: s
     asked = Expected(
         device, dtype, single_device=True, offload_allowed=False, device_strategy=False, quantization=scheme
     )
-    return prove(loaded, asked, ValidationConfig(ValidationLevel.placement), Clock(time.monotonic_ns()))
+    return verify_model(loaded, asked, ValidationConfig(ValidationLevel.placement), Clock(time.monotonic_ns()))
 
 
 def linear_weights(model: Any) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from ladezeit.system.processes import answer
+from ladezeit.system.processes import answer_request
 
 
 def make(request: dict[str, Any]) -> dict[str, Any]:
@@ -14,4 +14,4 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(answer(make, sys.argv[1:]))
+    sys.exit(answer_request(make, sys.argv[1:]))

@@ -20,9 +20,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from ladezeit.config import StreamedLoading, ValidationLevel, build
+from ladezeit.config import StreamedLoading, ValidationLevel, build_config
 from ladezeit.config.compose import read_option
-from ladezeit.config.hydra_support import register
+from ladezeit.config.hydra_support import register_schemas
 from ladezeit.loading.streamed.device import slot_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -168,14 +168,14 @@ def test_a_machine_that_is_not_fit_is_not_measured(run: Run, tmp_path: Path) -> 
 
 def test_every_sweep_proves_every_bit() -> None:
     """A slot of the ring that is filled too soon shows in values alone, which no other validation reads."""
-    register()
+    register_schemas()
     with initialize_config_module("ladezeit.conf", version_base="1.3"):
         for name, sweep in gpu_calls.SWEEPS.items():
             overrides = [override.partition(",")[0] for override in sweep.overrides.format(samples="").split()]
             overrides = [
                 "loading=streamed" if override.startswith("loading=ring") else override for override in overrides
             ]
-            config = build(compose("config", [*overrides, "outputs=/tmp/outputs", "hydra/sweeper=basic"]))
+            config = build_config(compose("config", [*overrides, "outputs=/tmp/outputs", "hydra/sweeper=basic"]))
             assert (config.validation.level is ValidationLevel.content) == (name != "validation_cost"), name
 
 

@@ -28,7 +28,7 @@ _SERVER.set_forkserver_preload(
 
 
 def answer_apart(module: str, arguments: list[str], environment: dict[str, str], limit_s: float) -> tuple[int, str]:
-    """Do what `ladezeit.system.processes.start` does: in a process of its own, forked from one that is warm."""
+    """Do what `ladezeit.system.processes.run_module` does: in a process of its own, forked from one that is warm."""
     return _run(_answer, Path(arguments[1]).parent, (module, arguments, environment), limit_s)
 
 
@@ -51,11 +51,11 @@ def _run(target: Any, folder: Path, arguments: tuple[Any, ...], limit_s: float) 
 
 
 def _answer(errors: Path, module: str, arguments: list[str], environment: dict[str, str]) -> None:
-    from ladezeit.system.processes import answer
+    from ladezeit.system.processes import answer_request
 
     _redirect(errors)
     os.environ.update(environment)
-    sys.exit(answer(import_module(module).make, arguments))
+    sys.exit(answer_request(import_module(module).make, arguments))
 
 
 def _convert(errors: Path, target: str, checkpoint: Any, folder: Path) -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 import planted
-from ladezeit.analysis.decision import decide
-from ladezeit.report.verdict import closing_words, summary
+from ladezeit.analysis.decision import decide_methods
+from ladezeit.report.verdict import closing_words, summarize_sweep
 from ladezeit.results.records import Phase, Result
 
 WALK_S = 0.1
@@ -32,9 +32,9 @@ def test_the_origin_case_is_explained_in_the_closing_words() -> None:
 def test_work_that_only_one_does_is_named_even_where_it_is_lost_in_the_noise(samples: int) -> None:
     """The manager's walk costs what it costs, also where nothing can be told apart or samples are too few."""
     made = with_a_short_walk(samples)
-    (decision,), _ = decide(made, ["loading"])
+    (decision,), _ = decide_methods(made, ["loading"])
     assert decision.additions == ["manager has all phases of transformers, plus: load/module_walk (0.100 s)."]
-    assert decision.additions[0] in summary(made, ["loading", "sample"])
+    assert decision.additions[0] in summarize_sweep(made, ["loading", "sample"])
 
 
 def test_what_ends_elsewhere_does_more_for_another_reason() -> None:
@@ -43,13 +43,15 @@ def test_what_ends_elsewhere_does_more_for_another_reason() -> None:
     for result in made:
         if result.config["loading"]["name"] == "manager":
             result.effective["dtype"] = "float32"
-    (decision,), _ = decide(made, ["loading"])
+    (decision,), _ = decide_methods(made, ["loading"])
     assert decision.additions == []
 
 
 def test_nothing_is_said_twice() -> None:
     """What the attribution of a slower method names already is not named again."""
-    (decision,), _ = decide(planted.sweep(5, {"transformers": 1.0, "legacy_manager": 1.0}, bad=False), ["loading"])
+    (decision,), _ = decide_methods(
+        planted.sweep(5, {"transformers": 1.0, "legacy_manager": 1.0}, bad=False), ["loading"]
+    )
     assert decision.attributions and decision.additions == []
 
 

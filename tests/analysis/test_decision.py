@@ -8,18 +8,18 @@ import example_results as example
 import planted
 from ladezeit.analysis import profile_writer
 from ladezeit.analysis.comparison import compare_points
-from ladezeit.analysis.decision import Decision, decide
-from ladezeit.analysis.recommendations import steps
+from ladezeit.analysis.decision import Decision, decide_methods
+from ladezeit.analysis.recommendations import recommend_steps
 from ladezeit.analysis.standing import State
 from ladezeit.errors import LadezeitError
-from ladezeit.report.verdict import answer, as_markdown
+from ladezeit.report.verdict import as_markdown, describe_answer
 from ladezeit.results.records import Result, Status
 
 VARYING = ["loading", "validation"]
 
 
 def decision(results: list[Result], **arguments: list[tuple[str, str]]) -> Decision:
-    (only,), _ = decide(results, VARYING, **arguments)
+    (only,), _ = decide_methods(results, VARYING, **arguments)
     return only
 
 
@@ -37,7 +37,7 @@ def test_equal_methods_share_the_first_place_and_the_slow_one_does_not() -> None
 def test_a_clear_winner_is_named() -> None:
     found = decision(planted.sweep(truth={"cuda_fp16": 0.7, "transformers": 1.0, "slow": 1.5}))
     assert found.load.state is State.best and names(found.load.best) == {"cuda_fp16"}
-    assert "`cuda_fp16`" in answer(found) and "significantly faster" in answer(found)
+    assert "`cuda_fp16`" in describe_answer(found) and "significantly faster" in describe_answer(found)
 
 
 def test_the_slow_one_is_quantified_within_its_interval() -> None:
@@ -47,7 +47,7 @@ def test_the_slow_one_is_quantified_within_its_interval() -> None:
     assert found.current.ratio is not None and found.current.cost_s is not None
     assert found.current.ratio.interval.low <= 1.5 <= found.current.ratio.interval.high
     assert found.current.cost_s == pytest.approx(0.5 * 4.46, rel=0.1)
-    assert steps(found, [found])[0].gain_s == found.current.cost_s
+    assert recommend_steps(found, [found])[0].gain_s == found.current.cost_s
 
 
 def test_wrong_failing_and_unproven_methods_are_never_ranked() -> None:
@@ -112,15 +112,15 @@ def test_the_origins_case_is_found_in_the_manager_and_not_in_the_settings() -> N
     text = as_markdown([found], [], "")
     assert "are spent in load/module_walk" in text and "the settings are not the cause" in text
     assert "(97 %)" in text and "costs 170" in text
-    assert "remove load/module_walk from it" in steps(found, [found])[1].text
+    assert "remove load/module_walk from it" in recommend_steps(found, [found])[1].text
 
 
 def test_too_few_samples_are_not_called_equality() -> None:
     """Eight methods need six samples: with five nobody reads that 0.5 s and 24 s cannot be told apart."""
     truth = {f"method_{number}": 1.0 for number in range(7)} | {"slow": 45.0}
-    said = answer(decision(planted.sweep(5, truth, bad=False)))
+    said = describe_answer(decision(planted.sweep(5, truth, bad=False)))
     assert said.startswith("undecided: 8 methods need at least 6 samples each to be told apart, and there are 5.")
-    assert "are not distinguishable" in answer(decision(planted.sweep(6, truth, bad=False)))
+    assert "are not distinguishable" in describe_answer(decision(planted.sweep(6, truth, bad=False)))
 
 
 def test_settings_that_differ_are_named_as_a_possible_cause() -> None:
@@ -134,7 +134,7 @@ def test_a_value_that_says_nothing_alone_is_named_with_its_key() -> None:
     for index, result in enumerate(made):
         result.config["phases"] = bool(index % 2)
         result.identity = type(result.identity)(**{**result.identity.__dict__, "point": f"p{index % 2}"})
-    (only,), _ = decide(made, ["phases"])
+    (only,), _ = decide_methods(made, ["phases"])
     assert {point.name for point in only.load.best} == {"phases=true", "phases=false"}
 
 
@@ -157,16 +157,16 @@ def test_nine_methods_need_more_than_five_samples_and_that_is_said() -> None:
 
 def test_too_few_samples_decide_nothing() -> None:
     found = decision(planted.sweep(samples=3, truth={"cuda_fp16": 0.1, "transformers": 1.0}, bad=False))
-    assert found.load.state is State.too_few and "undecided" in answer(found)
-    assert "sample=range(5)" in steps(found, [found])[0].text
+    assert found.load.state is State.too_few and "undecided" in describe_answer(found)
+    assert "sample=range(5)" in recommend_steps(found, [found])[0].text
     with pytest.raises(LadezeitError, match="no decision to write"):
-        profile_writer.entries_of([found]) or profile_writer.write(Path("/nowhere/p.yaml"), [found])
+        profile_writer.entries_of([found]) or profile_writer.write_profile(Path("/nowhere/p.yaml"), [found])
 
 
 def test_one_sample_and_all_failed_are_answers_too() -> None:
-    assert "fewer than 5" in answer(decision([planted.sample("cuda_fp16", 0, 1.0)]))
+    assert "fewer than 5" in describe_answer(decision([planted.sample("cuda_fp16", 0, 1.0)]))
     broken = decision([planted.failed("broken", number, number) for number in range(5)])
-    assert broken.load.state is State.absent and "no method has a verified sample" in answer(broken)
+    assert broken.load.state is State.absent and "no method has a verified sample" in describe_answer(broken)
     assert "5 of 5 failed" in as_markdown([broken], [], "")
 
 
@@ -192,9 +192,9 @@ def test_an_open_question_that_no_hundred_samples_settle_says_so() -> None:
 def test_the_warm_cache_is_advised_where_it_was_measured() -> None:
     made = [planted.sample("cuda_fp16", n, 1.0, job=n) for n in range(5)]
     made += [planted.sample("cuda_fp16", n, 2.6, job=5 + n, cache="cold") for n in range(5)]
-    decisions, _ = decide(made, ["cache", "loading"])
+    decisions, _ = decide_methods(made, ["cache", "loading"])
     cold = next(d for d in decisions if d.conditions["cache"] == "cold")
-    assert "Keep the checkpoint in the page cache" in steps(cold, decisions)[0].text
+    assert "Keep the checkpoint in the page cache" in recommend_steps(cold, decisions)[0].text
 
 
 def test_objectives_that_disagree_give_a_pareto_front() -> None:
@@ -214,7 +214,7 @@ def test_machines_are_not_compared_unless_asked() -> None:
     for result in made[::2]:
         result.environment = {**planted.MACHINE, "device": {"name": "cuda:0", "gpu": {"name": "NVIDIA A100"}}}
     with pytest.raises(LadezeitError, match=r"gpu: NVIDIA A100 / NVIDIA H100 80GB HBM3.*--across-machines"):
-        decide(made, VARYING)
+        decide_methods(made, VARYING)
     compared = compare_points(made, VARYING, across_machines=True)
     assert {point.values["machine"].split(" ·")[0] for point in compared.sections[0].ranked} == {
         "NVIDIA A100",
@@ -225,7 +225,7 @@ def test_machines_are_not_compared_unless_asked() -> None:
 def test_versions_that_differ_are_noted() -> None:
     made = planted.sweep(bad=False)
     made[0].environment = {**planted.MACHINE, "libraries": {"torch": "2.13.0"}}
-    _, notes = decide(made, VARYING)
+    _, notes = decide_methods(made, VARYING)
     assert any("torch" in note and "2.13.0" in note for note in notes)
 
 
@@ -237,8 +237,8 @@ def test_a_current_config_that_nobody_measured_is_an_error() -> None:
 def test_the_profile_says_what_to_use_and_what_that_rests_on(tmp_path: Path) -> None:
     found = decision(planted.sweep(truth={"cuda_fp16": 0.7, "legacy_manager": 0.6, "slow": 1.5}, bad=False))
     path = tmp_path / "profile.yaml"
-    assert profile_writer.write(path, [found]) == ["qwen2.5-7b-shape"]
-    (entry,) = profile_writer.read(path)["qwen2.5-7b-shape"]
+    assert profile_writer.write_profile(path, [found]) == ["qwen2.5-7b-shape"]
+    (entry,) = profile_writer.read_profile(path)["qwen2.5-7b-shape"]
     assert entry["overrides"] == ["loading=cuda_fp16"] and entry["loading"]["engine"] == "transformers"
     assert entry["dtype"] == "float16" and entry["device"] == "cuda:0"
     assert entry["evidence"]["n"] == 5 and entry["evidence"]["machine"]["gpu"] == "NVIDIA H100 80GB HBM3"
@@ -248,7 +248,7 @@ def test_the_origins_form_is_keyed_by_model(tmp_path: Path) -> None:
     import json
 
     path = tmp_path / "performance.json"
-    profile_writer.write(path, [decision(planted.sweep(truth={"cuda_fp16": 0.7, "slow": 1.5}, bad=False))])
+    profile_writer.write_profile(path, [decision(planted.sweep(truth={"cuda_fp16": 0.7, "slow": 1.5}, bad=False))])
     wanted = {"device_map": "cuda", "torch_dtype": "float16", "disable_cpu_offload": True}
     assert json.loads(path.read_text()) == {"qwen2.5-7b-shape": {"loading": wanted}}
 
@@ -260,7 +260,7 @@ def test_what_the_verdict_writes_is_how_a_program_loads(form: str, tmp_path: Pat
     from ladezeit.config.loading_profile import Profile
 
     path = tmp_path / form
-    profile_writer.write(path, [decision(planted.sweep(truth={"cuda_fp16": 0.7, "slow": 1.5}, bad=False))])
+    profile_writer.write_profile(path, [decision(planted.sweep(truth={"cuda_fp16": 0.7, "slow": 1.5}, bad=False))])
     method, _ = Profile.open(path).method_for(FolderModel(name="qwen2.5-7b-shape", path="/data"), "cuda:0")
     assert isinstance(method, TransformersLoading)
     assert (method.device_map, method.dtype, method.disable_cpu_offload) in (
@@ -273,7 +273,7 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.yaml"
     path.write_text("models: {}\n")
     with pytest.raises(LadezeitError, match="no loading profile"):
-        profile_writer.read(path)
+        profile_writer.read_profile(path)
 
 
 def test_a_current_config_that_loads_the_wrong_thing_is_told_on() -> None:
@@ -289,20 +289,20 @@ def test_the_cold_start_is_an_objective_and_imports_are_a_step() -> None:
     found = decision(made)
     cold_start = next(standing for standing in found.standings if standing.objective.name == "cold_start")
     assert cold_start.state is State.best and names(cold_start.best) == {"cuda_fp16"}
-    assert "Import the libraries before" in steps(found, [found])[0].text
-    assert steps(found, [found])[0].gain_s == pytest.approx(5.1)
+    assert "Import the libraries before" in recommend_steps(found, [found])[0].text
+    assert recommend_steps(found, [found])[0].gain_s == pytest.approx(5.1)
 
 
 def test_a_collector_that_walks_through_a_load_is_a_step() -> None:
     """Half of a load may go into the interpreter's garbage collector: one line in the service gets it back."""
     made = [planted.sample("cuda_fp16", n, 1.0, job=n) for n in range(5)]
     made += [planted.sample("slow", n, 1.5, job=5 + n) for n in range(5)]
-    assert not any("gc.freeze" in step.text for step in steps(decision(made), []))
+    assert not any("gc.freeze" in step.text for step in recommend_steps(decision(made), []))
     for result in made:
         result.metrics["load/garbage_collection_share"] = 0.4
     found = decision(made)
     assert found.load.leader is not None and found.load.leader.spread is not None
-    step = next(step for step in steps(found, []) if "gc.freeze" in step.text)
+    step = next(step for step in recommend_steps(found, []) if "gc.freeze" in step.text)
     assert step.gain_s == pytest.approx(0.4 * found.load.leader.spread.median) and "cuda_fp16" in step.text
 
 
@@ -323,7 +323,7 @@ def test_a_change_of_dtype_comes_with_a_warning() -> None:
     made = [planted.sample("cuda_fp16", n, 1.0, job=n) for n in range(5)]
     made += [planted.sample("transformers", n, 2.0, job=5 + n, dtype="bfloat16") for n in range(5)]
     found = decision(made)
-    assert "mind that it ends with float16, not bfloat16" in steps(found, [found])[0].text
+    assert "mind that it ends with float16, not bfloat16" in recommend_steps(found, [found])[0].text
     entries = profile_writer.entries_of([found])
     assert [(e["dtype"], e["evidence"]["best_of_all_dtypes"]) for e in entries] == [
         ("float16", True),
@@ -339,7 +339,7 @@ def test_quantised_weights_are_other_weights() -> None:
         result.config["loading"]["engine"] = "bitsandbytes_4bit"
         result.effective["quantisation"] = {"bits": 4}
     found = decision(made)
-    assert "ends with float16, bitsandbytes_4bit, not float16" in steps(found, [found])[0].text
+    assert "ends with float16, bitsandbytes_4bit, not float16" in recommend_steps(found, [found])[0].text
     assert "the settings are not the cause" not in as_markdown([found], [], "")
     assert [entry["dtype"] for entry in profile_writer.entries_of([found])] == [
         "float16, bitsandbytes_4bit",

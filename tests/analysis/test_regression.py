@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 
 import planted
-from ladezeit.analysis.regression import Check, Outcome, PointCheck, check, pairs
+from ladezeit.analysis.regression import Check, Outcome, PointCheck, check_regressions, pair_points
 from ladezeit.errors import LadezeitError
 from ladezeit.results.records import Result, Status
 
@@ -34,7 +34,7 @@ def outcome(checked: Check, name: str) -> PointCheck:
 
 def test_a_real_slowdown_closes_the_gate() -> None:
     """1.5 times as long is found with six samples; the methods that stayed are not blamed."""
-    checked = check(measured(), measured({**METHODS, "streamed": 1.5}, seed=1), VARYING, limit=0.1)
+    checked = check_regressions(measured(), measured({**METHODS, "streamed": 1.5}, seed=1), VARYING, limit=0.1)
     slow = outcome(checked, "streamed")
     assert slow.outcome is Outcome.slower and checked.failing == [slow]
     assert slow.ratio and slow.ratio.interval.low > 1.1 and slow.p is not None and slow.p < 0.05
@@ -43,7 +43,7 @@ def test_a_real_slowdown_closes_the_gate() -> None:
 
 def test_a_significant_difference_inside_the_limit_passes() -> None:
     """5 % slower beyond doubt is allowed where 20 % is: the interval counts, not a p below 0.05."""
-    checked = check(
+    checked = check_regressions(
         measured(noise=0.003), measured(dict.fromkeys(METHODS, 1.05), seed=1, noise=0.003), VARYING, limit=0.2
     )
     assert not checked.failing and checked.count_outcome(Outcome.within) == 3
@@ -52,7 +52,7 @@ def test_a_significant_difference_inside_the_limit_passes() -> None:
 
 def test_what_cannot_be_told_passes_and_says_what_would_settle_it() -> None:
     """Noise of 15 % hides a slowdown of 15 % beyond the limit: not a failure, but a number of samples."""
-    checked = check(
+    checked = check_regressions(
         measured(noise=0.15), measured({**METHODS, "streamed": 1.35}, seed=3, noise=0.15), VARYING, limit=0.1
     )
     undecided = outcome(checked, "streamed")
@@ -65,7 +65,7 @@ def test_equal_sweeps_hardly_ever_fail() -> None:
     failed = 0
     for seed in range(30):
         before = measured(seed=1000 + seed, noise=0.05)
-        failed += bool(check(before, measured(seed=5000 + seed, noise=0.05), VARYING, limit=0.0).failing)
+        failed += bool(check_regressions(before, measured(seed=5000 + seed, noise=0.05), VARYING, limit=0.0).failing)
     assert failed <= 4  # 5 % of 30 is 1.5; five or more would have a chance of 2 %
 
 
@@ -74,7 +74,7 @@ def test_one_bad_sample_of_a_proven_point_closes_the_gate(status: Status) -> Non
     """What never failed in the baseline must not fail now, however fast the rest is."""
     now = measured(seed=1)
     now[4].status, now[4].reason = status, "no kernel image is available"
-    checked = check(measured(), now, VARYING, limit=0.1)
+    checked = check_regressions(measured(), now, VARYING, limit=0.1)
     (broken,) = checked.failing
     assert broken.outcome is Outcome.broken and "no kernel image" in broken.reason
 
@@ -83,7 +83,7 @@ def test_a_lost_proof_closes_the_gate() -> None:
     now = measured(seed=1)
     for result in now[::3]:
         result.proof = None
-    (broken,) = check(measured(), now, VARYING, limit=0.1).failing
+    (broken,) = check_regressions(measured(), now, VARYING, limit=0.1).failing
     assert broken.outcome is Outcome.broken and "no verification is on record" in broken.reason
 
 
@@ -94,7 +94,7 @@ def test_what_failed_before_may_fail_again() -> None:
         side[0].status, side[0].reason = Status.failed, "out of sockets"
     for result in before[1::3]:
         result.status, result.reason = Status.wrong, "2 of 339 tensors lie on the CPU"
-    checked = check(before, now, VARYING, limit=0.2)
+    checked = check_regressions(before, now, VARYING, limit=0.2)
     assert not checked.failing
     assert outcome(checked, "transformers").outcome is Outcome.unproven_before
 
@@ -107,25 +107,25 @@ def test_a_missing_point_is_an_outcome_of_its_own() -> None:
     for result in now:
         if "transformers" in result.identity.point:
             result.status, result.reason, result.metrics = Status.skipped, "needs a GPU", {}
-    checked = check(measured(), now, VARYING, limit=0.2)
+    checked = check_regressions(measured(), now, VARYING, limit=0.2)
     assert {point.name for point in checked.failing} == {"streamed", "transformers"}
     assert {point.outcome for point in checked.failing} == {Outcome.missing}
     assert outcome(checked, "brand_new").outcome is Outcome.new
-    assert not check(measured(), now, VARYING, limit=0.2, allow_missing=True).failing
+    assert not check_regressions(measured(), now, VARYING, limit=0.2, allow_missing=True).failing
 
 
 def test_a_gate_that_cannot_close_is_refused() -> None:
     """Three samples prove nothing, nor do five for thirteen points: that must not look like passing."""
     with pytest.raises(LadezeitError, match=r"sample=range\(5\)"):
-        check(measured(samples=3), measured(samples=3, seed=1), VARYING, limit=0.1)
+        check_regressions(measured(samples=3), measured(samples=3, seed=1), VARYING, limit=0.1)
     many = {f"method_{number}": 1.0 for number in range(13)}
     with pytest.raises(LadezeitError, match=r"13 configurations are too many.*sample=range\(6\)"):
-        check(measured(many, samples=5), measured(many, samples=5, seed=1), VARYING, limit=0.1)
-    assert check(measured(many), measured({**many, "method_3": 2.0}, seed=1), VARYING, limit=0.1).failing
+        check_regressions(measured(many, samples=5), measured(many, samples=5, seed=1), VARYING, limit=0.1)
+    assert check_regressions(measured(many), measured({**many, "method_3": 2.0}, seed=1), VARYING, limit=0.1).failing
 
 
 def test_a_rate_that_falls_is_a_slowdown() -> None:
-    checked = check(
+    checked = check_regressions(
         measured(), measured({**METHODS, "streamed": 1.5}, seed=1), VARYING, limit=0.1, metric="load/gb_per_s"
     )
     (slow,) = checked.failing
@@ -138,11 +138,11 @@ def test_a_newer_ladezeit_with_more_options_finds_its_points_again() -> None:
     for result in now:
         result.identity = type(result.identity)(**{**vars(result.identity), "point": "new-" + result.identity.point})
         result.config["loading"]["prefetch"] = None
-    found = pairs(measured(), now)
+    found = pair_points(measured(), now)
     assert len(found) == 3
     assert all(pair.before and pair.now and pair.unknown_before == ["loading.prefetch"] for pair in found)
     for result in now:
         result.config["loading"]["device_map"] = {"": "cuda"}  # was "cuda": another value is another point
-    assert all(not (pair.before and pair.now) for pair in pairs(measured(), now))
+    assert all(not (pair.before and pair.now) for pair in pair_points(measured(), now))
     with pytest.raises(LadezeitError, match="no configuration of the baseline"):
-        check(measured(), now, VARYING, limit=0.1)
+        check_regressions(measured(), now, VARYING, limit=0.1)

@@ -12,13 +12,13 @@ from scipy import stats
 
 from ladezeit.analysis.statistics import (
     Spread,
-    holm,
+    adjust_holm,
+    estimate_ratio,
+    find_outliers,
     largest_significant_u,
     mann_whitney,
     mann_whitney_against,
     median_interval,
-    outliers,
-    ratio,
     signed_rank,
 )
 
@@ -89,7 +89,7 @@ def test_the_ratio_agrees_with_the_test(one: list[float], other: list[float]) ->
     """A ratio whose interval leaves out 1 is one that the test finds, and the other way round."""
     pooled = sorted([*one, *other])
     assume(all(b - a > 1e-6 * b for a, b in itertools.pairwise(pooled)))
-    found = ratio(one, other)
+    found = estimate_ratio(one, other)
     assert found is not None
     assert found.interval.low <= found.estimate <= found.interval.high
     brute = standard.median(math.log(a) - math.log(b) for a in one for b in other)
@@ -103,14 +103,14 @@ def test_the_ratios_interval_covers_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(5)
     hits = 0
     for _ in range(4000):
-        found = ratio((1.3 * rng.lognormal(0, 0.2, 5)).tolist(), rng.lognormal(0, 0.2, 5).tolist())
+        found = estimate_ratio((1.3 * rng.lognormal(0, 0.2, 5)).tolist(), rng.lognormal(0, 0.2, 5).tolist())
         assert found is not None
         hits += found.interval.low <= 1.3 <= found.interval.high
     assert hits / 4000 == pytest.approx(1 - 2 * 4 / 252, abs=0.009)
 
 
 def test_a_ratio_needs_positive_values() -> None:
-    assert ratio([0.0, 1.0], [1.0, 2.0]) is None and ratio([], [1.0]) is None
+    assert estimate_ratio([0.0, 1.0], [1.0, 2.0]) is None and estimate_ratio([], [1.0]) is None
 
 
 @given(st.lists(st.tuples(times, times), min_size=6, max_size=10))
@@ -129,7 +129,7 @@ def test_the_blocked_test_says_nothing_below_six_blocks() -> None:
 
 @given(st.lists(st.floats(0, 1), max_size=8))
 def test_holm_is_scipys_step_down(p_values: list[float]) -> None:
-    adjusted = holm(p_values)
+    adjusted = adjust_holm(p_values)
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     expected = 0.0
     for position, index in enumerate(order):
@@ -141,8 +141,8 @@ def test_outliers_are_flagged_and_still_counted() -> None:
     values = [1.0, 1.01, 0.99, 1.02, 0.98, 9.0]
     spread = Spread.from_values(values)
     assert spread is not None and spread.outliers == (9.0,) and spread.n == 6 and spread.largest == 9.0
-    assert outliers([1.0, 1.0, 1.0, 1.0, 2.0]) == (2.0,)
-    assert outliers([1.0] * 5) == () and outliers([1.0, 9.0]) == ()
+    assert find_outliers([1.0, 1.0, 1.0, 1.0, 2.0]) == (2.0,)
+    assert find_outliers([1.0] * 5) == () and find_outliers([1.0, 9.0]) == ()
 
 
 def test_no_p95_below_twenty_samples() -> None:

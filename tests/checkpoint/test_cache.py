@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ladezeit.checkpoint.cache import Recipe, build, check_space, find
+from ladezeit.checkpoint.cache import Recipe, build_entry, check_space, find_entry
 from ladezeit.errors import CheckpointError
 
 RECIPE = Recipe(name="mine", kind="test", identity={"version": 1})
@@ -38,7 +38,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_fills_up_leaves_nothing(small_disk: Path) -> None:
     """The message says which disk is full and how to use another; the space is free again."""
     with pytest.raises(CheckpointError, match=r"is full: \d+ bytes are free.*LADEZEIT_CACHE"):
-        build(small_disk, RECIPE, fill, quiet)
+        build_entry(small_disk, RECIPE, fill, quiet)
     assert [path.name for path in small_disk.iterdir()] == [f".{RECIPE.folder_name}.lock"]
     free = os.statvfs(small_disk)
     assert free.f_bavail * free.f_frsize > 900_000
@@ -57,11 +57,11 @@ def test_a_read_only_cache_serves_what_it_has(tmp_path: Path, small_disk: Path) 
     def little(folder: Path) -> None:
         (folder / "config.json").write_text("{}")
 
-    made = build(small_disk, RECIPE, little, quiet)
+    made = build_entry(small_disk, RECIPE, little, quiet)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    assert build(small_disk, RECIPE, fill, quiet) == made == find(small_disk, RECIPE)
+    assert build_entry(small_disk, RECIPE, fill, quiet) == made == find_entry(small_disk, RECIPE)
     with pytest.raises(CheckpointError, match="cannot be written"):
-        build(small_disk, Recipe("other", "test", {}), little, quiet)
+        build_entry(small_disk, Recipe("other", "test", {}), little, quiet)
 
 
 def test_an_error_while_making_leaves_nothing(tmp_path: Path) -> None:
@@ -72,6 +72,6 @@ def test_an_error_while_making_leaves_nothing(tmp_path: Path) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        build(tmp_path, RECIPE, fail, quiet)
+        build_entry(tmp_path, RECIPE, fail, quiet)
     assert [path.name for path in tmp_path.iterdir()] == [f".{RECIPE.folder_name}.lock"]
-    assert find(tmp_path, RECIPE) is None
+    assert find_entry(tmp_path, RECIPE) is None

@@ -16,15 +16,15 @@ from checkpoint_files import python, sharded, single, write_shard
 PREPARE = """
 import json, os, sys
 from pathlib import Path
-from ladezeit.checkpoint.resolve import locate, prepare
+from ladezeit.checkpoint.resolve import locate_checkpoint, prepare_checkpoint
 from ladezeit.config import HubModel
 from ladezeit.errors import CheckpointError
 repo_id, revision = sys.argv[1:]
 model = HubModel(name="mine", repo_id=repo_id, revision=revision)
 told = []
 try:
-    before = locate(model, Path("/nowhere"))
-    found = prepare(model, Path("/nowhere"), lambda *arguments: told.append(arguments))
+    before = locate_checkpoint(model, Path("/nowhere"))
+    found = prepare_checkpoint(model, Path("/nowhere"), lambda *arguments: told.append(arguments))
     print(json.dumps({
         "before": before and str(before), "folder": str(found.folder), "told": told[-1:],
         "files": sorted(os.listdir(found.folder)), "bytes": found.weight_bytes, "format": found.file_format,

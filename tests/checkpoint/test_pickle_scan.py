@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from checkpoint_files import write_json
-from ladezeit.checkpoint.resolve import inspect
+from ladezeit.checkpoint.resolve import inspect_checkpoint
 from ladezeit.errors import CheckpointError
 
 
@@ -43,7 +43,7 @@ def test_plain_tensors_are_found_with_their_bytes(folder: Path) -> None:
     tensors = {"z": torch.arange(5.0), "a": torch.ones(2, 3, dtype=torch.bfloat16), "tied": None}
     tensors["tied"] = tensors["z"]
     save(folder / "pytorch_model.bin", tensors)
-    found = inspect(folder, "mine")
+    found = inspect_checkpoint(folder, "mine")
     content = (folder / "pytorch_model.bin").read_bytes()
     assert [(t.name, t.dtype, t.shape) for t in found.tensors] == [
         ("z", "F32", (5,)),
@@ -63,10 +63,10 @@ def test_shards_with_an_index_are_checked_together(folder: Path) -> None:
         save(folder / name, {tensor: torch.zeros(2)})
     weight_map = {"a": names[0], "b": names[1]}
     write_json(folder / "pytorch_model.bin.index.json", {"metadata": {}, "weight_map": weight_map})
-    assert [(t.name, t.shard) for t in inspect(folder, "mine").tensors] == [("a", 0), ("b", 1)]
+    assert [(t.name, t.shard) for t in inspect_checkpoint(folder, "mine").tensors] == [("a", 0), ("b", 1)]
     write_json(folder / "pytorch_model.bin.index.json", {"metadata": {}, "weight_map": weight_map | {"b": names[0]}})
     with pytest.raises(CheckpointError, match="index and shards disagree"):
-        inspect(folder, "mine")
+        inspect_checkpoint(folder, "mine")
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare", "hidden"])
@@ -81,7 +81,7 @@ def test_a_pickle_that_would_execute_something_is_refused_unexecuted(folder: Pat
     if form == "hidden":  # protocol 4 puts the name on the stack, where a plain scan for globals misses it
         rewrite(path, pickle.dumps({"a": Attack(target)}, protocol=4))
     with pytest.raises(CheckpointError) as error:
-        inspect(folder, "mine")
+        inspect_checkpoint(folder, "mine")
     assert "not safe to load" in str(error.value)
     assert "nothing of it was executed" in str(error.value)
     assert "system" in str(error.value)
@@ -135,7 +135,7 @@ def test_other_contents_are_refused_by_name(folder: Path, make: Any, message: st
     """What `from_pretrained` could not use, or what could be a bomb, is refused before anything is loaded."""
     make(folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=message):
-        inspect(folder, "mine")
+        inspect_checkpoint(folder, "mine")
 
 
 def test_the_checker_survives_a_python_file_in_the_working_directory(
@@ -146,4 +146,4 @@ def test_the_checker_survives_a_python_file_in_the_working_directory(
     (folder / "torch.py").write_text("raise SystemExit('hijacked')")
     (folder / "json.py").write_text("raise SystemExit('hijacked')")
     monkeypatch.chdir(folder)
-    assert json.loads(json.dumps(inspect(folder, "mine").to_json()))["file_format"] == "pickle"
+    assert json.loads(json.dumps(inspect_checkpoint(folder, "mine").to_json()))["file_format"] == "pickle"

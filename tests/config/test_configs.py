@@ -13,8 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladezeit.config import RunConfig, build, from_plain, to_plain
-from ladezeit.config.hydra_support import register
+from ladezeit.config import RunConfig, build_config, from_plain, to_plain
+from ladezeit.config.hydra_support import register_schemas
 from ladezeit.config.rules import check_combination
 from ladezeit.config.schema import GROUPS
 from ladezeit.config.serialize import point_id
@@ -30,7 +30,7 @@ OPTIONS = sorted(CONF.glob("*/*.yaml"))
 def hydra_at_conf() -> Iterator[None]:
     from hydra.core.plugins import Plugins
 
-    register()
+    register_schemas()
     Plugins.instance()
     from hydra_plugins.ladezeit_sweeper.sweeper import LadezeitSweeper
 
@@ -42,7 +42,7 @@ def hydra_at_conf() -> Iterator[None]:
 def composed(*overrides: str) -> RunConfig:
     whole = compose("config", overrides=["outputs=/tmp/outputs", *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(whole)
-    return build(compose("config", overrides=["outputs=/tmp/outputs", *overrides]))
+    return build_config(compose("config", overrides=["outputs=/tmp/outputs", *overrides]))
 
 
 def fill(option: Path) -> list[str]:

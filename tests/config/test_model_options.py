@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from ladezeit.checkpoint import synthetic
 from ladezeit.config import FolderModel, HubModel, ModelConfig, PackagedModel, SyntheticModel
-from ladezeit.config.hydra_support import register
+from ladezeit.config.hydra_support import register_schemas
 
 FOLDER = Path(ladezeit.conf.__path__[0]) / "model"
 OPTIONS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -22,7 +22,7 @@ WEIGHT_BYTES = {
 
 
 def composed(option: str, *overrides: str) -> ModelConfig:
-    register()
+    register_schemas()
     with initialize_config_dir(str(FOLDER.parent), version_base="1.3"):
         found = compose(overrides=[f"+model={option}", *overrides]).model
     model = OmegaConf.to_object(found)
@@ -53,7 +53,7 @@ def test_the_other_options_are_what_their_comments_say() -> None:
     tiny, mixture = composed("tiny"), composed("qwen3-moe-shape")
     assert isinstance(tiny, SyntheticModel) and isinstance(mixture, SyntheticModel)
     assert synthetic.synthetic_sizes(tiny).file_bytes < 5_000_000
-    assert len(synthetic.layout(mixture.architecture)) == 18_867
+    assert len(synthetic.tensor_layout(mixture.architecture)) == 18_867
     assert 1e9 < synthetic.synthetic_sizes(mixture).file_bytes < 2e9
     hub = composed("qwen2.5-7b-instruct")
     assert isinstance(hub, HubModel) and len(hub.revision) == 40

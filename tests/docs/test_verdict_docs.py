@@ -12,7 +12,7 @@ import pytest
 
 import planted
 from ladezeit.config import TrackingConfig, TrackingKind
-from ladezeit.results.records import SweepRecord, read
+from ladezeit.results.records import SweepRecord, read_result
 from ladezeit.tracking import SweepStatus, open_tracker
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path],
     )
     record = tracker.begin_sweep(SweepRecord.read_record(sweep), sweep)
     for job in range(10):
-        tracker.log_sample(read(sweep / str(job)), sweep / str(job), record, record.varying)
+        tracker.log_sample(read_result(sweep / str(job)), sweep / str(job), record, record.varying)
     tracker.end_sweep(record, SweepStatus.FINISHED, "")
     return folder
 

@@ -20,9 +20,9 @@ from file_faults import IN_FILES, names_of, places_in, places_in_conversion, pla
 from hydra import compose, initialize_config_module
 from planting import IN_MEMORY
 
-from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
-from ladezeit.config import RunConfig, ValidationConfig, ValidationLevel, build
-from ladezeit.config.hydra_support import register
+from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint, prepare_checkpoint
+from ladezeit.config import RunConfig, ValidationConfig, ValidationLevel, build_config
+from ladezeit.config.hydra_support import register_schemas
 from ladezeit.errors import NotRunnableError
 from ladezeit.loading import registry
 from ladezeit.loading.base import Conversion, EngineModel
@@ -32,8 +32,8 @@ from ladezeit.timing.clock import Clock
 from ladezeit.validation import references
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.faults import Fault
-from ladezeit.validation.levels import prove, prove_spoken
-from ladezeit.validation.references import NEED_REFERENCE, subject_of
+from ladezeit.validation.levels import verify_generation, verify_model
+from ladezeit.validation.references import NEED_REFERENCE, reference_key_of
 
 #: Every engine that brings the checkpoint's own weights onto a CPU.
 ENGINES = (
@@ -92,11 +92,11 @@ class Bench:
         library.set_verbosity(logging.CRITICAL)
         scratch.mkdir(exist_ok=True)
         self._scratch, self._cache, self._device = scratch, cache_folder, device
-        self.checkpoint = prepare(composed("transformers").model, cache_folder)
-        asked = subject_of(
+        self.checkpoint = prepare_checkpoint(composed("transformers").model, cache_folder)
+        asked = reference_key_of(
             composed("transformers"), self.checkpoint, device=device, hardware="here", cache=cache_folder
         )
-        self._proof_files = references.prepare(composed("transformers"), asked)
+        self._proof_files = references.prepare_references(composed("transformers"), asked)
         self._damaged = {fault: self._damage(fault) for fault in IN_FILES}
 
     def run(self, engines: tuple[str, ...] = ENGINES) -> list[Outcome]:
@@ -117,7 +117,7 @@ class Bench:
                 conversion, names = self._damaged_conversion(fault, conversion), (*names, str(conversion.folder.name))
             else:
                 try:
-                    checkpoint = inspect(self._damaged[fault], "damaged")
+                    checkpoint = inspect_checkpoint(self._damaged[fault], "damaged")
                 except Exception as error:
                     return ended(Case(engine, fault, names), f"before the load: {error}")
         elif fault is not None:
@@ -133,7 +133,7 @@ class Bench:
         checkpoint: Checkpoint,
         conversion: Conversion | None,
     ) -> list[Outcome]:
-        asked = pipeline.expected(config, self.checkpoint, self._device, self._proof_files)
+        asked = pipeline.make_expected(config, self.checkpoint, self._device, self._proof_files)
         try:
             loaded = self._loaded(config, checkpoint, conversion)
         except Exception as error:
@@ -149,9 +149,9 @@ class Bench:
         folder = self._scratch / f"load-{time.monotonic_ns()}"
         folder.mkdir()
         request = pipeline.make_request(config, checkpoint, self._device, folder, conversion=conversion)
-        chosen = registry.engine(config.loading.engine)
+        chosen = registry.make_engine(config.loading.engine)
         chosen.prepare(request)
-        return pipeline.load(chosen, request, Clock(time.monotonic_ns(), detail=False))
+        return pipeline.load_model(chosen, request, Clock(time.monotonic_ns(), detail=False))
 
     def _damage(self, fault: Fault) -> Path:
         folder = self._scratch / fault
@@ -179,9 +179,9 @@ def proven(loaded: EngineModel, asked: Expected, level: ValidationLevel) -> tupl
     """Prove as a worker does; return whether anything was found, and all of it."""
     clock = Clock(time.monotonic_ns())
     try:
-        proof = prove(loaded, asked, ValidationConfig(level), clock)
+        proof = verify_model(loaded, asked, ValidationConfig(level), clock)
         if level in NEED_REFERENCE and (proof.passed or not proof.ran):
-            proof = prove_spoken(loaded, asked, proof, clock)
+            proof = verify_generation(loaded, asked, proof, clock)
     except Exception as error:
         return True, f"the forward: {error}"
     return proof.ran and not proof.passed, "; ".join(map(str, proof.findings)) or proof.reason
@@ -201,7 +201,7 @@ def one_thread() -> Iterator[None]:
 @cache
 def composed(engine: str) -> RunConfig:
     """Return the run that ``ladezeit model=tiny loading=<engine>`` composes, in the checkpoint's own dtype."""
-    register()
+    register_schemas()
     with initialize_config_module("ladezeit.conf", version_base="1.3"):
         asked = [
             f"loading={engine}",
@@ -212,7 +212,7 @@ def composed(engine: str) -> RunConfig:
             "outputs=outputs",
             "hydra/sweeper=basic",
         ]
-        return build(compose("config", asked))
+        return build_config(compose("config", asked))
 
 
 def refused_here() -> dict[str, str]:
@@ -220,7 +220,7 @@ def refused_here() -> dict[str, str]:
     refused = {}
     for name in ENGINES:
         try:
-            registry.check(name, "cpu", "safetensors")
+            registry.check_engine(name, "cpu", "safetensors")
         except NotRunnableError as refusal:
             refused[name] = str(refusal)
     return refused

@@ -21,7 +21,7 @@ from typing import Any
 
 from file_faults import IN_FILES, UP, names_of, places_in, places_in_conversion, plant
 
-from ladezeit.checkpoint.resolve import Checkpoint, inspect
+from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint
 from ladezeit.validation.faults import Fault
 
 LIMIT_S = 300.0
@@ -237,7 +237,7 @@ def _gist(text: str) -> str:
 
 def of_folder(folder: Path) -> Checkpoint:
     """Return the checkpoint in `folder`, with at least the weight that is damaged."""
-    checkpoint = inspect(folder, "peers")
+    checkpoint = inspect_checkpoint(folder, "peers")
     assert any(entry.name == UP for entry in checkpoint.tensors)
     return checkpoint
 

@@ -14,7 +14,7 @@ from file_faults import GATE, UP
 from torch.nn import Parameter
 
 from ladezeit.loading.base import EngineModel, LoadRequest
-from ladezeit.loading.registry import engine
+from ladezeit.loading.registry import make_engine
 from ladezeit.timing.clock import Clock
 from ladezeit.validation.faults import Fault
 
@@ -30,7 +30,7 @@ class Planting:
 
     def __init__(self, fault: Fault, under: str) -> None:
         self._fault = fault
-        self._engine = engine(under)
+        self._engine = make_engine(under)
 
     def prepare(self, request: LoadRequest) -> None:
         """See `Engine.prepare`."""

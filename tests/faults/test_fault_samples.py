@@ -12,7 +12,7 @@ import pytest
 from file_faults import names_of, places_in, plant
 from planting import IN_MEMORY, planting
 
-from ladezeit.checkpoint.resolve import Checkpoint, inspect
+from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint
 from ladezeit.validation.faults import Fault
 
 HERE = str(Path(__file__).parent)
@@ -58,7 +58,7 @@ def test_planting_engines_end_wrong_and_by_name(ladezeit: Ladezeit, tmp_path: Pa
 def copy(tiny: Checkpoint, tmp_path: Path) -> Checkpoint:
     """A folder of the user's own, which may be damaged."""
     shutil.copytree(tiny.folder, tmp_path / "copy")
-    return inspect(tmp_path / "copy", "copy")
+    return inspect_checkpoint(tmp_path / "copy", "copy")
 
 
 def test_a_file_that_rots_after_it_was_proven(ladezeit: Ladezeit, copy: Checkpoint, tmp_path: Path) -> None:

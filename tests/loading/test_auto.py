@@ -24,7 +24,7 @@ PLAIN = auto.Facts("cpu", "safetensors", "ext4", 1.0, 10**9, 300, True, False, T
 def load(checkpoint: Checkpoint, dtype: DType = DType.auto) -> tuple[Any, Clock]:
     request = LoadRequest(checkpoint, AutoLoading(name="auto", dtype=dtype), "cpu", Path("/nowhere"))
     clock = Clock(time.monotonic_ns())
-    engine = registry.engine("auto")
+    engine = registry.make_engine("auto")
     engine.prepare(request)
     with clock.span(LOAD):
         return engine.load(request, clock), clock
@@ -36,7 +36,7 @@ def test_the_model_is_that_of_transformers_and_the_choice_is_told(
     state: str, dtype: DType, own_tiny: Checkpoint
 ) -> None:
     """A user who lets ladezeit choose gets the right weights, and reads in the result what was chosen and why."""
-    page_cache.drop(own_tiny.shards) if state == "cold" else page_cache.warm(own_tiny.shards)
+    page_cache.drop_pages(own_tiny.shards) if state == "cold" else page_cache.warm_pages(own_tiny.shards)
     loaded, clock = load(own_tiny, dtype)
     theirs: Any = AutoModelForCausalLM.from_pretrained(own_tiny.folder, dtype=dtype.value)
     mine = loaded.model.state_dict()
@@ -62,9 +62,9 @@ def test_the_model_is_that_of_transformers_and_the_choice_is_told(
 )
 def test_the_table_decides(facts: auto.Facts, engine: str) -> None:
     """What no fast engine can serve is left to transformers instead of failing in one."""
-    choice = auto.choose(facts)
+    choice = auto.choose_engine(facts)
     assert choice.engine == engine
-    assert auto.table()[choice.rule - 1][2].split()[0] == engine
+    assert auto.rule_table()[choice.rule - 1][2].split()[0] == engine
 
 
 def test_an_engine_that_cannot_run_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,12 +74,12 @@ def test_an_engine_that_cannot_run_is_never_chosen(monkeypatch: pytest.MonkeyPat
         if name == "streamed":
             raise NotRunnableError("not here")
 
-    monkeypatch.setattr(registry, "check", check)
-    assert auto.choose(PLAIN).engine == "transformers"
+    monkeypatch.setattr(registry, "check_engine", check)
+    assert auto.choose_engine(PLAIN).engine == "transformers"
 
 
 def test_the_documentation_has_the_table() -> None:
     """What users read is the table that decides."""
     text = (Path(__file__).parents[2] / "docs" / "engines.md").read_text()
-    for number, condition, method, why in auto.table():
+    for number, condition, method, why in auto.rule_table():
         assert f"| {number} | {condition} | `{method}` | {why} |" in text

@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, conversion_mapping
 
 from configs_for_tests import TINY_MOE, model_config
-from ladezeit.checkpoint.resolve import Checkpoint, prepare
+from ladezeit.checkpoint.resolve import Checkpoint, prepare_checkpoint
 from ladezeit.config import DType, StreamedLoading, TensorLoading
 from ladezeit.errors import LoadError
-from ladezeit.loading.base import Arrangement, LoadedTensors, LoadRequest
-from ladezeit.loading.build_model import Assembling
+from ladezeit.loading.base import LoadedTensors, LoadRequest, WeightMapping
+from ladezeit.loading.build_model import StateDictEngine
 from ladezeit.loading.streamed.device import HostDevice
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.loading.weight_mapping import Names, arrange
+from ladezeit.loading.weight_mapping import Names, plan_weight_mapping
 from ladezeit.system import page_cache
 from ladezeit.timing.clock import LOAD, Clock
 
@@ -75,7 +75,7 @@ def checkpoint_of(kind: str, cache: Path) -> Checkpoint:
         model.name, model.architecture = "tiny-untied", {**model.architecture, "tie_word_embeddings": False}
     elif kind == "shards":
         model.name, model.shard_bytes = "tiny-shards", 500_000
-    return prepare(model, cache)
+    return prepare_checkpoint(model, cache)
 
 
 def load(engine: Any, checkpoint: Checkpoint, dtype: DType = DType.auto) -> Any:
@@ -86,7 +86,7 @@ def load(engine: Any, checkpoint: Checkpoint, dtype: DType = DType.auto) -> Any:
     request = LoadRequest(checkpoint, loading, "cpu", Path("/nowhere"))
     clock = Clock(time.monotonic_ns())
     with clock.span(LOAD):
-        loaded = Assembling(engine).load(request, clock)
+        loaded = StateDictEngine(engine).load(request, clock)
     return loaded, clock
 
 
@@ -181,7 +181,7 @@ def test_streamed_puts_tensors_in_place_from_disk_and_from_memory(
 ) -> None:
     """Merged and cast weights are right whether their bytes came past the page cache, out of it, or from a mapping."""
     checkpoint = checkpoint_of(kind, cache)
-    page_cache.drop(checkpoint.shards) if state == "cold" else page_cache.warm(checkpoint.shards)
+    page_cache.drop_pages(checkpoint.shards) if state == "cold" else page_cache.warm_pages(checkpoint.shards)
     loaded = load(streamed(), checkpoint, dtype)[0]
     theirs: Any = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype.value, device_map="cpu")
     mine = loaded.model.state_dict()
@@ -204,7 +204,7 @@ def test_a_mixture_of_experts_is_saved_in_its_own_layout(engine: Any, cache: Pat
 def test_experts_are_arranged_as_the_library_would_merge_them(cache: Path) -> None:
     """Each layer's experts are two parameters, made of every expert's tensors in the experts' order."""
     checkpoint = checkpoint_of("mixture of experts", cache)
-    found = arrange(LoadRequest(checkpoint, TensorLoading(name="t", engine="t"), "cpu", Path("/nowhere")))
+    found = plan_weight_mapping(LoadRequest(checkpoint, TensorLoading(name="t", engine="t"), "cpu", Path("/nowhere")))
     assert found.reason is None and not found.dtypes
     merged = {one.name: one for one in found.fused}
     assert merged.keys() == {
@@ -224,7 +224,10 @@ def test_reading_a_dense_model_waits_for_no_answer_of_the_library(
     """Building the library's table of conversions takes longer than planning the read: it is built meanwhile."""
     asked: list[str] = []
     monkeypatch.setattr(conversion_mapping, "get_checkpoint_conversion_mapping", asked.append)
-    assert arrange(LoadRequest(tiny, TensorLoading(name="t", engine="t"), "cpu", Path("/nowhere"))) == Arrangement()
+    assert (
+        plan_weight_mapping(LoadRequest(tiny, TensorLoading(name="t", engine="t"), "cpu", Path("/nowhere")))
+        == WeightMapping()
+    )
     assert not asked
 
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from configs_for_tests import TINY_MOE, make_run_config, model_config
-from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
+from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint, prepare_checkpoint
 from ladezeit.config import LOADINGS, CacheConfig, CacheState, DType
 from ladezeit.errors import CheckpointError, LoadError, NotRunnableError, OutOfMemoryError
 from ladezeit.loading import registry
 from ladezeit.loading.base import Conversion, LoadRequest
-from ladezeit.loading.conversion import conversion_for, convert
+from ladezeit.loading.conversion import conversion_for, convert_checkpoint
 from ladezeit.results.records import Identity, Status
 from ladezeit.runner.spec import WorkerSpec
 from ladezeit.runner.supervisor import Supervisor
@@ -60,10 +60,10 @@ def checkpoints(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=32)).to(torch.float16).save_pretrained(folder / "qwen3")
     LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(folder / "float32")
     return {
-        "tied": prepare(model_config("tiny"), cache),
-        "shards": prepare(several, cache),
-        "mixture of experts": prepare(experts, cache),
-        **{kind: inspect(folder / kind, kind) for kind in ("llama", "qwen3", "float32")},
+        "tied": prepare_checkpoint(model_config("tiny"), cache),
+        "shards": prepare_checkpoint(several, cache),
+        "mixture of experts": prepare_checkpoint(experts, cache),
+        **{kind: inspect_checkpoint(folder / kind, kind) for kind in ("llama", "qwen3", "float32")},
     }
 
 
@@ -75,16 +75,16 @@ def warm(request: pytest.FixtureRequest) -> None:
 
 
 def converted(name: str, checkpoint: Checkpoint, cache: Path) -> Conversion:
-    target = registry.converter(name)
+    target = registry.make_converter(name)
     assert target is not None
-    return convert(target, checkpoint, "test", cache, lambda what, done, total: None)
+    return convert_checkpoint(target, checkpoint, "test", cache, lambda what, done, total: None)
 
 
 def load(method: str, checkpoint: Checkpoint, conversion: Conversion | None, dtype: DType = DType.auto) -> Any:
     name, arguments = METHODS_OF_EXPERTS[method]
     loading = LOADINGS[name](name=method, engine=name, dtype=dtype, **arguments)
     request = LoadRequest(checkpoint, loading, "cpu", Path("/nowhere"), conversion=conversion)
-    engine = registry.engine(name)
+    engine = registry.make_engine(name)
     engine.prepare(request)
     clock = Clock(time.monotonic_ns())
     with clock.span(LOAD):
@@ -97,7 +97,7 @@ def bits(tensor: Any) -> bytes:
 
 
 def own_copy(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    return inspect(shutil.copytree(checkpoint.folder, folder / "own"), "own")
+    return inspect_checkpoint(shutil.copytree(checkpoint.folder, folder / "own"), "own")
 
 
 KINDS = ("tied", "shards", "mixture of experts", "llama", "qwen3", "float32")
@@ -247,7 +247,7 @@ def test_it_is_made_once_and_anew_when_the_checkpoint_changes(
     tensors = load_file(checkpoint.shards[0])
     tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3)
     save_file(tensors, checkpoint.shards[0], {"format": "pt"})
-    changed = inspect(checkpoint.folder, "own")
+    changed = inspect_checkpoint(checkpoint.folder, "own")
     second = converted(name, changed, cache)
     assert second.folder != first.folder
     assert load(name, changed, second).model.model.norm.weight.eq(3).all()
@@ -267,7 +267,9 @@ def test_a_half_made_conversion_never_stays(checkpoints: dict[str, Checkpoint], 
 def test_a_conversion_that_finds_no_memory_is_out_of_memory(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     """The checkpoint is as it should be: nobody fetches it again because the host was full."""
     with pytest.raises(OutOfMemoryError, match=r"memory ran out while .* was converted: .*can't allocate memory"):
-        convert("engines_for_tests:FillsTheHostWriting", checkpoints["tied"], "own", tmp_path, lambda *told: None)
+        convert_checkpoint(
+            "engines_for_tests:FillsTheHostWriting", checkpoints["tied"], "own", tmp_path, lambda *told: None
+        )
     assert [path for path in (tmp_path / "tensorizer").iterdir() if path.suffix != ".lock"] == []
 
 
@@ -275,10 +277,10 @@ def test_a_conversion_that_finds_no_memory_is_out_of_memory(checkpoints: dict[st
 def test_a_checkpoint_that_changes_meanwhile_is_not_kept(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     """Somebody saves into the folder during the conversion: half old, half new weights are nobody's model."""
     checkpoint, cache = own_copy(checkpoints["tied"], tmp_path), tmp_path / "cache"
-    target = registry.converter("gguf")
+    target = registry.make_converter("gguf")
     assert target is not None
     with pytest.raises(CheckpointError, match="changed while it was converted"):
-        convert(target, checkpoint, "own", cache, lambda what, done, total: os.utime(checkpoint.shards[0]))
+        convert_checkpoint(target, checkpoint, "own", cache, lambda what, done, total: os.utime(checkpoint.shards[0]))
     assert [path for path in (cache / "gguf").iterdir() if path.suffix != ".lock"] == []
 
 
@@ -316,7 +318,7 @@ def test_experts_over_shards_are_merged(cache: Path, tmp_path: Path) -> None:
     """The file is what transformers itself writes in the model's own layout, whatever shards the experts lay in."""
     model = model_config("tiny")
     model.name, model.architecture, model.shard_bytes = "tiny-moe-shards", TINY_MOE, 60_000
-    checkpoint = prepare(model, cache)
+    checkpoint = prepare_checkpoint(model, cache)
     assert len(checkpoint.shards) > 2
     theirs: Any = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype="auto")
     theirs.save_pretrained(tmp_path, save_original_format=False)
@@ -332,11 +334,11 @@ def test_thousands_of_tensors_become_several_files(tmp_path: Path) -> None:
     names = [f"model.layers.{number}.mlp.experts.{number}.gate_proj.weight" for number in range(4000)]
     save_file({name: torch.tensor([number]) for number, name in enumerate(names)}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen3_moe"}))
-    checkpoint = inspect(folder, "many")
+    checkpoint = inspect_checkpoint(folder, "many")
     conversion = converted("tensorizer", checkpoint, tmp_path)
     assert len(conversion.files) > 1
     request = LoadRequest(checkpoint, LOADINGS["tensorizer"](name="t"), "cpu", Path("/nowhere"), conversion=conversion)
-    engine: Any = registry.engine("tensorizer")
+    engine: Any = registry.make_engine("tensorizer")
     with engine._engine.open(request, Clock(time.monotonic_ns())) as loaded:
         assert [int(loaded.tensors[name]) for name in names] == list(range(4000))
 
@@ -354,7 +356,7 @@ def test_cold_means_the_files_that_are_read(
         config, checkpoint, Identity("0" * 12, 0, 0, "t", [], "t"), "cpu", tmp_path, conversion=conversion
     )
     page_cache.set_state(spec.files, CacheState.cold)
-    page_cache.warm(checkpoint.shards)
+    page_cache.warm_pages(checkpoint.shards)
     result = supervisor.run_sample(spec, lambda phase: None)
     assert result.status is Status.ok, result.reason
     assert result.metrics["cache/resident_before_share"] < 0.01

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from configs_for_tests import TINY_MOE, model_config
-from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
+from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint, prepare_checkpoint
 from ladezeit.config import (
     LOADINGS,
     AccelerateLoading,
@@ -35,7 +35,7 @@ from ladezeit.config.rules import check_combination
 from ladezeit.errors import CombinationError, LoadError, NotRunnableError
 from ladezeit.loading import registry
 from ladezeit.loading.base import EngineModel, LoadRequest
-from ladezeit.loading.build_model import Assembling
+from ladezeit.loading.build_model import StateDictEngine
 from ladezeit.loading.conversion import conversion_for
 from ladezeit.system.files import cache_folder
 from ladezeit.timing.clock import LOAD, Clock
@@ -64,8 +64,8 @@ def checkpoints(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     one, several = model_config("tiny"), model_config("tiny")
     several.name, several.shard_bytes = "tiny-shards", 500_000
     return {
-        "one shard": prepare(one, cache),
-        "shards": prepare(several, cache),
+        "one shard": prepare_checkpoint(one, cache),
+        "shards": prepare_checkpoint(several, cache),
         "mixed dtypes": mixed(tmp_path_factory.mktemp("mixed")),
     }
 
@@ -94,7 +94,7 @@ def mixed(folder: Path) -> Checkpoint:
     weight_map = {tensor: name for name, tensors in shards.items() for tensor in tensors}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "torch_dtype": "bfloat16"}))
-    return inspect(folder, "mixed")
+    return inspect_checkpoint(folder, "mixed")
 
 
 def request_of(name: str, checkpoint: Checkpoint, scratch: Path, device: str = "cpu", **arguments: Any) -> LoadRequest:
@@ -105,16 +105,16 @@ def request_of(name: str, checkpoint: Checkpoint, scratch: Path, device: str = "
 
 def tensors_of(request: LoadRequest) -> Any:
     """Return the engine's context, as the assembling side enters it."""
-    registry.check(request.loading.engine, request.device, request.checkpoint.file_format)
-    wrapped = registry.engine(request.loading.engine)
-    assert isinstance(wrapped, Assembling)
+    registry.check_engine(request.loading.engine, request.device, request.checkpoint.file_format)
+    wrapped = registry.make_engine(request.loading.engine)
+    assert isinstance(wrapped, StateDictEngine)
     engine = wrapped._engine
     engine.prepare(request)
     return engine.open(request, Clock(time.monotonic_ns()))
 
 
 def load(request: LoadRequest) -> EngineModel:
-    engine = registry.engine(request.loading.engine)
+    engine = registry.make_engine(request.loading.engine)
     engine.prepare(request)
     clock = Clock(time.monotonic_ns())
     with clock.span(LOAD):
@@ -201,7 +201,7 @@ def test_the_model_equals_from_pretrained(
 def test_an_engine_for_gpus_alone_is_refused_on_the_cpu(name: str) -> None:
     """A sweep skips the point by name in place of a stack trace from inside a library."""
     with pytest.raises(NotRunnableError, match=rf"loading\.engine={name} needs CUDA: the run is on cpu\. Use"):
-        registry.check(name, "cpu", "safetensors")
+        registry.check_engine(name, "cpu", "safetensors")
 
 
 @pytest.mark.parametrize(("name", "package"), WITH_PACKAGE.items())
@@ -210,7 +210,7 @@ def test_a_package_that_is_not_installed_is_named_with_its_cure(name: str, packa
     program = (
         f"import sys; sys.modules[{package!r}] = None\n"
         "from ladezeit.errors import NotRunnableError\nfrom ladezeit.loading import registry\n"
-        f"try: registry.check({name!r}, 'cuda:0', 'safetensors')\n"
+        f"try: registry.check_engine({name!r}, 'cuda:0', 'safetensors')\n"
         "except NotRunnableError as error: print(error)\n"
         "assert 'torch' not in sys.modules"
     )
@@ -222,14 +222,14 @@ def test_a_package_that_is_not_installed_is_named_with_its_cure(name: str, packa
 @pytest.mark.skipif(Version(version("safetensors")) >= Version("0.9.0rc1"), reason="prefetch is there")
 def test_prefetch_asks_for_the_version_that_has_it() -> None:
     with pytest.raises(NotRunnableError, match=r"safetensors>=0\.9\.0rc1: .* is installed\. pip install --pre"):
-        registry.check("safetensors_prefetch", "cuda:0", "safetensors")
+        registry.check_engine("safetensors_prefetch", "cuda:0", "safetensors")
 
 
 @pytest.mark.skipif(Path("/dev/nvidia-fs0").exists(), reason="GPUDirect Storage is there")
 def test_gds_without_its_driver_is_refused_not_replaced() -> None:
     """fastsafetensors would fall back with a warning, and the result would be labelled with what did not happen."""
     with pytest.raises(NotRunnableError, match="/dev/nvidia-fs0"):
-        registry.check("fastsafetensors_gds", "cuda:0", "safetensors")
+        registry.check_engine("fastsafetensors_gds", "cuda:0", "safetensors")
 
 
 def test_a_library_that_an_engine_asks_the_system_for_is_asked_for_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,17 +238,17 @@ def test_a_library_that_an_engine_asks_the_system_for_is_asked_for_first(monkeyp
     entry = registry.ENGINES["fastsafetensors"]
     assert entry.cuda_library == "libcudart.so"
     monkeypatch.setitem(registry.ENGINES, "fastsafetensors", replace(entry, cuda_library="libm.so.6"))
-    registry.check("fastsafetensors", "cuda:0", "safetensors")
+    registry.check_engine("fastsafetensors", "cuda:0", "safetensors")
     monkeypatch.setitem(registry.ENGINES, "fastsafetensors", replace(entry, cuda_library="libnowhere.so"))
     with pytest.raises(NotRunnableError, match=r"libnowhere\.so, which is not found\. Install the CUDA toolkit"):
-        registry.check("fastsafetensors", "cuda:0", "safetensors")
-    registry.check("fastsafetensors", "cpu", "safetensors")
+        registry.check_engine("fastsafetensors", "cuda:0", "safetensors")
+    registry.check_engine("fastsafetensors", "cpu", "safetensors")
 
 
 @pytest.mark.parametrize("name", [*TENSOR_ENGINES, *BUILDERS])
 def test_a_pickled_checkpoint_is_refused(name: str) -> None:
     with pytest.raises(NotRunnableError, match="reads safetensors: the checkpoint is pickle"):
-        registry.check(name, "cuda:0" if name in CUDA_ONLY else "cpu", "pickle")
+        registry.check_engine(name, "cuda:0" if name in CUDA_ONLY else "cpu", "pickle")
 
 
 @pytest.mark.parametrize("option", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
@@ -321,13 +321,13 @@ def test_dcp_refuses_a_folder_with_other_weights(checkpoints: dict[str, Checkpoi
     folder = shutil.copytree(checkpoints["one shard"].folder, tmp_path / "model")
     save_file({"adapter": torch.zeros(1)}, folder / "adapter.safetensors")
     with pytest.raises(LoadError, match=r"adapter\.safetensors besides the checkpoint's own"):
-        tensors_of(request_of("torch_dcp", inspect(folder, "own"), tmp_path))
+        tensors_of(request_of("torch_dcp", inspect_checkpoint(folder, "own"), tmp_path))
 
 
 def test_dcp_says_what_really_went_wrong(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     """Its library wraps any error in one that is no `Exception`: a sample would end without a result."""
     folder = shutil.copytree(checkpoints["one shard"].folder, tmp_path / "model")
-    checkpoint = inspect(folder, "own")
+    checkpoint = inspect_checkpoint(folder, "own")
     (shard,) = checkpoint.shards
     shard.write_bytes(shard.read_bytes().replace(b"model.norm.weight", b"model.gone.weight"))
     with pytest.raises(RuntimeError, match=r"[Mm]issing key.*model\.norm\.weight"):
@@ -339,7 +339,7 @@ def test_accelerate_refuses_experts_that_were_not_merged(cache: Path, tmp_path: 
     model = model_config("tiny")
     model.name, model.architecture = "tiny-moe", TINY_MOE
     with pytest.raises(LoadError, match=r"missing: .*experts.*Use loading=transformers"):
-        load(replace(request_of("accelerate", prepare(model, cache), tmp_path), conversion=None))
+        load(replace(request_of("accelerate", prepare_checkpoint(model, cache), tmp_path), conversion=None))
 
 
 def test_accelerate_places_by_a_strategy_and_converts(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
@@ -425,7 +425,7 @@ def test_the_tensors_on_a_gpu_are_the_files_bits(
 ) -> None:
     """The same promise on the GPU, also after the engine's device buffers were given back and used again."""
     try:
-        registry.check(name, "cuda:0", "safetensors")
+        registry.check_engine(name, "cuda:0", "safetensors")
     except NotRunnableError as error:
         pytest.skip(str(error))
     checkpoint = checkpoints[kind]
@@ -445,7 +445,7 @@ def test_the_model_on_a_gpu_equals_from_pretrained(
     name: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
 ) -> None:
     try:
-        registry.check(name, "cuda:0", "safetensors")
+        registry.check_engine(name, "cuda:0", "safetensors")
     except NotRunnableError as error:
         pytest.skip(str(error))
     checkpoint = checkpoints["shards"]

@@ -10,15 +10,15 @@ import sys
 import pytest
 from transformers import core_model_loading
 
-from ladezeit.loading.transformers_patches import LateExpression, late_expressions
+from ladezeit.loading.transformers_patches import LazyPattern, lazy_patterns
 
 _OF_A_NEW_PROCESS = """
 import json, re, sys
 import torch
 from transformers import conversion_mapping as library, core_model_loading
-from ladezeit.loading.transformers_patches import late_expressions
+from ladezeit.loading.transformers_patches import lazy_patterns
 
-with late_expressions():
+with lazy_patterns():
     library.get_checkpoint_conversion_mapping("")
 own = library._checkpoint_conversion_mapping_cache
 theirs = library._build_checkpoint_conversion_mapping()
@@ -33,7 +33,7 @@ print(json.dumps({
     "architectures": [sorted(own), sorted(theirs)],
     "kinds": [name for name in theirs if list(map(type, own[name])) != list(map(type, theirs[name]))],
     "expressions": len(pairs),
-    "late": sum(type(mine).__name__ == "LateExpression" for mine, _ in pairs),
+    "late": sum(type(mine).__name__ == "LazyPattern" for mine, _ in pairs),
     "compiled": compiled,
     "other": [its.pattern for mine, its in pairs if mine.expression != its],
     "module_is_back": core_model_loading.re is re,
@@ -55,22 +55,22 @@ def test_the_table_is_the_librarys_own_and_compiles_nothing_that_nobody_asked_fo
 def test_another_release_compiles_its_expressions_as_it_always_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library without the attribute that is known here must load all the same."""
     monkeypatch.delattr(core_model_loading, "re")
-    with late_expressions():
+    with lazy_patterns():
         assert not hasattr(core_model_loading, "re")
     assert not hasattr(core_model_loading, "re")
 
 
 def test_an_error_in_the_block_leaves_the_library_as_it_was() -> None:
     """A load that fails must not change how the program's own models are loaded afterwards."""
-    with pytest.raises(ValueError), late_expressions():
-        assert isinstance(core_model_loading.re.compile("a"), LateExpression)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError), lazy_patterns():
+        assert isinstance(core_model_loading.re.compile("a"), LazyPattern)  # type: ignore[attr-defined]
         raise ValueError
     assert core_model_loading.re is re  # type: ignore[attr-defined]
 
 
 def test_a_late_expression_is_the_expression() -> None:
     """Found, grouped, copied and pickled (a model is saved with its mapping) as if it had been compiled at once."""
-    late = LateExpression(r"(?P<g0>layers\.(\d+))(?!\w)")
+    late = LazyPattern(r"(?P<g0>layers\.(\d+))(?!\w)")
     assert not late.is_compiled
     assert copy.deepcopy(late) is copy.copy(late) is late
     match = late.search("model.layers.7.weight")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import core_model_loading, modeling_utils
 
-from ladezeit.loading.transformers_patches import lean
+from ladezeit.loading.transformers_patches import skip_redundant_init
 
 
 def test_weights_without_memory_are_given_no_numbers_and_all_others_are() -> None:
@@ -24,7 +24,7 @@ def test_weights_without_memory_are_given_no_numbers_and_all_others_are() -> Non
         torch.manual_seed(7)
         made.append(nn.Linear(64, 64))
 
-    with lean():
+    with skip_redundant_init():
         beside = threading.Thread(target=make)
         beside.start()
         beside.join()
@@ -38,7 +38,7 @@ def test_weights_without_memory_are_given_no_numbers_and_all_others_are() -> Non
 def test_the_librarys_functions_are_back_after_an_error() -> None:
     """A load that fails must not change how the program's own models are made and loaded afterwards."""
     functions = [vars(nn.init).copy(), modeling_utils.caching_allocator_warmup, core_model_loading.tqdm]  # type: ignore[attr-defined]
-    with pytest.raises(ValueError), lean():
+    with pytest.raises(ValueError), skip_redundant_init():
         assert nn.init.normal_ is not functions[0]["normal_"]
         raise ValueError
     assert functions == [vars(nn.init), modeling_utils.caching_allocator_warmup, core_model_loading.tqdm]  # type: ignore[attr-defined]
@@ -50,12 +50,12 @@ def test_two_loads_at_once_leave_nothing_of_each_other_behind() -> None:
 
     def load() -> None:
         first_is_in.wait()
-        with lean():
+        with skip_redundant_init():
             entered.append("second")
 
     second = threading.Thread(target=load)
     second.start()
-    with lean(), lean():  # a load may open it within itself
+    with skip_redundant_init(), skip_redundant_init():  # a load may open it within itself
         first_is_in.set()
         second.join(0.2)
         entered.append("first")
@@ -68,7 +68,7 @@ def test_another_release_loads_as_it_always_does(monkeypatch: pytest.MonkeyPatch
     """A library without the functions that are known here has nothing that could be taken out."""
     monkeypatch.delattr(modeling_utils, "caching_allocator_warmup")
     monkeypatch.delattr(core_model_loading, "tqdm")
-    with lean():
+    with skip_redundant_init():
         assert not hasattr(modeling_utils, "caching_allocator_warmup")
     assert not hasattr(core_model_loading, "tqdm")
 

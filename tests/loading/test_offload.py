@@ -16,7 +16,7 @@ from ladezeit.loading import device_map, registry
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.timing.clock import LOAD, Clock
 from ladezeit.validation.expected import Expected
-from ladezeit.validation.levels import prove
+from ladezeit.validation.levels import verify_model
 from ladezeit.validation.placement import offloaded_bytes
 from ladezeit.validation.proof import Finding, Proof
 
@@ -38,7 +38,7 @@ def request_of(checkpoint: Checkpoint, scratch: Path, device: str = "cpu", **arg
 
 
 def load(request: LoadRequest) -> EngineModel:
-    engine = registry.engine(request.loading.engine)
+    engine = registry.make_engine(request.loading.engine)
     engine.prepare(request)
     clock = Clock(time.monotonic_ns())
     with clock.span(LOAD):
@@ -64,7 +64,7 @@ def proof(loaded: EngineModel, loading: TransformersLoading, allowed: bool, devi
     dtype = "bfloat16" if loading.dtype is DType.auto else loading.dtype.value
     single = single_device(loading)
     asked = Expected(device, dtype, single, offload_allowed=allowed, device_strategy=is_strategy(loading))
-    return prove(loaded, asked, ValidationConfig(ValidationLevel.placement), Clock(time.monotonic_ns()))
+    return verify_model(loaded, asked, ValidationConfig(ValidationLevel.placement), Clock(time.monotonic_ns()))
 
 
 @pytest.mark.parametrize(

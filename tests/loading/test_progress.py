@@ -2,13 +2,13 @@
 
 import pytest
 
-from ladezeit.loading.progress import in_words, told_rarely
+from ladezeit.loading.progress import format_progress, throttle_progress
 
 
 def test_bytes_rate_and_time_left_are_told() -> None:
     """The line says what a person wants to know."""
-    assert in_words(1_500_000_000, 3_000_000_000, 1.0) == "1.5 of 3.0 GB at 1.50 GB/s, 1 s left"
-    assert in_words(0, 3_000_000_000, 0.0) == "0.0 of 3.0 GB"
+    assert format_progress(1_500_000_000, 3_000_000_000, 1.0) == "1.5 of 3.0 GB at 1.50 GB/s, 1 s left"
+    assert format_progress(0, 3_000_000_000, 0.0) == "0.0 of 3.0 GB"
 
 
 def test_a_load_of_thousands_of_reads_tells_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,7 @@ def test_a_load_of_thousands_of_reads_tells_once_a_second(monkeypatch: pytest.Mo
     now = 100.0
     monkeypatch.setattr("ladezeit.loading.progress.time.monotonic", lambda: now)
     told: list[str] = []
-    progress = told_rarely(told.append)
+    progress = throttle_progress(told.append)
     for step in range(1000):
         now = 100.0 + step * 0.0035
         progress(step, 1000, step * 0.0035 or 1e-9)

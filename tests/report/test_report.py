@@ -12,12 +12,12 @@ import pytest
 
 import example_results as example
 import planted
-from ladezeit.analysis.eligibility import figure
+from ladezeit.analysis.eligibility import format_value
 from ladezeit.errors import LadezeitError
 from ladezeit.report import fault_catches
-from ladezeit.report.comparison_table import records
-from ladezeit.report.document import build
-from ladezeit.report.render import as_html, draw, keep, without_folders, write
+from ladezeit.report.comparison_table import flatten_records
+from ladezeit.report.document import build_report
+from ladezeit.report.render import archive_report, as_html, draw_pictures, without_folders, write_report
 from ladezeit.report.timeline import median_sample
 from ladezeit.results.reader import Samples, read_paths
 from ladezeit.results.records import Result, Status
@@ -92,7 +92,7 @@ def test_the_answer_comes_first(written: list[Path]) -> None:
 
 def test_the_figures_are_those_of_compare(sweep: Path, written: list[Path]) -> None:
     """Each cell of the tables is a figure of `compare --format json`: the report computes nothing of its own."""
-    expected = json.loads(json.dumps(records(build(read_paths([sweep])).load)))
+    expected = json.loads(json.dumps(flatten_records(build_report(read_paths([sweep])).load)))
     text = written[0].read_text(encoding="utf-8").split("### All methods")[1]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     table = {row[1]: dict(zip(rows[0], row, strict=True)) for row in rows[2:] if len(row) == len(rows[0])}
@@ -101,8 +101,8 @@ def test_the_figures_are_those_of_compare(sweep: Path, written: list[Path]) -> N
     for record in ranked:
         row, metric = table[record["loading"]], record["metric"]
         assert (int(row["#"]), int(row["n"])) == (record["rank"], record["n"])
-        assert row["median s"] == figure(record["median"], metric)
-        interval = f"{figure(record['interval_low'], metric)}–{figure(record['interval_high'], metric)}"
+        assert row["median s"] == format_value(record["median"], metric)
+        interval = f"{format_value(record['interval_low'], metric)}–{format_value(record['interval_high'], metric)}"
         assert row["interval"] == interval
 
 
@@ -161,7 +161,7 @@ def test_the_origin_case_stands_beside_what_was_measured(written: list[Path]) ->
 def test_the_origin_case_is_left_out_where_nothing_is_like_it(tmp_path: Path) -> None:
     for first in ("cuda_fp16", "legacy_manager"):
         samples = samples_of(planted.sweep(5, {first: 1.0, "slow": 1.5}))
-        text = write(build(samples), tmp_path / first, "r")[0].read_text(encoding="utf-8")
+        text = write_report(build_report(samples), tmp_path / first, "r")[0].read_text(encoding="utf-8")
         assert "case study" not in text
 
 
@@ -178,17 +178,17 @@ def test_what_validation_costs_stands_beside_what_it_finds(monkeypatch: pytest.M
             made.append(one)
     packaged = tmp_path / "fault_catches.json"
     monkeypatch.setattr(fault_catches, "files", lambda _: tmp_path)
-    alone = build(samples_of(made))
-    picture = next(p for p in draw(alone, "r")[0].leading if p.name.endswith("validation"))
+    alone = build_report(samples_of(made))
+    picture = next(p for p in draw_pictures(alone, "r")[0].leading if p.name.endswith("validation"))
     assert "content 2.000 s" in picture.alt and "finds" not in picture.alt
-    assert "only the cost is shown" in write(alone, tmp_path / "alone", "r")[0].read_text(encoding="utf-8")
+    assert "only the cost is shown" in write_report(alone, tmp_path / "alone", "r")[0].read_text(encoding="utf-8")
     packaged.write_text(
         json.dumps({"levels": {"placement": {"found": 7, "of": 17}, "content": {"found": 16, "of": 17}}})
     )
-    both = build(samples_of(made))
-    picture = next(p for p in draw(both, "r")[0].leading if p.name.endswith("validation"))
+    both = build_report(samples_of(made))
+    picture = next(p for p in draw_pictures(both, "r")[0].leading if p.name.endswith("validation"))
     assert "placement 0.050 s, finds 7 of 17" in picture.alt and "none 0.000 s;" in picture.alt
-    assert "only the cost is shown" not in write(both, tmp_path / "both", "r")[0].read_text(encoding="utf-8")
+    assert "only the cost is shown" not in write_report(both, tmp_path / "both", "r")[0].read_text(encoding="utf-8")
 
 
 def test_the_packaged_catches_are_read() -> None:
@@ -205,19 +205,19 @@ def test_kept_results_can_be_judged_again_and_say_nothing_private(sweep: Path, t
         result.config["outputs"] = "/home/somebody/outputs"
         result.environment = {**result.environment, "cache": "/home/somebody/cache/model.safetensors"}
         result.effective["from"] = "https://user:password@host/models"
-    paths = keep(build(samples), tmp_path, "planted")
+    paths = archive_report(build_report(samples), tmp_path, "planted")
     assert [path.name for path in paths[:2]] == ["planted.md", "planted.jsonl"]
     for path in paths[:2]:
         text = path.read_text(encoding="utf-8")
         assert "somebody" not in text and "password" not in text and str(sweep.parent) not in text
     again = read_paths([tmp_path / "planted.jsonl"])
-    assert records(build(again).load) == records(build(samples).load)
+    assert flatten_records(build_report(again).load) == flatten_records(build_report(samples).load)
     with pytest.raises(LadezeitError, match="kept already"):
-        keep(build(samples), tmp_path, "planted")
+        archive_report(build_report(samples), tmp_path, "planted")
 
 
 def test_a_damaged_line_of_kept_results_hides_no_other(sweep: Path, tmp_path: Path) -> None:
-    kept = keep(build(read_paths([sweep])), tmp_path, "planted")[1]
+    kept = archive_report(build_report(read_paths([sweep])), tmp_path, "planted")[1]
     kept.write_text(kept.read_text(encoding="utf-8") + "{}\nnonsense\n")
     read = read_paths([kept])
     assert len(read.results) == 40 and len(read.unreadable) == 2 and "planted.jsonl:41" in read.unreadable[0]
@@ -226,7 +226,7 @@ def test_a_damaged_line_of_kept_results_hides_no_other(sweep: Path, tmp_path: Pa
 @pytest.mark.parametrize("name", ["a/b", "../x", ".hidden", ""])
 def test_a_name_never_leads_out_of_the_folder(sweep: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(LadezeitError, match="--name"):
-        write(build(read_paths([sweep])), tmp_path, name)
+        write_report(build_report(read_paths([sweep])), tmp_path, name)
 
 
 @pytest.mark.parametrize(
@@ -239,28 +239,30 @@ def test_a_name_never_leads_out_of_the_folder(sweep: Path, tmp_path: Path, name:
     ids=["one sample", "none is ok", "one was skipped"],
 )
 def test_there_is_a_report_however_little_was_measured(results: list[Result], tmp_path: Path) -> None:
-    page = write(build(samples_of(results)), tmp_path, "r")[1].read_text(encoding="utf-8")
+    page = write_report(build_report(samples_of(results)), tmp_path, "r")[1].read_text(encoding="utf-8")
     assert Page(page).open == []
 
 
 def test_many_methods_stay_a_picture(tmp_path: Path) -> None:
     """Sixty methods are a table; the picture holds the best of them and says how many it leaves out."""
     made = [planted.sample(f"method_{i}", n, 1 + i / 10, job=60 * n + i) for n in range(2) for i in range(60)]
-    (drawn,) = draw(build(samples_of(made)), "r")
+    (drawn,) = draw_pictures(build_report(samples_of(made)), "r")
     assert "20 more are in the table only" in drawn.leading[0].caption
 
 
 def test_drawing_again_gives_the_same_bytes_and_leaves_nothing_behind(sweep: Path) -> None:
     """A report under version control changes when its figures do, not with every run; no backend is chosen."""
     pyplot = "matplotlib.pyplot" in sys.modules
-    report = build(read_paths([sweep]))
-    one, other = ([(p.svg, p.png) for p in draw(report, "r")[0].all] for _ in range(2))
+    report = build_report(read_paths([sweep]))
+    one, other = ([(p.svg, p.png) for p in draw_pictures(report, "r")[0].all] for _ in range(2))
     assert one == other
     assert ("matplotlib.pyplot" in sys.modules) is pyplot
 
 
 def test_the_timeline_shows_the_sample_nearest_to_the_median() -> None:
-    point = next(own for own in build(samples_of(planted.sweep(5))).load.sections[0].ranked if own.name == "slow")
+    point = next(
+        own for own in build_report(samples_of(planted.sweep(5))).load.sections[0].ranked if own.name == "slow"
+    )
     chosen = median_sample(point)
     assert chosen is not None and point.spread is not None
     assert chosen.metrics["load/total_s"] == point.spread.median
@@ -274,7 +276,7 @@ def test_folders_are_cut_and_facts_are_not() -> None:
 
 def test_a_drawing_keeps_its_own_parts() -> None:
     """Drawings on one page share names inside; none may show another's parts."""
-    drawn = draw(build(samples_of(planted.sweep(5))), "r")[0].all
+    drawn = draw_pictures(build_report(samples_of(planted.sweep(5))), "r")[0].all
     text = as_html("\n\n".join(f"![a]({picture.name}.png)" for picture in drawn), drawn, "t")
     defined = re.findall(r'\bid="([^"]+)"', text)
     assert len(defined) == len(set(defined))

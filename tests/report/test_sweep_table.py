@@ -9,9 +9,9 @@ from rich.console import Console
 from example_results import not_ok, result, sweep_results, write_sample
 from ladezeit.analysis.statistics import Spread
 from ladezeit.errors import LadezeitError
-from ladezeit.report.sweep_table import as_rich, coverage, summarise, sweep_as_markdown
+from ladezeit.report.sweep_table import as_rich, range_coverage, summarize_points, sweep_as_markdown
 from ladezeit.results.fields import value_of, varying_values
-from ladezeit.results.reader import gather
+from ladezeit.results.reader import gather_results
 from ladezeit.results.records import Result, Status
 
 VARYING = ["cache", "loading", "sample"]
@@ -53,7 +53,7 @@ def test_medians_and_ranges_are_those_of_the_ok_samples() -> None:
     results = [result(sample=i, factor=f) for i, f in enumerate((1.0, 3.0, 2.0))]
     results.append(not_ok(Status.wrong, "12 weights differ", "cuda_fp16", sample=3))
     results[-1].metrics = {"load/total_s": 0.001}
-    (point,) = summarise(results, VARYING)
+    (point,) = summarize_points(results, VARYING)
     ok = [found.metrics["load/total_s"] for found in results[:3]]
     assert point.load_s == Spread.from_values(ok)
     assert point.load_s is not None and (point.load_s.median, point.load_s.n) == (sorted(ok)[1], 3)
@@ -76,7 +76,7 @@ def test_the_range_says_how_much_it_promises() -> None:
         five, VARYING
     )
     assert "one sample per configuration says nothing about the spread" in sweep_as_markdown(five[:1], VARYING)
-    assert coverage(6) == pytest.approx(0.96875)
+    assert range_coverage(6) == pytest.approx(0.96875)
 
 
 def test_memory_is_the_gpus_where_there_is_one() -> None:
@@ -157,7 +157,7 @@ def test_gathering_survives_a_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "2" / "result.json").write_text('{"schema_version": 1, "status"')
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "result.json").write_text('{"schema_version": 99}')
-    gathered = gather(tmp_path)
+    gathered = gather_results(tmp_path)
     assert [found.identity.job for found in gathered.results] == [0, 1]
     assert list(gathered.unreadable) == [tmp_path / "2" / "result.json", tmp_path / "3" / "result.json"]
     assert any("schema version 99" in problem for problem in gathered.problems)
@@ -167,13 +167,13 @@ def test_copies_in_the_store_are_not_counted_again(tmp_path: Path) -> None:
     """Reading a whole outputs folder finds each sample once, though MLflow keeps a copy of its file."""
     write_sample(tmp_path / "sweeps" / "one" / "0", result())
     write_sample(tmp_path / "artifacts" / ("0a" * 16) / "artifacts", result())
-    assert len(gather(tmp_path).results) == 1
+    assert len(gather_results(tmp_path).results) == 1
 
 
 def test_gathering_what_is_no_folder_says_so(tmp_path: Path) -> None:
     """A mistyped path is named."""
     with pytest.raises(LadezeitError, match="is not a folder"):
-        gather(tmp_path / "missing")
+        gather_results(tmp_path / "missing")
 
 
 def test_the_share_of_the_ceiling_is_shown_where_it_is_known() -> None:

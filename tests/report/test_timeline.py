@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from example_results import not_ok, result
-from ladezeit.report.timeline import _panels, _title, draw
+from ladezeit.report.timeline import _panels, _title, draw_timeline
 from ladezeit.results.records import Phase, Status
 
 LOAD_BLUE = (0x00, 0x72, 0xB2)
@@ -24,7 +24,7 @@ def test_the_load_is_drawn_to_scale(tmp_path: Path) -> None:
     measured = result()
     for share in (0.2, 0.8):
         measured.phases = [Phase("load", 0.0, share, share), Phase("validation", share, 1 - share, 1 - share)]
-        draw(measured, tmp_path / f"{share}.png")
+        draw_timeline(measured, tmp_path / f"{share}.png")
     assert blue_pixels(tmp_path / "0.8.png") == pytest.approx(4 * blue_pixels(tmp_path / "0.2.png"), rel=0.1)
 
 
@@ -51,7 +51,7 @@ def test_very_many_phases_stay_one_picture(tmp_path: Path) -> None:
     """A custom engine may record hundreds of phases; the short ones share a row."""
     measured = result()
     measured.phases += [Phase(f"load/layer_{i}", 1 + i / 100, 0.01 + i / 1e6, 0.01) for i in range(300)]
-    draw(measured, tmp_path / "many.png")
+    draw_timeline(measured, tmp_path / "many.png")
     with Image.open(tmp_path / "many.png") as picture:
         assert picture.height < 1500
     _, (_, rows) = _panels(measured.phases)
@@ -62,7 +62,7 @@ def test_very_many_phases_stay_one_picture(tmp_path: Path) -> None:
 def test_a_sample_that_is_not_ok_has_a_picture_too(tmp_path: Path, status: Status) -> None:
     """How far it came, or why it never started, instead of a missing file."""
     measured = not_ok(status, "max_memory of 20 GiB: this GPU has 16 GiB", label="cold·auto·#1")
-    draw(measured, tmp_path / "timeline.png")
+    draw_timeline(measured, tmp_path / "timeline.png")
     assert _title(measured) == f"qwen2.5-7b-shape · cold·auto·#1 · {status.value}"
     with Image.open(tmp_path / "timeline.png") as picture:
         assert picture.width == 900
@@ -71,7 +71,7 @@ def test_a_sample_that_is_not_ok_has_a_picture_too(tmp_path: Path, status: Statu
 def test_drawing_leaves_no_global_state_behind(tmp_path: Path) -> None:
     """It runs inside a sweep, beside whatever else draws: no pyplot, no backend chosen, no figure kept."""
     before = "matplotlib.pyplot" in sys.modules
-    draw(result(), tmp_path / "timeline.png")
+    draw_timeline(result(), tmp_path / "timeline.png")
     assert ("matplotlib.pyplot" in sys.modules) is before
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladezeit.results.labels import LIMIT, label, labels
+from ladezeit.results.labels import LIMIT, make_label, make_labels
 
 KEYS = st.sampled_from(["cache", "cache.state", "loading", "loading.dtype", "validation", "model", "sample"])
 WORDS = st.lists(st.sampled_from(["device", "map", "auto", "max", "memory", "cpu"]), min_size=1, max_size=6)
@@ -27,13 +27,13 @@ SAMPLES = st.integers(0, 999)
 )
 def test_what_differs_comes_first_and_stays_readable(values: dict[str, str], sample: int, name: str) -> None:
     """A person tells runs apart by the first characters: cache state, then loading method, then the rest."""
-    assert label(values, sample) == name
+    assert make_label(values, sample) == name
 
 
 @given(POINTS, SAMPLES, st.integers(12, 40))
 def test_no_label_is_longer_than_the_lists_show(values: dict[str, str], sample: int, limit: int) -> None:
     """MLflow cuts longer names at the end, where the sample's number stands."""
-    name = label(values, sample, limit)
+    name = make_label(values, sample, limit)
     assert len(name) <= limit
     assert name.endswith(f"#{sample}")
     assert name.isprintable()
@@ -42,7 +42,7 @@ def test_no_label_is_longer_than_the_lists_show(values: dict[str, str], sample: 
 @given(st.lists(st.tuples(POINTS, SAMPLES), max_size=25))
 def test_all_labels_of_a_sweep_differ(points: list[tuple[dict[str, str], int]]) -> None:
     """Two bars with the same name in a chart cannot be told apart, whatever the values are."""
-    names = labels(points)
+    names = make_labels(points)
     assert len(names) == len(points)
     assert len(set(names)) == len(names)
     assert all(len(name) <= LIMIT for name in names)
@@ -51,7 +51,7 @@ def test_all_labels_of_a_sweep_differ(points: list[tuple[dict[str, str], int]]) 
 @given(st.lists(st.tuples(POINTS, SAMPLES), min_size=1, max_size=10))
 def test_labels_are_the_same_every_time(points: list[tuple[dict[str, str], int]]) -> None:
     """A sweep that is continued in another process gives its samples the same names."""
-    assert labels(points) == labels(points)
+    assert make_labels(points) == make_labels(points)
 
 
 def test_points_that_shorten_to_the_same_name_get_a_digest() -> None:
@@ -59,7 +59,7 @@ def test_points_that_shorten_to_the_same_name_get_a_digest() -> None:
     values = [
         {"cache": "cold", "loading": name} for name in ("device_map_auto_max_memory", "drive_map_auto_max_memory")
     ]
-    names = labels([(value, sample) for sample in range(2) for value in values])
+    names = make_labels([(value, sample) for sample in range(2) for value in values])
     assert [name[-2:] for name in names] == ["#0", "#0", "#1", "#1"]
     assert names[0][:-1] == names[2][:-1]
     assert names[0] != names[1]
@@ -74,6 +74,6 @@ def test_a_whole_sweep_of_real_methods_is_readable() -> None:
         for cache in ("cold", "warm")
         for method in (*methods.split(","), "legacy_manager")
     ]
-    names = labels(points)
+    names = make_labels(points)
     assert len(set(names)) == 70
     assert not [name for name in names if "~" in name]

@@ -11,12 +11,12 @@ import pytest
 
 import planted
 from ladezeit.analysis.comparison import compare_points
-from ladezeit.analysis.eligibility import doubt, level_of, machine_of
+from ladezeit.analysis.eligibility import level_of, machine_of, unverified_reason
 from ladezeit.config import NOT_MEASURED, TrackingConfig, TrackingKind
 from ladezeit.errors import LadezeitError
 from ladezeit.results import fields
 from ladezeit.results.reader import Samples, read_paths
-from ladezeit.results.records import FILE_NAME, Status, SweepRecord, read
+from ladezeit.results.records import FILE_NAME, Status, SweepRecord, read_result
 from ladezeit.tracking import SweepStatus, open_tracker
 from ladezeit.tracking.reader import read_experiment
 
@@ -78,8 +78,8 @@ def test_what_varies_is_found_without_a_record() -> None:
     threads = planted.sample("cuda_fp16", 0, 1.0)
     threads.config["loading"]["threads"] = 8
     threads.identity = type(threads.identity)(**{**threads.identity.__dict__, "point": "other"})
-    assert fields.found_varying([*made, threads]) == ["loading", "loading.threads"]
-    assert fields.found_varying(made, ["loading"]) == ["loading"]
+    assert fields.infer_varying_keys([*made, threads]) == ["loading", "loading.threads"]
+    assert fields.infer_varying_keys(made, ["loading"]) == ["loading"]
 
 
 def test_what_does_not_change_a_measurement_is_the_same_here_as_in_the_config() -> None:
@@ -111,7 +111,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[P
     tracker = open_tracker(TrackingConfig(kind=TrackingKind.sqlite, experiment="planted"), outputs)
     record = tracker.begin_sweep(SweepRecord.read_record(folder), folder)
     for job in sorted(int(own.name) for own in folder.iterdir() if own.is_dir()):
-        tracker.log_sample(read(folder / str(job)), folder / str(job), record, record.varying)
+        tracker.log_sample(read_result(folder / str(job)), folder / str(job), record, record.varying)
     tracker.end_sweep(record, SweepStatus.FINISHED, "")
     return outputs, read_paths([folder])
 
@@ -141,7 +141,7 @@ def test_a_run_whose_file_is_gone_is_read_from_its_tags(experiment: tuple[Path, 
     twin = next(result for result in files.results if result.identity.job == own.identity.job)
     assert own.identity.point == twin.identity.point and level_of(own) == level_of(twin)
     assert own.metrics["load/total_s"] == pytest.approx(twin.metrics["load/total_s"], rel=1e-5)
-    assert machine_of(own) == machine_of(twin) and doubt(own) == doubt(twin)
+    assert machine_of(own) == machine_of(twin) and unverified_reason(own) == unverified_reason(twin)
     assert own.config["loading"]["name"] == twin.config["loading"]["name"]
 
 

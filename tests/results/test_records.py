@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ladezeit.errors import LadezeitError
-from ladezeit.results.records import ErrorReport, Identity, Phase, Result, Status, SweepRecord, read, save
+from ladezeit.results.records import ErrorReport, Identity, Phase, Result, Status, SweepRecord, read_result, save_result
 from ladezeit.system.files import write_atomically
 
 DOCUMENTED = [
@@ -43,7 +43,7 @@ def example(**changes: object) -> Result:
 
 def test_the_file_has_exactly_the_documented_keys_in_order(tmp_path: Path) -> None:
     """Programs of users read this file; docs/result.md is their contract."""
-    plain = json.loads(save(example(), tmp_path).read_text())
+    plain = json.loads(save_result(example(), tmp_path).read_text())
     assert list(plain) == DOCUMENTED
     documented = (Path(__file__).parents[2] / "docs" / "result.md").read_text()
     assert all(f"| `{key}` |" in documented for key in DOCUMENTED)
@@ -60,32 +60,32 @@ def test_what_was_measured_is_read_back_as_it_was(tmp_path_factory: pytest.TempP
     """Nothing measured is lost or changed on its way through the file."""
     result = example(**fields)
     folder = tmp_path_factory.mktemp("sample")
-    save(result, folder)
-    assert read(folder) == result
+    save_result(result, folder)
+    assert read_result(folder) == result
 
 
 def test_a_metric_that_is_no_number_becomes_null(tmp_path: Path) -> None:
     """The file stays JSON that every parser reads; there is no Infinity in it."""
-    text = save(example(metrics={"a": math.inf, "b": math.nan, "c": 1.0}), tmp_path).read_text()
+    text = save_result(example(metrics={"a": math.inf, "b": math.nan, "c": 1.0}), tmp_path).read_text()
     assert json.loads(text)["metrics"] == {"a": None, "b": None, "c": 1.0}
-    assert read(tmp_path).metrics == {"c": 1.0}
+    assert read_result(tmp_path).metrics == {"c": 1.0}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 99}', '{"schema_version": 1, "status": "ok"}'])
 def test_a_damaged_or_foreign_file_is_named_not_guessed_at(tmp_path: Path, content: str) -> None:
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(LadezeitError):
-        read(tmp_path)
+        read_result(tmp_path)
 
 
 def test_a_missing_file_says_that_the_sample_did_not_end(tmp_path: Path) -> None:
     with pytest.raises(LadezeitError, match="did not end"):
-        read(tmp_path)
+        read_result(tmp_path)
 
 
 def test_a_process_killed_while_writing_leaves_the_old_file_whole(tmp_path: Path) -> None:
     """A power cut or `kill -9` in the middle of writing must not cost an older measurement."""
-    save(example(reason="old"), tmp_path)
+    save_result(example(reason="old"), tmp_path)
     program = (
         "import os, signal, pathlib, ladezeit.results.records as r\n"
         "os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -93,7 +93,7 @@ def test_a_process_killed_while_writing_leaves_the_old_file_whole(tmp_path: Path
     )
     died = subprocess.run([sys.executable, "-c", program], check=False)
     assert died.returncode == -9
-    assert read(tmp_path).reason == "old"
+    assert read_result(tmp_path).reason == "old"
 
 
 def test_a_full_disk_leaves_no_half_written_file(tmp_path: Path) -> None:

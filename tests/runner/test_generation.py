@@ -20,7 +20,7 @@ from transformers import (
 
 from ladezeit.config import InferenceConfig
 from ladezeit.errors import CheckpointError, ConfigError, LoadError
-from ladezeit.runner.generation import Generation, generate
+from ladezeit.runner.generation import Generation, generate_tokens
 from ladezeit.timing.clock import Clock
 
 PROMPT = [5, 6, 7, 8, 9, 5, 6]
@@ -43,7 +43,7 @@ def tiny_model(dtype: torch.dtype = torch.float32, seed: int = 0) -> Qwen2ForCau
 
 def spoken(model: Any, folder: Path, config: InferenceConfig = ASKED) -> tuple[Generation, Clock]:
     clock = Clock(time.monotonic_ns())
-    return generate(model, folder, config, clock), clock
+    return generate_tokens(model, folder, config, clock), clock
 
 
 def librarys_own(model: Any, prompt: list[int], new_tokens: int) -> list[int]:
@@ -251,7 +251,7 @@ def test_a_model_on_the_gpu_says_what_the_library_says(dtype: torch.dtype, tmp_p
     model = tiny_model(dtype).to("cuda:0")
     model.generation_config.repetition_penalty = 1.1
     clock = Clock(time.monotonic_ns(), synchronise=lambda path: torch.cuda.synchronize())
-    assert generate(model, tmp_path, ASKED, clock).token_ids == librarys_own(model, PROMPT, 12)
+    assert generate_tokens(model, tmp_path, ASKED, clock).token_ids == librarys_own(model, PROMPT, 12)
 
 
 @pytest.mark.gpu

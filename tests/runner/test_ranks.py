@@ -35,7 +35,7 @@ from ladezeit.system.gpus import ResolvedDevice
 from ladezeit.system.nvml import Gpu
 from ladezeit.system.page_cache import set_state
 from ladezeit.validation import references
-from ladezeit.validation.references import subject_of
+from ladezeit.validation.references import reference_key_of
 
 Measure = Callable[..., Result]
 CONTENT = ValidationConfig(ValidationLevel.content)
@@ -54,8 +54,8 @@ def measure(tiny: Any, tmp_path: Path, warm_references: None) -> Measure:
             loading.engine = f"engines_for_tests:{engine}"
         fields = {"loading": loading, "process": ProcessConfig(ProcessKind.fresh, time_limit_s=limit_s)}
         config = make_run_config(tmp_path, **(fields | changes))
-        files = references.prepare(
-            config, subject_of(config, checkpoint, device=device, hardware="this", cache=cache_folder())
+        files = references.prepare_references(
+            config, reference_key_of(config, checkpoint, device=device, hardware="this", cache=cache_folder())
         )
         identity = Identity("0" * 12, 0, 0, "test", [], "ladezeit")
         spec = WorkerSpec(config, checkpoint, identity, device, tmp_path, manifest=files.manifest)
@@ -118,7 +118,7 @@ def test_experts_that_are_cut_inside_are_proven(measure: Measure, cache: Path) -
     """Gate and up of all experts are one tensor, and a rank holds its half of each of the two."""
     model = model_config("tiny")
     model.name, model.architecture = "tiny-experts", TINY_MOE
-    result = measure(checkpoint=resolve.prepare(model, cache), validation=CONTENT)
+    result = measure(checkpoint=resolve.prepare_checkpoint(model, cache), validation=CONTENT)
     assert result.status is Status.ok, result.reason
     assert result.proof is not None and "bit for bit its slice" in result.proof["claim"]
 

@@ -28,7 +28,7 @@ from ladezeit.config import (
     ValidationConfig,
     ValidationLevel,
 )
-from ladezeit.results.records import Identity, Result, Status, read
+from ladezeit.results.records import Identity, Result, Status, read_result
 from ladezeit.runner.spec import WorkerSpec
 from ladezeit.runner.supervisor import Supervisor, last_words
 from ladezeit.system.page_cache import set_state
@@ -68,7 +68,7 @@ def test_a_load_is_measured_proven_and_spoken_to(
     """Each kind of process gives the same kind of result, with phases that add up to the total."""
     result = measure(process=limited(120, kind))
     assert result.status is Status.ok, result.reason
-    assert read(tmp_path) == result
+    assert read_result(tmp_path) == result
     metrics = result.metrics
     rate = "load/gb_per_s"
     inside = [v for name, v in metrics.items() if name.startswith("load/") and name.endswith("_s") and name != rate]
@@ -292,7 +292,7 @@ def test_ctrl_c_ends_the_worker_and_leaves_a_result(measure: Callable[..., Resul
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         measure("Steady", progress=lambda phase: started.set() if phase == "load/read" else None)
-    result = read(tmp_path)
+    result = read_result(tmp_path)
     assert (result.status, result.reason) == (Status.killed, "interrupted")
 
 
@@ -370,12 +370,12 @@ def _children(pid: int) -> list[int]:
 
 def hang_for_ever(folder: Path) -> None:
     """Start a supervisor whose fresh worker hangs; called in a process of its own."""
-    from ladezeit.checkpoint.resolve import prepare
+    from ladezeit.checkpoint.resolve import prepare_checkpoint
     from ladezeit.system.files import cache_folder
 
     loading = TransformersLoading(name="Hangs", engine="engines_for_tests:Hangs", device_map="device")
     config = make_run_config(folder, loading=loading, process=limited(300, ProcessKind.fresh))
-    checkpoint = prepare(config.model, cache_folder())
+    checkpoint = prepare_checkpoint(config.model, cache_folder())
     identity = Identity("0" * 12, 0, 0, "test", [], "ladezeit")
     with Supervisor() as supervisor:
         supervisor.run_sample(WorkerSpec(config, checkpoint, identity, "cpu", folder))

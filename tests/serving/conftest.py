@@ -15,14 +15,14 @@ def known(cache: Path) -> dict[str, Known]:
     """Checkpoints of 6 MB with other weights each, by name."""
     from transformers import AutoModelForCausalLM
 
-    from ladezeit.checkpoint.resolve import prepare
+    from ladezeit.checkpoint.resolve import prepare_checkpoint
 
     found = {}
     for seed, name in enumerate(("ape", "bee", "cat"), start=21):
         config = model_config("tiny")
         config.name, config.seed = name, seed
         config.architecture = {**config.architecture, "tie_word_embeddings": False}  # a tied one repeats its input
-        checkpoint = prepare(config, cache)
+        checkpoint = prepare_checkpoint(config, cache)
         tokens = says(AutoModelForCausalLM.from_pretrained(checkpoint.folder))
         found[name] = Known(name, checkpoint.folder, tokens, checkpoint.weight_bytes)
     assert len({model.tokens for model in found.values()}) == len(found), "models that say the same prove nothing"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from known_models import Known, says
 
-from ladezeit.report.server_flags import SGLANG, VLLM, as_text, hand_over
+from ladezeit.report.server_flags import SGLANG, VLLM, as_text, export_flags
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
@@ -92,7 +92,7 @@ def test_a_method_is_handed_over_in_a_server_s_own_words(
 ) -> None:
     """What a server has no flag for is said, not approximated."""
     entry = {"model": "my model", "method": "mine", "dtype": "float16", "loading": loading}
-    handed = {each.server: each for each in hand_over(entry, "org/name")}
+    handed = {each.server: each for each in export_flags(entry, "org/name")}
     for server, wanted in ((VLLM, vllm), (SGLANG, sglang)):
         command = handed[server].command
         assert (wanted is None) == (command is None)
@@ -117,4 +117,4 @@ def test_the_guide_s_flags_are_those_of_the_code() -> None:
     assert len(rows) >= 6
     for method, flags in rows:
         engine = {"transformers_no_mmap": "safetensors_pread"}.get(method, method)
-        assert flags in str(hand_over({"loading": {"engine": engine}}, "m")[0].command)
+        assert flags in str(export_flags({"loading": {"engine": engine}}, "m")[0].command)

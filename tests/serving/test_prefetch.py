@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import ladezeit
 from configs_for_tests import model_config
-from ladezeit.checkpoint.resolve import Checkpoint, prepare
+from ladezeit.checkpoint.resolve import Checkpoint, prepare_checkpoint
 from ladezeit.cli.cache import NOT_SO, app, main
 from ladezeit.config import SyntheticModel
 from ladezeit.errors import USAGE, CheckpointError, ConfigError, NotRunnableError
@@ -21,7 +21,9 @@ from sparse_checkpoints import four_terabytes
 def shards(cache: Path) -> Iterator[Checkpoint]:
     """A checkpoint of several files that no other test looks at."""
     shape = model_config("tiny").architecture
-    yield prepare(SyntheticModel(name="tiny-prefetch", architecture=shape, seed=3, shard_bytes=900_000), cache)
+    yield prepare_checkpoint(
+        SyntheticModel(name="tiny-prefetch", architecture=shape, seed=3, shard_bytes=900_000), cache
+    )
 
 
 def test_what_was_evicted_is_brought_back_once(shards: Checkpoint) -> None:

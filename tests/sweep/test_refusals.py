@@ -20,8 +20,8 @@ from ladezeit.results.records import Identity, Status
 from ladezeit.sweep.job import not_started
 from ladezeit.sweep.session import Session
 from ladezeit.system.page_cache import resident_share, why_never_cold
-from ladezeit.system.processes import run_apart
-from ladezeit.system.residency import filesystem
+from ladezeit.system.processes import run_module_json
+from ladezeit.system.residency import filesystem_type
 from required_parts import require
 
 HERE = Path(__file__).parents[1]
@@ -45,10 +45,10 @@ def test_a_refusal_is_recorded_as_what_it_is(refusal: LadezeitError, status: Sta
 def test_a_reference_load_that_finds_no_memory_is_out_of_memory() -> None:
     """Its process tells by its exit code, whichever library had asked for the memory."""
     with pytest.raises(OutOfMemoryError, match=r"model=tiny: memory ran out in its reference load: .*can't allocate"):
-        run_apart("references_for_tests", {"ask_for_bytes": 2**50}, "model=tiny")
+        run_module_json("references_for_tests", {"ask_for_bytes": 2**50}, "model=tiny")
     with pytest.raises(CheckpointError, match=r"model=tiny: its reference load failed: .*KeyError"):
-        run_apart("references_for_tests", {}, "model=tiny")
-    assert json.dumps(run_apart("references_for_tests", {"ask_for_bytes": 1}, "model=tiny")) == '{"had_bytes": 1}'
+        run_module_json("references_for_tests", {}, "model=tiny")
+    assert json.dumps(run_module_json("references_for_tests", {"ask_for_bytes": 1}, "model=tiny")) == '{"had_bytes": 1}'
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def asked(state: CacheState, outputs: Path) -> Any:
 
 def test_a_disk_can_be_cold_and_nothing_stays_of_the_trial(session: Session, tmp_path: Path) -> None:
     """Where the state can be had it is: the checkpoint's own pages are not touched to find that out."""
-    if filesystem(tmp_path) in ("tmpfs", "ramfs"):
+    if filesystem_type(tmp_path) in ("tmpfs", "ramfs"):
         pytest.skip("temporary files lie in memory here: give pytest a --basetemp on a disk")
     (tmp_path / "shard").write_bytes(os.urandom(2**20))
     assert why_never_cold(tmp_path) is None
@@ -85,7 +85,7 @@ def test_a_disk_can_be_cold_and_nothing_stays_of_the_trial(session: Session, tmp
 def test_in_memory_nothing_is_tried(tmp_path: Path) -> None:
     """tmpfs is memory: the reason names it, and what to set."""
     memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK) or filesystem(memory) != "tmpfs":
+    if not os.access(memory, os.W_OK) or filesystem_type(memory) != "tmpfs":
         pytest.skip("there is no tmpfs to write to")
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         reason = str(why_never_cold(Path(folder)))
@@ -105,7 +105,7 @@ def test_a_system_that_keeps_its_cache_is_found_out(tmp_path: Path, deaf_system:
         text=True,
         check=True,
     )
-    if filesystem(tmp_path) not in ("tmpfs", "ramfs"):
+    if filesystem_type(tmp_path) not in ("tmpfs", "ramfs"):
         assert done.stdout.startswith(f"the system (kernel {os.uname().release}) keeps files of {tmp_path} (")
         assert "Use cache=warm or cache=as_is" in done.stdout
 

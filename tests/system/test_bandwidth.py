@@ -22,10 +22,10 @@ from ladezeit.config import NOT_MEASURED, CacheState
 from ladezeit.errors import WorkerError
 from ladezeit.sweep.session import CEILINGS_FILE, Session
 from ladezeit.system import bandwidth, rates
-from ladezeit.system.bandwidth import Ceilings, binding, measure, measure_apart
+from ladezeit.system.bandwidth import Ceilings, binding_ceiling, measure_apart, measure_ceilings
 from ladezeit.system.gpus import resolve_device
 from ladezeit.system.page_cache import resident_share, set_state
-from ladezeit.system.residency import filesystem
+from ladezeit.system.residency import filesystem_type
 
 ON_CPU = ("storage", "page_cache", "mapping", "memcpy")
 ON_GPU = ("host_to_device_pinned", "host_to_device_pageable", "staged")
@@ -42,7 +42,7 @@ KNOWN = Ceilings(
 
 @pytest.fixture
 def shards(tmp_path: Path) -> list[Path]:
-    if filesystem(tmp_path) in ("tmpfs", "ramfs"):
+    if filesystem_type(tmp_path) in ("tmpfs", "ramfs"):
         pytest.skip("temporary files lie in memory here: give pytest a --basetemp on a disk")
     paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     for path in paths:
@@ -68,7 +68,7 @@ def test_all_rates_are_found_and_the_page_cache_stays_as_it_is(shards: list[Path
     """The next sample may ask for the state as it is: measuring must neither warm a cold checkpoint nor cool it."""
     set_state(shards, state)
     before = resident_share(shards)
-    check(measure("cpu", shards), ON_CPU)
+    check(measure_ceilings("cpu", shards), ON_CPU)
     # A busy system takes pages back by itself; it never brings any in.
     assert before / 2 <= resident_share(shards) <= before + 0.001
     assert sorted(path.name for path in shards[0].parent.iterdir()) == [shard.name for shard in shards]
@@ -78,7 +78,7 @@ def test_half_a_checkpoint_in_memory_stays_half(shards: list[Path]) -> None:
     """Shards that are not wholly in memory are never read through the page cache."""
     set_state(shards, CacheState.cold)
     set_state(shards[:1], CacheState.warm)
-    check(measure("cpu", shards), ON_CPU)
+    check(measure_ceilings("cpu", shards), ON_CPU)
     assert resident_share(shards[:1]) > 0.5
     assert resident_share(shards[1:]) < 0.001
 
@@ -86,12 +86,12 @@ def test_half_a_checkpoint_in_memory_stays_half(shards: list[Path]) -> None:
 def test_a_checkpoint_in_memory_has_no_storage(tmp_path: Path) -> None:
     """Newer kernels let a tmpfs be opened for direct reads, which would measure memory and call it a disk."""
     memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK) or filesystem(memory) != "tmpfs":
+    if not os.access(memory, os.W_OK) or filesystem_type(memory) != "tmpfs":
         pytest.skip("there is no tmpfs to write to")
     with tempfile.NamedTemporaryFile(dir=memory) as shard:
         shard.write(os.urandom(8 * 2**20))
         shard.flush()
-        found = measure("cpu", [Path(shard.name)])
+        found = measure_ceilings("cpu", [Path(shard.name)])
     assert found.storage_gb_per_s is None
     assert found.reasons["storage"] == "the checkpoint lies on tmpfs, which is memory"
     check(found, ("page_cache", "mapping", "memcpy"))
@@ -100,7 +100,7 @@ def test_a_checkpoint_in_memory_has_no_storage(tmp_path: Path) -> None:
 def test_what_cannot_be_measured_says_why(tmp_path: Path) -> None:
     """One rate that fails costs itself alone."""
     missing = tmp_path / "missing" / "model.safetensors"
-    found = measure("cpu", [missing])
+    found = measure_ceilings("cpu", [missing])
     check(found, ("memcpy",))
     assert "missing" in found.reasons["storage"] and "missing" in found.reasons["mapping"]
 
@@ -188,7 +188,7 @@ def test_copy_and_transfer_go_on_at_the_same_time_and_lose_nothing(
 
     opened = [os.open(shard, os.O_RDONLY) for shard in shards]
     try:
-        tries = rates.staged(opened, cpus, late)
+        tries = rates.measure_staged(opened, cpus, late)
     finally:
         for descriptor in opened:
             os.close(descriptor)
@@ -221,13 +221,13 @@ def test_the_slowest_stage_binds(
     state: CacheState, device: str, keeps_dtype: bool, expected: tuple[str, float]
 ) -> None:
     """A load cannot be faster than the slowest thing that all its bytes have to pass."""
-    assert binding(KNOWN, state, device, keeps_dtype) == expected
+    assert binding_ceiling(KNOWN, state, device, keeps_dtype) == expected
 
 
 def test_a_fast_disk_meets_the_link_to_the_gpu() -> None:
     """Where storage outruns the link, the link is the limit."""
     fast = Ceilings(storage_gb_per_s=60, page_cache_gb_per_s=90, host_to_device_pinned_gb_per_s=25, staged_gb_per_s=20)
-    assert binding(fast, CacheState.cold, "cuda:0", True) == ("host_to_device_pinned", 25)
+    assert binding_ceiling(fast, CacheState.cold, "cuda:0", True) == ("host_to_device_pinned", 25)
 
 
 def test_copy_and_transfer_share_the_memory_bus() -> None:
@@ -236,28 +236,28 @@ def test_copy_and_transfer_share_the_memory_bus() -> None:
     As much of each byte as was in memory takes the time that it takes from there.
     """
     shared = Ceilings(storage_gb_per_s=5, page_cache_gb_per_s=90, host_to_device_pinned_gb_per_s=50, staged_gb_per_s=30)
-    assert binding(shared, CacheState.warm, "cuda:0", True) == ("staged", 30)
-    half = binding(shared, CacheState.half, "cuda:0", True, resident_share=0.5)
+    assert binding_ceiling(shared, CacheState.warm, "cuda:0", True) == ("staged", 30)
+    half = binding_ceiling(shared, CacheState.half, "cuda:0", True, resident_share=0.5)
     assert half == ("staged+storage", pytest.approx(2 / (1 / 30 + 1 / 5)))
 
 
 @pytest.mark.parametrize(("written_per_read", "expected"), [(1.0, 12.0), (2.0, 8.0), (0.5, 16.0)])
 def test_a_conversion_moves_what_it_reads_and_what_it_writes(written_per_read: float, expected: float) -> None:
     """From bfloat16 to float32 three bytes move for each one read, where a copy moves two."""
-    found = binding(KNOWN, CacheState.warm, "cpu", False, written_per_read=written_per_read)
+    found = binding_ceiling(KNOWN, CacheState.warm, "cpu", False, written_per_read=written_per_read)
     assert found == ("memcpy", pytest.approx(expected))
 
 
 def test_no_ceiling_where_a_stage_was_not_measured() -> None:
     """A limit that leaves out a stage would be called reached too early."""
-    assert binding(Ceilings(mapping_gb_per_s=9.0), CacheState.cold, "cpu", True) is None
+    assert binding_ceiling(Ceilings(mapping_gb_per_s=9.0), CacheState.cold, "cpu", True) is None
     apart = Ceilings(page_cache_gb_per_s=9.0, host_to_device_pinned_gb_per_s=9.0)
-    assert binding(apart, CacheState.warm, "cuda:0", True) is None
+    assert binding_ceiling(apart, CacheState.warm, "cuda:0", True) is None
     for share in (None, math.nan):
-        assert binding(KNOWN, CacheState.as_is, "cpu", True, resident_share=share) is None
+        assert binding_ceiling(KNOWN, CacheState.as_is, "cpu", True, resident_share=share) is None
     on_tmpfs = Ceilings(mapping_gb_per_s=9.0)
-    assert binding(on_tmpfs, CacheState.as_is, "cpu", True, resident_share=1.0) == ("mapping", 9.0)
-    assert binding(on_tmpfs, CacheState.as_is, "cpu", True, resident_share=0.5) is None
+    assert binding_ceiling(on_tmpfs, CacheState.as_is, "cpu", True, resident_share=1.0) == ("mapping", 9.0)
+    assert binding_ceiling(on_tmpfs, CacheState.as_is, "cpu", True, resident_share=0.5) is None
 
 
 RATES = st.floats(min_value=1e-3, max_value=1e4)
@@ -269,7 +269,7 @@ def test_as_is_lies_between_cold_and_warm(storage: float, mapping: float, shares
     known = Ceilings(storage_gb_per_s=storage, mapping_gb_per_s=mapping)
 
     def at(share: float) -> float:
-        found = binding(known, CacheState.as_is, "cpu", True, resident_share=share)
+        found = binding_ceiling(known, CacheState.as_is, "cpu", True, resident_share=share)
         assert found is not None
         return found[1]
 
@@ -374,4 +374,4 @@ def test_on_a_gpu_the_link_is_measured_too(shards: list[Path]) -> None:
     found = measure_apart("cuda:0", shards)
     check(found, (*ON_CPU, *ON_GPU))
     for state in (CacheState.cold, CacheState.warm):
-        assert binding(found, state, "cuda:0", True) is not None
+        assert binding_ceiling(found, state, "cuda:0", True) is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ladezeit.system.device_lock import Holder, lock, lock_path
+from ladezeit.system.device_lock import Holder, lock_device, lock_path
 from ladezeit.system.gpus import ResolvedDevice
 from ladezeit.system.nvml import Gpu
 
@@ -20,9 +20,9 @@ GPU = ResolvedDevice("cuda:0", Gpu(0, "MIG-GPU-12/1/0", "card", 0, "580", None, 
 HOLD = """
 import sys
 from pathlib import Path
-from ladezeit.system.device_lock import lock
+from ladezeit.system.device_lock import lock_device
 from ladezeit.system.gpus import ResolvedDevice
-with lock(ResolvedDevice("cpu", None, None), lambda holder: print("waiting", flush=True), Path(sys.argv[1])):
+with lock_device(ResolvedDevice("cpu", None, None), lambda holder: print("waiting", flush=True), Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -50,7 +50,7 @@ def test_whoever_waits_is_told_for_whom(tmp_path: Path) -> None:
             assert other.stdin is not None
             other.stdin.close()
 
-        with lock(CPU, waiting, tmp_path):
+        with lock_device(CPU, waiting, tmp_path):
             assert other.wait(10) == 0
     assert [holder and holder.pid for holder in told] == [other.pid]
     assert told[0] is not None
@@ -59,7 +59,7 @@ def test_whoever_waits_is_told_for_whom(tmp_path: Path) -> None:
 
 def test_a_second_process_waits_until_the_first_lets_go(tmp_path: Path) -> None:
     """Two sweeps started at once run one after the other."""
-    with lock(CPU, folder=tmp_path):
+    with lock_device(CPU, folder=tmp_path):
         other = other_process(tmp_path)
         assert line_of(other) == "waiting"
     assert line_of(other) == "held"
@@ -74,15 +74,15 @@ def test_a_killed_holder_holds_nothing(tmp_path: Path) -> None:
         os.kill(other.pid, signal.SIGKILL)
         other.wait(10)
     told: list[Holder | None] = []
-    with lock(CPU, told.append, tmp_path):
+    with lock_device(CPU, told.append, tmp_path):
         assert json.loads(lock_path(CPU, tmp_path).read_text())["pid"] == os.getpid()
     assert told == []
 
 
 def test_one_process_may_enter_again(tmp_path: Path) -> None:
     """A sweep that holds the device does not wait for its own samples; the last one out lets go."""
-    outer = lock(CPU, folder=tmp_path)
-    inner = lock(CPU, folder=tmp_path)
+    outer = lock_device(CPU, folder=tmp_path)
+    inner = lock_device(CPU, folder=tmp_path)
     outer.__enter__()
     inner.__enter__()
     outer.__exit__(None, None, None)
@@ -95,7 +95,7 @@ def test_one_process_may_enter_again(tmp_path: Path) -> None:
 
 def test_an_error_or_an_interrupt_lets_go(tmp_path: Path) -> None:
     """Ctrl-C in a sweep does not block the next one."""
-    with pytest.raises(KeyboardInterrupt), lock(CPU, folder=tmp_path):
+    with pytest.raises(KeyboardInterrupt), lock_device(CPU, folder=tmp_path):
         raise KeyboardInterrupt
     other = other_process(tmp_path)
     assert line_of(other) == "held"
@@ -104,7 +104,7 @@ def test_an_error_or_an_interrupt_lets_go(tmp_path: Path) -> None:
 
 def test_each_device_has_a_lock_of_its_own(tmp_path: Path) -> None:
     """A sweep on the CPU does not keep one on the GPU waiting, and a MIG id makes a file name."""
-    with lock(CPU, folder=tmp_path), lock(GPU, folder=tmp_path):
+    with lock_device(CPU, folder=tmp_path), lock_device(GPU, folder=tmp_path):
         names = {path.name for path in tmp_path.iterdir()}
     assert len(names) == 2
     assert "gpu-MIG-GPU-12_1_0.samples.lock" in names
@@ -121,7 +121,7 @@ def test_threads_of_one_process_share_the_lock(tmp_path: Path) -> None:
     entered = threading.Barrier(4, timeout=10)
 
     def enter() -> None:
-        with lock(CPU, folder=tmp_path):
+        with lock_device(CPU, folder=tmp_path):
             entered.wait()
 
     threads = [threading.Thread(target=enter) for _ in range(4)]
@@ -130,5 +130,5 @@ def test_threads_of_one_process_share_the_lock(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(10)
     assert not entered.broken
-    with lock(CPU, lambda holder: pytest.fail(f"still held by {holder}"), tmp_path):
+    with lock_device(CPU, lambda holder: pytest.fail(f"still held by {holder}"), tmp_path):
         pass

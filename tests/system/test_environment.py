@@ -12,12 +12,12 @@ import pytest
 from ladezeit.system.environment import (
     LIBRARIES,
     Mount,
-    collect,
+    collect_environment,
     describe_storage,
     git_state,
     mount_of,
     parse_mounts,
-    telling_variables,
+    relevant_variables,
 )
 from ladezeit.system.gpus import ResolvedDevice
 from ladezeit.system.nvml import Gpu
@@ -36,7 +36,7 @@ MOUNTINFO = r"""
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return collect(CPU, tmp_path_factory.mktemp("checkpoint"))
+    return collect_environment(CPU, tmp_path_factory.mktemp("checkpoint"))
 
 
 def test_the_facts_are_plain_data(facts: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ def test_every_library_that_matters_has_its_version(facts: dict[str, Any]) -> No
 def test_the_gpu_is_described() -> None:
     """The card, its driver and its link are in the record."""
     gpu = Gpu(0, "GPU-1", "NVIDIA H100", 80 * 2**30, "580.1", 5, 16)
-    device = collect(ResolvedDevice("cuda:0", gpu, None), Path("/"))["device"]
+    device = collect_environment(ResolvedDevice("cuda:0", gpu, None), Path("/"))["device"]
     assert (device["gpu"]["name"], device["gpu"]["pcie_width"]) == ("NVIDIA H100", 16)
 
 
@@ -86,8 +86,8 @@ def test_secrets_never_reach_a_result() -> None:
         "LADEZEIT_CREDENTIALS": "x",
     }
     other = {"PATH": "/bin", "AWS_ACCESS_KEY_ID": "x", "HOME": "/root"}
-    assert telling_variables(kept | secret | other) == kept
-    told = telling_variables({"HF_ENDPOINT": "https://me:pass@mirror/x?t=hf_abcdefghijklmnop"})
+    assert relevant_variables(kept | secret | other) == kept
+    told = relevant_variables({"HF_ENDPOINT": "https://me:pass@mirror/x?t=hf_abcdefghijklmnop"})
     assert told == {"HF_ENDPOINT": "https://***@mirror/x?t=***"}
 
 

@@ -11,9 +11,9 @@ from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import StreamedLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadRequest
-from ladezeit.loading.build_model import Assembling
+from ladezeit.loading.build_model import StateDictEngine
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.system.gc_pause import collector_paused
+from ladezeit.system.gc_pause import pause_gc
 from ladezeit.timing.clock import Clock
 
 
@@ -28,7 +28,7 @@ def test_a_load_pauses_it_by_itself(own_tiny: Checkpoint, monkeypatch: pytest.Mo
     monkeypatch.setattr(StreamedEngine, "open", failing)
     request = LoadRequest(own_tiny, StreamedLoading(name="streamed"), "cpu", Path())
     with pytest.raises(LoadError, match="no such model"):
-        Assembling(StreamedEngine()).load(request, Clock(0))
+        StateDictEngine(StreamedEngine()).load(request, Clock(0))
     assert seen == [False]
     assert gc.isenabled()
 
@@ -37,7 +37,7 @@ def test_a_program_that_has_it_off_keeps_it_off() -> None:
     """A service that collects by itself, at moments of its own, is not overruled."""
     gc.disable()
     try:
-        with collector_paused():
+        with pause_gc():
             pass
         assert not gc.isenabled()
     finally:
@@ -49,12 +49,12 @@ def test_the_last_of_several_loads_turns_it_on() -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def other() -> None:
-        with collector_paused():
+        with pause_gc():
             inside.set()
             leave.wait(60)
 
     thread = threading.Thread(target=other)
-    with collector_paused():
+    with pause_gc():
         thread.start()
         assert inside.wait(60)
     assert not gc.isenabled()

@@ -11,7 +11,7 @@ from ladezeit.config import RuntimeConfig, TransformersLoading
 from ladezeit.errors import NotRunnableError
 from ladezeit.loading.preflight import check_on_machine, devices_used
 from ladezeit.system import gpus
-from ladezeit.system.gpus import check_opened, cuda_devices, numbering, resolve_device
+from ladezeit.system.gpus import check_opened, cuda_devices, numbering_variables, resolve_device
 from ladezeit.system.torch_settings import import_environment
 
 FOUR = [Known(f"GPU-{letter * 8}-0000-0000-0000-000000000000") for letter in "abcd"]
@@ -39,7 +39,7 @@ def test_on_a_sound_machine_numbers_are_the_drivers(monkeypatch: pytest.MonkeyPa
     assert uuids() == [A, B, C, D]
     found = resolve_device("cuda:2")
     assert found.gpu is not None and (found.gpu.uuid, found.note) == (C, None)
-    assert numbering() == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert numbering_variables() == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_gpus_that_a_control_group_hides_are_not_counted(monkeypatch: pytest.Mon
     Driver([hidden[0], hidden[1], FOUR[2], hidden[3]]).install(monkeypatch)
     found = resolve_device("cuda:0")
     assert found.gpu is not None and (found.gpu.uuid, found.note) == (C, None)
-    assert numbering() == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert numbering_variables() == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     with pytest.raises(NotRunnableError, match=r"found cuda:0 \("):
         resolve_device("cuda:1")
 
@@ -178,7 +178,7 @@ def test_once_cuda_is_open_torch_says_which_gpu_a_number_is(monkeypatch: pytest.
     assert found is not None and (found.name, found.total_bytes, found.pcie_width) == ("NVIDIA H200", 141 * GIB, 16)
     other = resolve_device("cuda:1").gpu
     assert other is not None and (other.uuid, other.index) == (A, 1)
-    assert numbering() == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": f"{C},{A},{B}"}
+    assert numbering_variables() == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": f"{C},{A},{B}"}
 
 
 @pytest.mark.parametrize("told", ["instance", "gpu"])

@@ -15,14 +15,14 @@ from ladezeit.errors import CheckpointError, NotRunnableError
 from ladezeit.system.page_cache import (
     HALF_WITHIN,
     CacheReport,
-    drop,
+    drop_pages,
     resident_bytes,
     resident_share,
     set_state,
-    verify,
-    warm,
+    verify_state,
+    warm_pages,
 )
-from ladezeit.system.residency import filesystem, pages_by_cachestat, pages_by_mincore, resident_ranges
+from ladezeit.system.residency import filesystem_type, pages_by_cachestat, pages_by_mincore, resident_ranges
 
 PAGE = os.sysconf("SC_PAGESIZE")
 SIZE = 20 * 2**20 + 1
@@ -30,7 +30,7 @@ SIZE = 20 * 2**20 + 1
 
 @pytest.fixture
 def shards(tmp_path: Path) -> list[Path]:
-    if filesystem(tmp_path) in ("tmpfs", "ramfs"):
+    if filesystem_type(tmp_path) in ("tmpfs", "ramfs"):
         pytest.skip("temporary files lie in memory here: give pytest a --basetemp on a disk")
     paths = [tmp_path / "a", tmp_path / "b"]
     for path in paths:
@@ -42,9 +42,9 @@ def reach(paths: list[Path], state: CacheState) -> CacheReport:
     """Set the state until it holds: a busy system takes single pages of a warm file back now and then."""
     for _ in range(10):
         report = set_state(paths, state)
-        if verify(paths, state)[1]:
+        if verify_state(paths, state)[1]:
             return report
-    raise AssertionError(verify(paths, state))
+    raise AssertionError(verify_state(paths, state))
 
 
 def test_states_are_reached_and_verified(shards: list[Path]) -> None:
@@ -60,10 +60,10 @@ def test_states_are_reached_and_verified(shards: list[Path]) -> None:
 def test_as_is_changes_nothing(shards: list[Path]) -> None:
     """``cache=as_is`` records what it finds, whatever that is."""
     reach(shards, CacheState.warm)
-    drop(shards[:1])
+    drop_pages(shards[:1])
     report = set_state(shards, CacheState.as_is)
     assert report.resident_before_share == report.resident_after_share == pytest.approx(0.5, abs=0.02)
-    share, as_asked, reason = verify(shards, CacheState.as_is)
+    share, as_asked, reason = verify_state(shards, CacheState.as_is)
     assert (as_asked, reason) == (True, None)
     assert share == pytest.approx(0.5, abs=0.02)
 
@@ -71,11 +71,11 @@ def test_as_is_changes_nothing(shards: list[Path]) -> None:
 def test_a_wrong_state_is_noticed(shards: list[Path]) -> None:
     """What something read meanwhile is not cold, what was dropped meanwhile is not warm."""
     reach(shards, CacheState.warm)
-    _, as_asked, reason = verify(shards, CacheState.cold)
+    _, as_asked, reason = verify_state(shards, CacheState.cold)
     assert not as_asked
     assert re.search(r"cache=cold was asked, but (99|100)\.\d % of the checkpoint is in memory", str(reason))
-    drop(shards[1:])
-    _, as_asked, reason = verify(shards, CacheState.warm)
+    drop_pages(shards[1:])
+    _, as_asked, reason = verify_state(shards, CacheState.warm)
     assert not as_asked
     assert re.search(r"cache=warm was asked, but only (49|50)\.\d %", str(reason))
 
@@ -105,13 +105,13 @@ def test_half_is_every_other_block(shards: list[Path]) -> None:
     reach(shards, CacheState.warm)
     report = set_state(shards, CacheState.half)
     assert report.resident_after_share == pytest.approx(0.5, abs=HALF_WITHIN)
-    assert verify(shards, CacheState.half)[1:] == (True, None)
+    assert verify_state(shards, CacheState.half)[1:] == (True, None)
     with shards[0].open("rb") as file:
         begin = SIZE // 16 // PAGE * PAGE  # inside the second block, which is out
         found, _ = resident_ranges(file.fileno(), shards[0], [(0, PAGE), (begin + 2 * PAGE, begin + 4 * PAGE)])
     assert found == [True, False]
-    warm(shards)
-    _, as_asked, reason = verify(shards, CacheState.half)
+    warm_pages(shards)
+    _, as_asked, reason = verify_state(shards, CacheState.half)
     assert not as_asked
     assert "cache=half was asked" in str(reason)
 
@@ -130,8 +130,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for action in (
         resident_bytes,
         lambda path: resident_share([path]),
-        lambda path: drop([path]),
-        lambda path: warm([path]),
+        lambda path: drop_pages([path]),
+        lambda path: warm_pages([path]),
     ):
         with pytest.raises(CheckpointError, match="gone is missing"):
             action(tmp_path / "gone")
@@ -164,7 +164,7 @@ def test_on_tmpfs_nothing_is_cold_and_the_reason_says_so(mount: Path) -> None:
     mounted("-t", "tmpfs", "none", mount)
     (mount / "a").write_bytes(b"x" * SIZE)
     set_state([mount / "a"], CacheState.cold)
-    share, as_asked, reason = verify([mount / "a"], CacheState.cold)
+    share, as_asked, reason = verify_state([mount / "a"], CacheState.cold)
     assert (share, as_asked) == (1.0, False)
     assert "tmpfs, which is memory and never cold" in str(reason)
 
@@ -176,11 +176,11 @@ def test_on_overlay_warm_is_not_taken_for_cold(tmp_path: Path, mount: Path) -> N
     (tmp_path / "lower" / "a").write_bytes(os.urandom(SIZE))
     options = ",".join(f"{name}dir={tmp_path / name}" for name in ("lower", "upper", "work"))
     mounted("-t", "overlay", "overlay", "-o", options, mount)
-    if filesystem(tmp_path) == "tmpfs":
+    if filesystem_type(tmp_path) == "tmpfs":
         pytest.skip("the lower file system is memory")
     for state, other in ((CacheState.warm, CacheState.cold), (CacheState.cold, CacheState.warm)):
         reach([mount / "a"], state)
-        assert not verify([mount / "a"], other)[1]
+        assert not verify_state([mount / "a"], other)[1]
 
 
 def test_what_the_system_does_not_tell_is_not_guessed() -> None:
@@ -197,7 +197,7 @@ os.setgid(65534); os.setuid(65534)
 shards = [Path(sys.argv[1])]
 for state in CacheState:
     page_cache.set_state(shards, state)
-    print(*page_cache.verify(shards, state))
+    print(*page_cache.verify_state(shards, state))
 """
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
         Path(name).chmod(0o755)
@@ -214,7 +214,7 @@ for state in CacheState:
 
 def test_the_file_system_of_a_path_is_known() -> None:
     """It stands in the environment facts, and decides how the page cache is asked."""
-    assert filesystem(Path("/proc/self/status")) == "proc"
-    assert filesystem(Path("/sys/kernel")) == "sysfs"
+    assert filesystem_type(Path("/proc/self/status")) == "proc"
+    assert filesystem_type(Path("/sys/kernel")) == "sysfs"
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    assert filesystem(Path("/")) in {kind for _, place, kind, *_ in mounts if place == "/"}
+    assert filesystem_type(Path("/")) in {kind for _, place, kind, *_ in mounts if place == "/"}

@@ -17,7 +17,7 @@ def half_warm(tmp_path: Path) -> Path:
     """A file of which the middle range alone is in the page cache."""
     path = tmp_path / "file"
     path.write_bytes(os.urandom(RANGES[-1][1]))
-    page_cache.drop([path])
+    page_cache.drop_pages([path])
     with path.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         file.seek(64 * PAGE)
@@ -37,7 +37,7 @@ def test_all_ways_to_ask_agree(half_warm: Path) -> None:
 
 def test_a_stacked_file_system_is_looked_through(half_warm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a container, whose files come through an overlay, a warm file is seen as warm."""
-    monkeypatch.setattr(residency, "filesystem", lambda path: "overlay")
+    monkeypatch.setattr(residency, "filesystem_type", lambda path: "overlay")
     monkeypatch.setattr(residency, "pages_by_cachestat", lambda descriptor, ranges: [0] * len(ranges))
     with half_warm.open("rb") as file:
         assert residency.resident_pages(file.fileno(), half_warm, RANGES) == ([0, 64, 0], "mincore")
@@ -82,7 +82,7 @@ def test_a_file_of_somebody_else_that_was_asked_about_stays_cold(tmp_path: Path)
     """Asking brings pages in: the next load, which asks about the same file, still finds it cold."""
     path, large = tmp_path / "file", [(begin * 512 * PAGE, (begin + 1) * 512 * PAGE) for begin in range(8)]
     path.write_bytes(bytes(large[-1][1]))
-    page_cache.drop([path])
+    page_cache.drop_pages([path])
     with path.open("rb") as file:
         for _ in range(3):
             assert residency._by_reading(file.fileno(), large) == [False] * 8

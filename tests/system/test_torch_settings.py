@@ -30,8 +30,8 @@ def in_a_new_process(config: str, device: str) -> subprocess.CompletedProcess[st
     """Start Python with the environment that `config` asks for, apply it there, and print what is effective."""
     program = (
         "import json, torch; from ladezeit.config import RuntimeConfig; "
-        "from ladezeit.system.torch_settings import apply; "
-        f"print(json.dumps(apply({config}, {device!r})))"
+        "from ladezeit.system.torch_settings import apply_settings; "
+        f"print(json.dumps(apply_settings({config}, {device!r})))"
     )
     environment = os.environ | torch_settings.import_environment(eval(config))
     return subprocess.run(
@@ -42,7 +42,7 @@ def in_a_new_process(config: str, device: str) -> subprocess.CompletedProcess[st
 def test_nothing_asked_for_changes_nothing_and_says_what_there_is() -> None:
     """`runtime=default` leaves the library's defaults, and the result says which they were."""
     before = (torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark)
-    effective = torch_settings.apply(RuntimeConfig(), "cpu")
+    effective = torch_settings.apply_settings(RuntimeConfig(), "cpu")
     assert (effective["threads"], effective["matmul_precision"], effective["cudnn_benchmark"]) == before
     assert json.loads(json.dumps(effective)) == effective
 
@@ -50,7 +50,7 @@ def test_nothing_asked_for_changes_nothing_and_says_what_there_is() -> None:
 def test_settings_are_in_effect_and_read_back() -> None:
     """The origin case's settings are in effect after they were applied, and the record comes from torch."""
     asked = RuntimeConfig(matmul_precision=MatmulPrecision.high, allow_tf32=True, cudnn_benchmark=True, threads=1)
-    effective = torch_settings.apply(asked, "cpu")
+    effective = torch_settings.apply_settings(asked, "cpu")
     assert effective["threads"] == torch.get_num_threads() == 1
     assert effective["matmul_precision"] == torch.get_float32_matmul_precision() == "high"
     assert effective["allow_tf32"] is torch.backends.cuda.matmul.allow_tf32 is True
@@ -61,7 +61,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     """Full float32 precision and TF32 cannot both be had; the one that would win silently is named."""
     asked = RuntimeConfig(matmul_precision=MatmulPrecision.highest, allow_tf32=True)
     with pytest.raises(ConfigError, match=r"matmul_precision=highest was asked for, torch has 'high'"):
-        torch_settings.apply(asked, "cpu")
+        torch_settings.apply_settings(asked, "cpu")
 
 
 def test_the_environment_holds_only_what_was_asked_for() -> None:
@@ -124,7 +124,9 @@ def test_allocator_options_of_the_manual_are_taken(allocator: str) -> None:
 
 def test_the_allocator_has_no_part_in_a_run_on_the_cpu() -> None:
     """The origin case's settings can be run without a GPU; the result does not claim that they did anything."""
-    assert torch_settings.apply(RuntimeConfig(allocator="expandable_segments:True"), "cpu")["allocator"] is None
+    assert (
+        torch_settings.apply_settings(RuntimeConfig(allocator="expandable_segments:True"), "cpu")["allocator"] is None
+    )
 
 
 def test_an_allocator_setting_that_came_too_late_is_refused() -> None:
@@ -132,7 +134,7 @@ def test_an_allocator_setting_that_came_too_late_is_refused() -> None:
     if getattr(torch._C, "_accelerator_getAllocatorSettings", None) is None:
         pytest.skip("this torch tells its allocator's settings on a GPU only")
     with pytest.raises(ConfigError, match="process must start with it"):
-        torch_settings.apply(RuntimeConfig(allocator="expandable_segments:True"), "cuda:0")
+        torch_settings.apply_settings(RuntimeConfig(allocator="expandable_segments:True"), "cuda:0")
 
 
 @pytest.mark.parametrize("asked", ["eager", "sdpa"])

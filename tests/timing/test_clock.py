@@ -61,7 +61,7 @@ def test_the_device_is_waited_for_at_the_end_of_each_span() -> None:
 @pytest.mark.gpu
 def test_on_a_gpu_a_phase_waits_for_its_own_stream_and_the_load_for_all() -> None:
     """Looking at phases does not slow down an engine that copies in the background; the total leaves nothing out."""
-    wait = pipeline.waits_for(StreamedLoading(name="streamed"))
+    wait = pipeline.completion_waiter(StreamedLoading(name="streamed"))
     side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(side):
         torch.cuda._sleep(2 * 10**9)  # a second

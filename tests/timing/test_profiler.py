@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 
 from configs_for_tests import make_run_config
-from ladezeit.analysis.eligibility import doubt
+from ladezeit.analysis.eligibility import unverified_reason
 from ladezeit.config import ProcessConfig, ProcessKind, TensorParallelLoading, TransformersLoading
 from ladezeit.errors import LadezeitError
 from ladezeit.report.sample_view import as_rich
 from ladezeit.results.reader import read_paths
-from ladezeit.results.records import Identity, Result, Status, read
-from ladezeit.results.redaction import redact
+from ladezeit.results.records import Identity, Result, Status, read_result
+from ladezeit.results.redaction import redact_text
 from ladezeit.runner.spec import WorkerSpec
 from ladezeit.runner.supervisor import Supervisor
 from ladezeit.timing import profiler
-from ladezeit.tracking.mlflow_tracker import collect
+from ladezeit.tracking.mlflow_tracker import collect_files
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,10 @@ def test_the_flame_graph_and_the_speedscope_file_are_there(profiled: tuple[Resul
     """Both open without a network, and both go to MLflow whole and unchanged."""
     folder = profiled[1]
     page = (folder / profiler.PAGE_FILE).read_text()
-    assert "_count" in page and "googleapis" not in page and redact(page) == page
+    assert "_count" in page and "googleapis" not in page and redact_text(page) == page
     frames = json.loads((folder / profiler.SPEEDSCOPE_FILE).read_text())["shared"]["frames"]
     assert any("_count" in frame["name"] for frame in frames)
-    assert {profiler.PAGE_FILE, profiler.SPEEDSCOPE_FILE} <= collect(profiled[0], folder, tmp_path)
+    assert {profiler.PAGE_FILE, profiler.SPEEDSCOPE_FILE} <= collect_files(profiled[0], folder, tmp_path)
 
 
 def test_a_profiled_sample_is_shown_and_never_ranked(profiled: tuple[Result, Path]) -> None:
@@ -58,7 +58,7 @@ def test_a_profiled_sample_is_shown_and_never_ranked(profiled: tuple[Result, Pat
     from rich.console import Console
 
     result, folder = profiled
-    assert read(folder).config["profile"] is True and "profiler" in str(doubt(result))
+    assert read_result(folder).config["profile"] is True and "profiler" in str(unverified_reason(result))
     with pytest.raises(LadezeitError, match="measured under a profiler"):
         read_paths([folder])
     screen = Console(record=True, width=200)

@@ -12,10 +12,10 @@ import pytest
 
 import ladezeit
 import own_loaders
-from ladezeit.analysis.eligibility import doubt
-from ladezeit.cli.trace import importable, write_option
+from ladezeit.analysis.eligibility import unverified_reason
+from ladezeit.cli.trace import resolve_loader, write_option
 from ladezeit.errors import ConfigError, LadezeitError
-from ladezeit.loading.engines.traced import named
+from ladezeit.loading.engines.traced import import_loader
 from ladezeit.results.reader import read_paths
 from ladezeit.results.records import Result, Status
 from ladezeit.tracing.api import Trace, checkpoint_words
@@ -66,7 +66,7 @@ def test_a_loader_is_called_as_it_is_written(traced: Callable[..., Result]) -> N
     """Device and dtype are given to a loader with such parameters; the model may come in a dict."""
     result = traced(own_loaders.asks_for_everything, "loading.dtype=float32")
     assert result.status is Status.ok, result.error
-    assert (result.effective["dtype"], doubt(result)) == ("float32", None)
+    assert (result.effective["dtype"], unverified_reason(result)) == ("float32", None)
 
 
 def test_a_managers_methods_are_named_with_their_class(traced: Callable[..., Result]) -> None:
@@ -126,11 +126,11 @@ def test_import_and_marks_are_free_where_nothing_measures() -> None:
 @pytest.mark.parametrize(
     "ask, said",
     [
-        (lambda: named("own_loaders:missing"), "'own_loaders' has no 'missing'"),
-        (lambda: named("no_such_module_at_all:load"), "cannot be imported"),
-        (lambda: named("own_loaders:__name__"), "cannot be called"),
-        (lambda: importable("just_a_word"), "names no function"),
-        (lambda: importable("/nowhere/loader.py:load"), "there is no file"),
+        (lambda: import_loader("own_loaders:missing"), "'own_loaders' has no 'missing'"),
+        (lambda: import_loader("no_such_module_at_all:load"), "cannot be imported"),
+        (lambda: import_loader("own_loaders:__name__"), "cannot be called"),
+        (lambda: resolve_loader("just_a_word"), "names no function"),
+        (lambda: resolve_loader("/nowhere/loader.py:load"), "there is no file"),
         (lambda: write_option(Path("/tmp"), "streamed", "a:b"), "loading method of ladezeit's own"),
         (lambda: checkpoint_words("tyni"), "Did you mean 'tiny'"),
         (lambda: ladezeit.trace(own_loaders.plain, "tiny", repeats=0), "repeats=0"),
@@ -148,7 +148,7 @@ def test_a_file_in_a_package_is_imported_by_its_full_name(tmp_path: Path) -> Non
     for folder in (package, package.parent):
         (folder / "__init__.py").touch()
     (package / "manager.py").touch()
-    assert importable(f"{package}/manager.py:Manager.load") == ("service.models.manager:Manager.load", tmp_path)
+    assert resolve_loader(f"{package}/manager.py:Manager.load") == ("service.models.manager:Manager.load", tmp_path)
 
 
 @pytest.mark.slow
@@ -170,5 +170,5 @@ def test_the_verdict_names_the_walk_and_clears_the_settings(tiny: Any, tmp_path:
     assert "slow_manager.py:" in shown.stdout and "the settings are not the cause" in shown.stdout
     assert "Or keep ours and remove load/slow_manager:ModelManager._walk_all_modules from it" in shown.stdout
     slow = [r for r in read_paths([tmp_path / "traced"]).results if r.config["loading"]["name"] == "ours"]
-    assert all(r.status is Status.ok and doubt(r) is None for r in slow)
+    assert all(r.status is Status.ok and unverified_reason(r) is None for r in slow)
     assert len({r.identity.point for r in slow}) == 1 and len(slow) == 5

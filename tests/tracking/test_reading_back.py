@@ -5,7 +5,7 @@ from pathlib import Path
 import planted
 from ladezeit.analysis.comparison import compare_points
 from ladezeit.config import TrackingConfig, TrackingKind
-from ladezeit.results.records import SweepRecord, read
+from ladezeit.results.records import SweepRecord, read_result
 from ladezeit.tracking import SweepStatus, open_tracker
 from ladezeit.tracking.reader import read_experiment
 
@@ -16,7 +16,7 @@ def test_a_server_gives_back_what_was_logged(server: str, tmp_path: Path) -> Non
     tracker = open_tracker(TrackingConfig(kind=TrackingKind.server, uri=server, experiment="read back"), tmp_path)
     record = tracker.begin_sweep(SweepRecord.read_record(folder), folder)
     for job in range(35):
-        tracker.log_sample(read(folder / str(job)), folder / str(job), record, record.varying)
+        tracker.log_sample(read_result(folder / str(job)), folder / str(job), record, record.varying)
     tracker.end_sweep(record, SweepStatus.FINISHED, "")
     found = read_experiment("read back", server)
     assert not found.unreadable and not found.left_out and len(found.results) == 35
@@ -31,7 +31,7 @@ def test_a_run_that_is_still_open_is_named(server: str, tmp_path: Path) -> None:
     folder = planted.write(tmp_path / "sweep", planted.sweep(samples=1))
     tracker = open_tracker(TrackingConfig(kind=TrackingKind.server, uri=server, experiment="open runs"), tmp_path)
     record = tracker.begin_sweep(SweepRecord.read_record(folder), folder)
-    tracker.log_sample(read(folder / "0"), folder / "0", record, record.varying)
+    tracker.log_sample(read_result(folder / "0"), folder / "0", record, record.varying)
     client = tracker.store.client  # type: ignore[attr-defined]
     client.create_run(tracker.store.experiment_id, tags={"ladezeit.role": "sample"})  # type: ignore[attr-defined]
     found = read_experiment("open runs", server)

@@ -13,7 +13,7 @@ import pytest
 
 from example_results import result, write_sample
 from ladezeit.tracking.owner import Life, Owner
-from ladezeit.tracking.sync import Fate, Finding, look, reap
+from ladezeit.tracking.sync import Fate, Finding, close_orphans, find_orphans
 
 #: Opens a sweep and one run of a sample that it never fills, logs another sample, and waits to be killed.
 SWEEPING = """
@@ -86,7 +86,7 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path]
 
 def test_a_dry_run_says_everything_and_changes_nothing(sweeps: Sweeps) -> None:
     before = sweeps.ends()
-    found = look(sweeps.tracker, sweeps.folder)
+    found = find_orphans(sweeps.tracker, sweeps.folder)
     assert sweeps.ends() == before
     assert {f.fate for f in sweeps.named(found, "living")} == {Fate.left_alone}
     assert all(str(sweeps.living.pid) in f.why and "lives" in f.why for f in sweeps.named(found, "living"))
@@ -96,7 +96,7 @@ def test_a_dry_run_says_everything_and_changes_nothing(sweeps: Sweeps) -> None:
 
 def test_dead_sweeps_get_their_true_end_and_living_ones_stay_open(sweeps: Sweeps) -> None:
     """What was measured is there; what was lost is KILLED with the reason; complete is FINISHED; living is running."""
-    reap(sweeps.tracker, sweeps.folder)
+    close_orphans(sweeps.tracker, sweeps.folder)
     ends = sweeps.ends()
     assert ends["cut-off", "origin_case"] == "KILLED" and ends["complete", "origin_case"] == "FINISHED"
     assert ends["living", "origin_case"] == "RUNNING"
@@ -109,7 +109,7 @@ def test_dead_sweeps_get_their_true_end_and_living_ones_stay_open(sweeps: Sweeps
     assert "2 of 3 samples" in parent.data.tags["ladezeit.reason"]
     (lost,) = client.search_runs([experiment], "tags.`ladezeit.role` = 'sample' and attributes.status = 'KILLED'")
     assert "died, and no result is left" in lost.data.tags["mlflow.note.content"]
-    again = reap(sweeps.tracker, sweeps.folder)
+    again = close_orphans(sweeps.tracker, sweeps.folder)
     assert {f.fate for f in again} == {Fate.left_alone}, "a second time finds the living one alone"
 
 
@@ -129,7 +129,7 @@ def test_a_run_of_another_machine_is_never_touched(tracker: Any, tmp_path: Path)
             tracker.store.client.set_tag(opened.info.run_id, key, owner.tags.get(key, ""))
     if here.machine:
         assert replace(dead, boot="before the restart").check_life() is Life.dead
-    found = reap(tracker, tmp_path)
+    found = close_orphans(tracker, tmp_path)
     assert len(found) == 4 and {finding.fate for finding in found} <= {Fate.left_alone}
     assert all("another machine or container" in finding.why for finding in found)
 
@@ -145,7 +145,7 @@ def test_a_reused_pid_is_not_the_same_process() -> None:
 def test_a_run_that_does_not_say_who_opened_it_is_left_alone(tracker: Any, tmp_path: Path) -> None:
     client = tracker.store.client
     client.create_run(tracker.store.experiment_id, tags={"ladezeit.role": "sample"})
-    (found,) = reap(tracker, tmp_path)
+    (found,) = close_orphans(tracker, tmp_path)
     assert found.fate is Fate.left_alone and "does not say" in found.why
 
 
@@ -155,7 +155,7 @@ def test_a_single_run_is_closed_from_its_file(tracker: Any, tmp_path: Path) -> N
     folder = write_sample(tmp_path / "run", measured)
     opened = tracker._create(measured, None, folder)
     tracker.store.client.set_tag(opened.info.run_id, "ladezeit.process.started", "1")
-    (found,) = reap(tracker, tmp_path)
+    (found,) = close_orphans(tracker, tmp_path)
     assert found.fate is Fate.from_files
     closed = tracker.store.client.get_run(opened.info.run_id)
     assert closed.info.status == "FINISHED" and closed.data.metrics["load/total_s"] > 0

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 import planted
-from ladezeit.report.document import build
-from ladezeit.report.render import write
+from ladezeit.report.document import build_report
+from ladezeit.report.render import write_report
 from ladezeit.results.reader import read_paths
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 def test_the_page_is_whole_without_a_network(browser: Any, tmp_path: Path) -> None:
     """Nobody who opens it years later, or on a plane, sees less; nothing is cut off on a laptop's screen."""
     sweep = planted.write(tmp_path / "sweep", planted.sweep(5))
-    path = write(build(read_paths([sweep])), sweep / "report", "report")[1]
+    path = write_report(build_report(read_paths([sweep])), sweep / "report", "report")[1]
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     asked: list[str] = []
     said: list[str] = []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from example_results import not_ok, record, result, write_sample
-from ladezeit.report.timeline import draw
+from ladezeit.report.timeline import draw_timeline
 from ladezeit.results.records import Result, Status, SweepRecord
 
 SECRET = "postgresql://me:geh3im@db.example:5432/runs"
@@ -85,7 +85,7 @@ def test_a_run_says_whether_there_is_a_measurement(tracker: Any, tmp_path: Path,
 def test_the_description_repeats_the_run_and_shows_its_phases(tracker: Any, tmp_path: Path) -> None:
     """Who opens a run sees how it ended, the command to measure it again, and where the time went."""
     measured = result("legacy_manager")
-    draw(measured, tmp_path / "timeline.png")
+    draw_timeline(measured, tmp_path / "timeline.png")
     run = logged(tracker, measured, tmp_path)
     note = run.data.tags["mlflow.note.content"]
     assert f"`{measured.identity.command}`" in note
@@ -97,7 +97,7 @@ def test_the_files_of_a_sample_go_with_its_run(tracker: Any, tmp_path: Path, mon
     """Result, configuration, log, text, trace and timeline open in MLflow's artifact view; phases are a table."""
     measured = not_ok(Status.failed, "no such file", sweep=None)
     (tmp_path / "generated.txt").write_text(" Paris.\n")
-    draw(measured, tmp_path / "timeline.png")
+    draw_timeline(measured, tmp_path / "timeline.png")
     run = logged(tracker, measured, tmp_path)
     client = tracker.store.client
     names = {file.path for file in client.list_artifacts(run.info.run_id)}

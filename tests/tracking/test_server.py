@@ -14,8 +14,8 @@ from real_parts import PASSWORD, end_group, free_port, mlflow_server
 from example_results import record, result, write_sample
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.errors import TrackingError
-from ladezeit.report.timeline import draw
-from ladezeit.tracking import SweepStatus, import_unlogged, open_tracker, unlogged
+from ladezeit.report.timeline import draw_timeline
+from ladezeit.tracking import SweepStatus, import_unlogged, open_tracker, pending_samples
 
 SAMPLES_OF_ONE_PROCESS = """
 import sys
@@ -86,7 +86,7 @@ def test_a_sweep_goes_to_a_server_with_its_files(server: str, tmp_path: Path, mo
     sweep = tracker.begin_sweep(record(), tmp_path)
     measured = result()
     folder = write_sample(tmp_path / "0", measured)
-    draw(measured, folder / "timeline.png")
+    draw_timeline(measured, folder / "timeline.png")
     run_id = tracker.log_sample(measured, folder, sweep, sweep.varying)
     tracker.end_sweep(sweep, SweepStatus.FINISHED, "| all |")
     client = tracker.store.client
@@ -115,7 +115,7 @@ def test_a_server_that_dies_in_mid_sweep_costs_no_sample(tmp_path: Path, with_st
                 tracker.log_sample(second, folder, sweep, sweep.varying)
         with pytest.raises(TrackingError):
             tracker.end_sweep(sweep, SweepStatus.FINISHED, "")
-    assert unlogged(tmp_path) == [folder]
+    assert pending_samples(tmp_path) == [folder]
     with mlflow_server(tmp_path, backend) as (address, _):
         tracker = open_tracker(at(address), tmp_path)
         assert import_unlogged(tmp_path, tracker) == 1
@@ -137,7 +137,7 @@ def test_a_server_that_begins_to_hang_is_asked_briefly(tracker: Any, tmp_path: P
     tracker._suspect = True
     with pytest.raises(TrackingError, match="does not answer"):
         tracker.log_sample(measured, folder, None, [])
-    assert unlogged(tmp_path) == [folder]
+    assert pending_samples(tmp_path) == [folder]
 
 
 @pytest.mark.postgres

@@ -12,7 +12,7 @@ import pytest
 from example_results import record, result, write_sample
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.errors import TrackingError
-from ladezeit.tracking import SweepStatus, Untracked, open_tracker, unlogged
+from ladezeit.tracking import SweepStatus, Untracked, open_tracker, pending_samples
 
 SQLITE = TrackingConfig(kind=TrackingKind.sqlite)
 
@@ -112,7 +112,7 @@ def test_a_sample_of_a_lost_store_stays_in_the_outbox(tmp_path: Path, outputs: P
     with pytest.raises(TrackingError, match="is gone"):
         tracker.end_sweep(sweep, SweepStatus.FINISHED, "")
     assert (folder / "result.json").read_bytes() == written
-    assert unlogged(tmp_path) == [folder]
+    assert pending_samples(tmp_path) == [folder]
     assert not (private / "mlflow.db").exists(), "no empty store took its place"
 
 
@@ -195,6 +195,6 @@ def test_without_tracking_nothing_but_the_record_is_written(tmp_path: Path) -> N
     folder = write_sample(tmp_path / "0", result())
     assert tracker.log_sample(result(), folder, sweep, sweep.varying) == ""
     tracker.end_sweep(sweep, SweepStatus.FINISHED, "")
-    assert unlogged(tmp_path) == [folder]
+    assert pending_samples(tmp_path) == [folder]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "sweep.json"]
     assert "tracking=none" in tracker.comparison_lines(sweep)

@@ -17,8 +17,8 @@ from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.errors import TrackingError
 from ladezeit.report.sweep_table import sweep_as_markdown
 from ladezeit.results.records import SweepRecord
-from ladezeit.results.redaction import redact
-from ladezeit.tracking import SweepStatus, Untracked, import_unlogged, open_tracker, unlogged
+from ladezeit.results.redaction import redact_text
+from ladezeit.tracking import SweepStatus, Untracked, import_unlogged, open_tracker, pending_samples
 
 
 def run_of(tracker: Any, sweep: SweepRecord) -> Any:
@@ -161,7 +161,7 @@ def test_samples_of_a_sweep_that_no_store_knew_are_imported_with_their_times(
     assert parent.info.end_time == max(run.info.end_time for run in runs)
     assert "cuda_fp16" in parent.data.tags["mlflow.note.content"]
     assert import_unlogged(folder, tracker) == 0
-    assert unlogged(folder) == [folder / "warm-up"]
+    assert pending_samples(folder) == [folder / "warm-up"]
 
 
 def test_a_whole_sweep_can_be_rebuilt_in_another_store(tracker: Any, outputs: Path, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_samples_wait_for_a_sweep_that_could_not_be_opened(tracker: Any, tmp_pat
     folder = write_sample(tmp_path / "0", measured)
     with pytest.raises(TrackingError, match="can be imported"):
         tracker.log_sample(measured, folder, record(), ["loading"])
-    assert unlogged(tmp_path) == [folder]
+    assert pending_samples(tmp_path) == [folder]
 
 
 def test_the_printed_command_and_pages_belong_to_the_store(
@@ -239,7 +239,7 @@ def test_the_printed_command_and_pages_belong_to_the_store(
 )
 def test_addresses_lose_their_credentials_and_nothing_else(text: str, safe: str) -> None:
     """Every text on its way out goes through this: it must blank secrets and leave the rest readable."""
-    assert redact(text) == safe
+    assert redact_text(text) == safe
 
 
 def test_the_command_line_starts_without_mlflow_and_matplotlib() -> None:

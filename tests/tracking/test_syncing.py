@@ -16,7 +16,7 @@ from example_results import record, result, sweep_results, write_sample
 from ladezeit.errors import LadezeitError
 from ladezeit.results.records import SweepRecord
 from ladezeit.tracking.owner import Owner
-from ladezeit.tracking.sync import folders, sync
+from ladezeit.tracking.sync import list_folders, sync_folder
 
 
 def copied_sweep(folder: Path, samples: int = 1) -> Path:
@@ -42,7 +42,7 @@ def everything(tracker: Any) -> dict[str, Any]:
 def test_a_copied_sweep_comes_in_whole_and_only_once(tracker: Any, tmp_path: Path) -> None:
     """Parent, children, times, view: all in one experiment, though the files' own ids are another store's."""
     folder = copied_sweep(tmp_path / "sweeps" / "copied")
-    first = sync(folder, tracker)
+    first = sync_folder(folder, tracker)
     assert (first.written, first.known, first.left_alone) == (10, 0, None)
     before = everything(tracker)
     assert len(before) == 11
@@ -52,11 +52,11 @@ def test_a_copied_sweep_comes_in_whole_and_only_once(tracker: Any, tmp_path: Pat
     nested = [tags for *_, tags in before.values() if tags["ladezeit.role"] == "sample"]
     assert {tags["mlflow.parentRunId"] for tags in nested} == {parent}
     assert f"viewStateShareKey=ladezeit-{record().id}" in tracker.comparison_lines(first.sweep)
-    again = sync(folder, tracker)
+    again = sync_folder(folder, tracker)
     assert (again.written, again.known) == (0, 10)
     assert everything(tracker) == before, "twice is as once"
     shutil.copytree(folder, tmp_path / "elsewhere")
-    assert sync(tmp_path / "elsewhere", tracker).written == 0
+    assert sync_folder(tmp_path / "elsewhere", tracker).written == 0
     assert everything(tracker) == before
 
 
@@ -65,11 +65,11 @@ def test_what_was_added_comes_in_too(tracker: Any, tmp_path: Path) -> None:
     folder = copied_sweep(tmp_path / "sweep")
     late = folder / "9"
     shutil.move(late, tmp_path / "late")
-    assert sync(folder, tracker).written == 9
+    assert sync_folder(folder, tracker).written == 9
     parent = SweepRecord.read_record(folder).parent_run_id
     assert everything(tracker)[parent or ""][0] == "KILLED"
     shutil.move(tmp_path / "late", late)
-    done = sync(folder, tracker)
+    done = sync_folder(folder, tracker)
     assert (done.written, done.known) == (1, 9)
     assert everything(tracker)[parent or ""][0] == "FINISHED" and len(everything(tracker)) == 11
 
@@ -79,12 +79,12 @@ def test_folders_of_folders_are_taken_apart(tracker: Any, tmp_path: Path) -> Non
     copied_sweep(tmp_path / "sweeps" / "one")
     write_sample(tmp_path / "sweeps" / "one" / "warm-up", result(sweep=None, job=-1))
     alone = write_sample(tmp_path / "runs" / "alone", result("device_map_auto", sweep=None))
-    assert list(folders(tmp_path)) == [alone, tmp_path / "sweeps" / "one"]
-    assert [sync(alone, tracker).written for _ in range(2)] == [1, 0]
+    assert list(list_folders(tmp_path)) == [alone, tmp_path / "sweeps" / "one"]
+    assert [sync_folder(alone, tracker).written for _ in range(2)] == [1, 0]
     (tmp_path / "empty").mkdir()
     for wrong in (tmp_path / "empty", tmp_path / "missing"):
         with pytest.raises(LadezeitError):
-            list(folders(wrong))
+            list(list_folders(wrong))
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_sweep_that_runs_is_left_alone(tracker: Any, tmp_path: Path, living: O
     opened = tracker.begin_sweep(SweepRecord.read_record(folder), folder)
     for key, value in living.tags.items():
         tracker.store.client.set_tag(opened.parent_run_id, key, value)
-    done = sync(folder, tracker)
+    done = sync_folder(folder, tracker)
     assert done.written == 0 and done.left_alone == f"process {living.pid} on {living.host} is at it"
     assert list(everything(tracker)) == [opened.parent_run_id]
 

@@ -13,7 +13,7 @@ from ladezeit.config import ValidationConfig, ValidationLevel
 from ladezeit.loading.base import EngineModel
 from ladezeit.timing.clock import Clock
 from ladezeit.validation.expected import Expected
-from ladezeit.validation.levels import prove
+from ladezeit.validation.levels import verify_model
 from ladezeit.validation.proof import Proof
 
 
@@ -57,6 +57,6 @@ def proof() -> Callable[..., Proof]:
 
     def proven(loaded: EngineModel, expected: Expected, level: str, k: int = 10) -> Proof:
         config = ValidationConfig(level=ValidationLevel(level), k=k)
-        return prove(loaded, expected, config, Clock(time.monotonic_ns()))
+        return verify_model(loaded, expected, config, Clock(time.monotonic_ns()))
 
     return proven

@@ -28,18 +28,18 @@ from ladezeit.results.records import Identity, Result, Status
 from ladezeit.runner.spec import WorkerSpec
 from ladezeit.runner.supervisor import Supervisor
 from ladezeit.validation.logits import (
+    GreedyOutput,
     Reference,
-    Spoken,
-    look,
-    read,
+    check_logits,
+    compute_tolerance,
+    read_reference,
     reference_file,
-    shift,
-    speak,
+    run_greedy,
+    shift_weights,
     sure_tokens,
-    tolerance,
 )
-from ladezeit.validation.reference_cache import Subject
-from ladezeit.validation.references import prepare, subject_of
+from ladezeit.validation.reference_cache import ReferenceKey
+from ladezeit.validation.references import prepare_references, reference_key_of
 
 Sample = Callable[..., Result]
 
@@ -47,12 +47,12 @@ Sample = Callable[..., Result]
 @pytest.fixture(scope="module")
 def reference(tiny: Checkpoint, cache: Path) -> Reference:
     """What two real reference loads of model=tiny say."""
-    subject = Subject(tiny, "tiny", "bfloat16", "cpu", cache, hardware="this")
+    subject = ReferenceKey(tiny, "tiny", "bfloat16", "cpu", cache, hardware="this")
     file = reference_file(subject, RuntimeConfig())
     made: list[str] = []
     assert reference_file(subject, RuntimeConfig(), lambda: made.append("again")) == file
     assert made == []
-    return read(file)
+    return read_reference(file)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def model(tiny: Checkpoint) -> Any:
 
 def test_the_same_weights_say_the_same(model: Any, reference: Reference) -> None:
     """No false alarm, and figures that say how near it was."""
-    found = look(model, reference)
+    found = check_logits(model, reference)
     assert found.findings == []
     assert found.metrics["validation/tokens_equal"] == 1
     assert found.metrics["validation/logits_difference"] <= reference.tolerance
@@ -76,26 +76,26 @@ def test_the_same_weights_say_the_same(model: Any, reference: Reference) -> None
 def test_other_weights_are_heard(model: Any, reference: Reference, planted: float) -> None:
     """A value that matters is heard, and a NaN always: no comparison with it passes."""
     model.model.norm.weight.data[:8] = planted
-    kinds = {finding.kind for finding in look(model, reference).findings}
+    kinds = {finding.kind for finding in check_logits(model, reference).findings}
     assert "logits" in kinds
 
 
 def test_differences_count_numbers_and_what_is_none() -> None:
     """NaN on both sides is equal, on one side it is infinitely far."""
-    one = Spoken(np.array([1.0, np.nan, np.inf], dtype=np.float32), [1], [0.5])
+    one = GreedyOutput(np.array([1.0, np.nan, np.inf], dtype=np.float32), [1], [0.5])
     assert one.max_difference(one) == 0
     assert one.max_difference(replace(one, logits=np.array([1.5, np.nan, np.inf], dtype=np.float32))) == 0.5
     assert one.max_difference(replace(one, logits=np.array([1.0, 0.0, np.inf], dtype=np.float32))) == float("inf")
     assert one.max_difference(replace(one, logits=np.array([1.0, np.nan, -np.inf], dtype=np.float32))) == float("inf")
     assert one.max_difference(replace(one, logits=np.zeros(2, dtype=np.float32))) == float("inf")
-    assert Spoken.from_plain(one.to_plain()).max_difference(one) == 0
+    assert GreedyOutput.from_plain(one.to_plain()).max_difference(one) == 0
 
 
 def test_tolerance_is_noise_times_four_or_one_step() -> None:
     """A device that repeats itself bit for bit still rounds: one step of its dtype is let pass."""
-    said = Spoken(np.array([-16.0, 3.0], dtype=np.float32), [0], [19.0])
-    assert tolerance(said, 0.0, "bfloat16") == 16 * 2**-7
-    assert tolerance(said, 1.0, "bfloat16") == 4.0
+    said = GreedyOutput(np.array([-16.0, 3.0], dtype=np.float32), [0], [19.0])
+    assert compute_tolerance(said, 0.0, "bfloat16") == 16 * 2**-7
+    assert compute_tolerance(said, 1.0, "bfloat16") == 4.0
 
 
 def test_tokens_that_noise_may_turn_are_told_and_are_no_fault(model: Any, reference: Reference) -> None:
@@ -103,9 +103,9 @@ def test_tokens_that_noise_may_turn_are_told_and_are_no_fault(model: Any, refere
     ids = reference.spoken.token_ids
     for first_other in (0, 3):
         other = replace(reference.spoken, token_ids=[*ids[:first_other], *[-1] * (len(ids) - first_other)])
-        sure = look(model, replace(reference, spoken=other, sure_tokens=first_other + 1))
+        sure = check_logits(model, replace(reference, spoken=other, sure_tokens=first_other + 1))
         assert [finding.kind for finding in sure.findings] == ["tokens"]
-        turned = look(model, replace(reference, spoken=other, sure_tokens=first_other))
+        turned = check_logits(model, replace(reference, spoken=other, sure_tokens=first_other))
         assert turned.findings == []
         assert f"{first_other} of 8 greedy tokens equal" in turned.summary
         assert turned.metrics["validation/tokens_equal"] == 0
@@ -114,7 +114,7 @@ def test_tokens_that_noise_may_turn_are_told_and_are_no_fault(model: Any, refere
 def test_a_token_is_sure_that_both_loads_said_by_twice_what_is_let_pass() -> None:
     """One logit may fall by the tolerance and another rise by it."""
     none = np.zeros(4, dtype=np.float32)
-    one = Spoken(none, [1, 2, 3], [5.0, 1.1, 5.0])
+    one = GreedyOutput(none, [1, 2, 3], [5.0, 1.1, 5.0])
     assert sure_tokens(one, one, 0.5) == 3
     assert sure_tokens(one, one, 0.55) == 1
     assert sure_tokens(one, replace(one, token_ids=[1, 2, 0]), 0.5) == 2
@@ -126,7 +126,7 @@ def test_the_calibrating_load_has_the_same_weights_elsewhere(model: Any) -> None
     """What two loads say differently is then due to where weights lie, which engines differ in; ties stay ties."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tied = model.lm_head.weight is model.model.embed_tokens.weight
-    shift(model, 16)
+    shift_weights(model, 16)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert {parameter.data_ptr() % 64 for parameter in model.parameters()} == {16}
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
@@ -135,8 +135,8 @@ def test_the_calibrating_load_has_the_same_weights_elsewhere(model: Any) -> None
 def test_speaking_changes_nothing(model: Any) -> None:
     """The proof leaves the model as it was."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    said = speak(model)
-    assert speak(model).max_difference(said) == 0
+    said = run_greedy(model)
+    assert run_greedy(model).max_difference(said) == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -147,7 +147,7 @@ def sample(warm_references: None, supervisor: Supervisor, tiny: Checkpoint, tmp_
     def run(level: str, engine: str = "transformers") -> Result:
         loading = TransformersLoading(name="t", engine=engine, device_map="device")
         config = make_run_config(tmp_path, validation=ValidationConfig(ValidationLevel(level)), loading=loading)
-        files = prepare(config, subject_of(config, tiny, device="cpu", hardware="this", cache=cache))
+        files = prepare_references(config, reference_key_of(config, tiny, device="cpu", hardware="this", cache=cache))
         own = tmp_path / "sample"
         own.mkdir()
         spec = WorkerSpec(

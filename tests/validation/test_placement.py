@@ -15,8 +15,8 @@ from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM, MT5Config,
 from ladezeit.errors import CheckpointError
 from ladezeit.loading.base import EngineModel
 from ladezeit.validation.expected import Expected
-from ladezeit.validation.model_checks import kept_float32, stored_generation_config
-from ladezeit.validation.placement import Places, device_name
+from ladezeit.validation.model_checks import fp32_exceptions, stored_generation_config
+from ladezeit.validation.placement import ResolvedDeviceMap, device_name
 from ladezeit.validation.proof import Proof
 
 Load = Callable[..., EngineModel]
@@ -124,7 +124,7 @@ def test_weights_that_the_class_makes_float32_unlisted_are_let_pass(
 def test_bfloat16_keeps_only_what_is_listed_strictly() -> None:
     """transformers upcasts its plain list for float16 only; the proof follows it."""
     model = SimpleNamespace(_keep_in_fp32_modules={"wo"}, _keep_in_fp32_modules_strict={"experts.*.bias"})
-    half, brain, full = (kept_float32(model, dtype) for dtype in ("float16", "bfloat16", "float32"))
+    half, brain, full = (fp32_exceptions(model, dtype) for dtype in ("float16", "bfloat16", "float32"))
     assert (half("block.wo.weight"), brain("block.wo.weight")) == (True, False)
     assert brain("experts.3.bias")
     assert not full("experts.3.bias")
@@ -193,11 +193,11 @@ def test_a_strategy_may_use_several_gpus_and_each_module_is_held_to_its_own() ->
     """`device_map=auto` over two GPUs is legitimate; a layer on the other one than its map says is not."""
     loaded = EngineModel(SimpleNamespace(), {"model.layers.0": "0", "model.layers.1": "1", "lm_head": "1"})
     asked = Expected("cuda:0", "float16", single_device=False, offload_allowed=False, device_strategy=True)
-    places = Places(loaded, asked)
+    places = ResolvedDeviceMap(loaded, asked)
     assert places.find_refused() == []
     assert places.allowed_devices("model.layers.1.mlp.up_proj", offloaded=False) == {"cuda:1"}
     assert places.allowed_devices("model.layers.0", offloaded=False) == {"cuda:0"}
-    one = Places(loaded, replace(asked, single_device=True, device_strategy=False))
+    one = ResolvedDeviceMap(loaded, replace(asked, single_device=True, device_strategy=False))
     assert [(finding.kind, finding.name) for finding in one.find_refused()] == [
         ("device", "model.layers.1"),
         ("device", "lm_head"),
@@ -208,8 +208,8 @@ def test_host_memory_is_offload_on_a_gpu_run_only() -> None:
     """`cpu` in a device map is the goal of a CPU run and a silent offload of a GPU run."""
     loaded = EngineModel(SimpleNamespace(), {"model": "0", "lm_head": "cpu"})
     asked = Expected("cuda:0", "float16", single_device=False, offload_allowed=False, device_strategy=True)
-    assert [finding.kind for finding in Places(loaded, asked).find_refused()] == ["offload"]
-    assert Places(loaded, replace(asked, offload_allowed=True)).find_refused() == []
+    assert [finding.kind for finding in ResolvedDeviceMap(loaded, asked).find_refused()] == ["offload"]
+    assert ResolvedDeviceMap(loaded, replace(asked, offload_allowed=True)).find_refused() == []
 
 
 @pytest.mark.gpu

@@ -1,7 +1,7 @@
 """A sweeper that knows all points before the first is measured.
 
 With any other application it is Hydra's basic sweeper, order included. With ladezeit's it hands all points to
-`ladezeit.sweep.conductor.conduct`, which checks, orders and measures them; the launcher that was configured still
+`ladezeit.sweep.conductor.run_sweep`, which checks, orders and measures them; the launcher that was configured still
 runs the jobs.
 """
 
@@ -55,7 +55,7 @@ class LadezeitSweeper(Sweeper):
         """Run the sweep and return the jobs' outcomes, one list a batch."""
         if not self._ours:
             return self._basic.sweep(arguments)
-        from ladezeit.sweep.conductor import conduct
+        from ladezeit.sweep.conductor import run_sweep
 
         assert self.hydra_context is not None and self.config is not None
         HydraConfig.instance().set_config(
@@ -65,7 +65,7 @@ class LadezeitSweeper(Sweeper):
         parsed = parser.parse_overrides([*self._basic._parse_config(), *arguments])
         jobs = [job for batch in self._basic.split_arguments(parsed, None) for job in batch]
         folder = Path(str(self.config.hydra.sweep.dir))
-        return [conduct(jobs, self._compose, lambda ordered: self._launch(ordered, folder), folder)]
+        return [run_sweep(jobs, self._compose, lambda ordered: self._launch(ordered, folder), folder)]
 
     def _compose(self, overrides: list[str]) -> DictConfig:
         assert self.hydra_context is not None and self.config is not None

@@ -9,7 +9,7 @@ from ladezeit.analysis.comparison import PointFigures
 from ladezeit.analysis.standing import NEGLIGIBLE
 from ladezeit.errors import LadezeitError
 from ladezeit.results.fields import metric_of, value_of
-from ladezeit.results.format import seconds
+from ladezeit.results.format import format_seconds
 from ladezeit.results.records import Result, Status
 
 #: A phase that takes this share of a load is said to be where the time goes.
@@ -79,15 +79,18 @@ class Attribution:
         """What was found, in words."""
         total_s, faster_s = self.difference.medians_s
         causes = [
-            f"{seconds(phase.difference_s)} s more in {self._name(phase)}{_elsewhere(self.faster, phase)}"
+            f"{format_seconds(phase.difference_s)} s more in {self._name(phase)}{_elsewhere(self.faster, phase)}"
             for phase in self.named
         ]
-        said = [f"{self.slower} takes {seconds(total_s)} s, {seconds(total_s - faster_s)} s longer than {self.faster}"]
+        said = [
+            f"{self.slower} takes {format_seconds(total_s)} s, {format_seconds(total_s - faster_s)} s longer than {self.faster}"
+        ]
         said[0] += f": {', '.join(causes)}." if causes else "; no single phase explains it."
         main = self.named[0] if self.named else None
         if main and main.slower_s >= _MOST_OF_IT * total_s:
             said.append(
-                f"{seconds(main.slower_s)} s of {seconds(total_s)} s ({100 * main.slower_s / total_s:.0f} %) are spent "
+                f"{format_seconds(main.slower_s)} s of {format_seconds(total_s)} s "
+                f"({100 * main.slower_s / total_s:.0f} %) are spent "
                 f"in {self._name(main)}."
             )
         if self.settings:
@@ -104,10 +107,10 @@ class Attribution:
         return f"{phase.path} ({place})" if place else phase.path
 
 
-def attribute(slower: PointFigures, faster: PointFigures) -> Attribution:
+def explain_difference(slower: PointFigures, faster: PointFigures) -> Attribution:
     """Say where `slower` spends what `faster` does not; both have proven samples of one model and cache state."""
-    difference = compare(slower.samples, faster.samples)
-    named = largest(difference.phases, difference.total_s) if difference.total_s > 0 else []
+    difference = compare_phases(slower.samples, faster.samples)
+    named = select_largest(difference.phases, difference.total_s) if difference.total_s > 0 else []
     return Attribution(
         slower=slower.name,
         faster=faster.name,
@@ -136,7 +139,7 @@ def main_phases(point: PointFigures, share: float = 0.8) -> list[tuple[str, floa
     return found
 
 
-def additions(points: Sequence[PointFigures], explained: Collection[str] = ()) -> list[str]:
+def find_added_phases(points: Sequence[PointFigures], explained: Collection[str] = ()) -> list[str]:
     """Say which points have all phases of another one, and more that matter: work that it could do without.
 
     This holds where nothing can be told apart, and below five samples too. Points named in `explained` are left out.
@@ -152,7 +155,9 @@ def additions(points: Sequence[PointFigures], explained: Collection[str] = ()) -
         besides = {path: spent for path, spent in own.items() if path not in phases[nearest.point]}
         if sum(besides.values()) < NEGLIGIBLE * sum(own.values()):
             continue
-        parts = [f"{path} ({seconds(spent)} s)" for path, spent in sorted(besides.items(), key=lambda pair: -pair[1])]
+        parts = [
+            f"{path} ({format_seconds(spent)} s)" for path, spent in sorted(besides.items(), key=lambda pair: -pair[1])
+        ]
         said.append(f"{point.name} has all phases of {nearest.name}, plus: {', '.join(parts[:_MOST_NAMED])}.")
     return said[:_MOST_NAMED]
 
@@ -194,7 +199,7 @@ def _differing_settings(one: Sequence[Result], other: Sequence[Result]) -> dict[
     return found
 
 
-def compare(one: Sequence[Result], other: Sequence[Result]) -> Difference:
+def compare_phases(one: Sequence[Result], other: Sequence[Result]) -> Difference:
     """Compare the samples of two points and name the phases that make the difference.
 
     Args:
@@ -258,7 +263,7 @@ def self_times(side: list[Result]) -> dict[str, list[float]]:
     return {path: [times.get(path, 0.0) for times in samples] for path in paths}
 
 
-def largest(phases: list[PhaseDifference], lost_s: float) -> list[PhaseDifference]:
+def select_largest(phases: list[PhaseDifference], lost_s: float) -> list[PhaseDifference]:
     """Return the phases that took longer, largest first, until they explain most of `lost_s`."""
     named: list[PhaseDifference] = []
     for phase in sorted(phases, key=lambda phase: -phase.difference_s):

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 from ladezeit.analysis.eligibility import (
     LOAD,
     check_one_machine,
-    exclusion,
+    exclusion_reason,
     level_of,
     library_notes,
     machine_name,
     more_is_better,
 )
-from ladezeit.analysis.statistics import LEAST_TO_RANK, Ratio, Spread, against, ranks, ratio
+from ladezeit.analysis.statistics import LEAST_TO_RANK, Ratio, Spread, compare_against, compute_ranks, estimate_ratio
 from ladezeit.errors import LadezeitError
-from ladezeit.results.fields import Condition, matches, metric_of, property_of, value_of, why
+from ladezeit.results.fields import Condition, failure_reason, matches_conditions, metric_of, property_of, value_of
 from ladezeit.results.records import Result, Status
 
 #: What a person does not choose when choosing a method: points are compared where these are equal.
@@ -182,9 +182,9 @@ def _section(
     ranked.sort(key=lambda point: (-1 if more else 1) * (point.spread.median if point.spread else 0.0))
     base = _baseline(ranked, conditions, wanted)
     values = {str(index): point.metric_values(metric) for index, point in enumerate(ranked)}
-    level = ranks(values, more_is_better=more)
+    level = compute_ranks(values, more_is_better=more)
     at = str(ranked.index(base)) if base else ""
-    chances = against(values, at) if base else {}
+    chances = compare_against(values, at) if base else {}
     finished = [
         _finished(point, values[str(index)], values.get(at, []), chances.get(str(index)), level.get(str(index)))
         for index, point in enumerate(ranked)
@@ -197,11 +197,11 @@ def _section(
 def _plain_figures(samples: list[Result], machine: str, keys: Sequence[str], metric: str) -> PointFigures:
     first = samples[0]
     values = {key: machine if key == _MACHINE else property_of(first, key) for key in keys}
-    excluded = exclusion(samples)
+    excluded = exclusion_reason(samples)
     spread = Spread.from_values(metric_of(samples, metric))
     shares = metric_of(samples, "load/ceiling_share")
     counts = Counter(result.status for result in samples)
-    problems = Counter((r.status, why(r)) for r in samples if r.status is not Status.ok)
+    problems = Counter((r.status, failure_reason(r)) for r in samples if r.status is not Status.ok)
     return PointFigures(
         point=first.identity.point,
         name="",
@@ -227,12 +227,12 @@ def _named(points: Sequence[PointFigures]) -> list[PointFigures]:
     named = []
     for point in points:
         telling = {key: value for key, value in point.values.items() if value and common.get(key) != value}
-        words = [word(key, value) for key, value in (telling or point.values).items() if value]
+        words = [format_setting(key, value) for key, value in (telling or point.values).items() if value]
         named.append(replace(point, name=" · ".join(words) or "all samples"))
     return named
 
 
-def word(key: str, value: str) -> str:
+def format_setting(key: str, value: str) -> str:
     """Return a value that speaks for itself (``streamed``), or its key with it (``loading.threads=8``)."""
     return value if value.isidentifier() and value not in _MUTE else f"{key}={value}"
 
@@ -240,7 +240,7 @@ def word(key: str, value: str) -> str:
 def _baseline(
     ranked: Sequence[PointFigures], conditions: Mapping[str, str], wanted: Sequence[Condition] | None
 ) -> PointFigures | None:
-    found = [point for point in ranked if matches(point.samples[0], wanted or BASELINE)]
+    found = [point for point in ranked if matches_conditions(point.samples[0], wanted or BASELINE)]
     if wanted is not None and len(found) > 1:
         where = ", ".join(point.name for point in found)
         asked = " ".join(f"{key}={value}" for key, value in wanted)
@@ -259,5 +259,5 @@ def _finished(
     """Return the point with what follows from its standing to the baseline; `p` is None for the baseline itself."""
     enough = min(len(own), len(base)) >= LEAST_TO_RANK
     return replace(
-        point, p=p if enough else None, rank=rank, ratio=ratio(own, base) if p is not None and base else None
+        point, p=p if enough else None, rank=rank, ratio=estimate_ratio(own, base) if p is not None and base else None
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ladezeit.analysis.attribution import Attribution, additions, attribute, ends_of, main_phases
+from ladezeit.analysis.attribution import Attribution, ends_of, explain_difference, find_added_phases, main_phases
 from ladezeit.analysis.comparison import (
     BASELINE,
     CONDITIONS,
@@ -14,10 +14,10 @@ from ladezeit.analysis.comparison import (
     title_of,
 )
 from ladezeit.analysis.eligibility import LOAD, OBJECTIVES
-from ladezeit.analysis.standing import NEGLIGIBLE, Standing, State, standing
-from ladezeit.analysis.statistics import Ratio, against, ratio
+from ladezeit.analysis.standing import NEGLIGIBLE, Standing, State, rank_methods
+from ladezeit.analysis.statistics import Ratio, compare_against, estimate_ratio
 from ladezeit.errors import LadezeitError
-from ladezeit.results.fields import Condition, matches
+from ladezeit.results.fields import Condition, matches_conditions
 from ladezeit.results.records import Result
 
 
@@ -25,7 +25,8 @@ from ladezeit.results.records import Result
 class Current:
     """The config in use, compared with the best: `optimal` is None where it cannot be said.
 
-    `cost_s` is the difference of the load medians, `ratio` that to the best with its interval, `p` Holm-adjusted.
+    `cost_s` is the difference of the load medians, `estimate_ratio` that to the best with its interval, `p`
+    Holm-adjusted.
     """
 
     point: PointFigures
@@ -36,7 +37,7 @@ class Current:
 
 
 @dataclass(frozen=True)
-class Room:
+class Headroom:
     """What the machine would allow: the load at the binding ceiling, and what the best takes beyond it, in seconds."""
 
     ceiling: str
@@ -52,7 +53,7 @@ class Decision:
 
     `current_apart` is the config in use where it is one of those that are not ranked.
 
-    `additions` are sentences about work that a method does besides all that another one does.
+    `find_added_phases` are sentences about work that a method does besides all that another one does.
 
     `best_at_all` are among the best in every objective that was measured (two at least); where there are none,
     `pareto` are those that no other beats in every respect.
@@ -65,7 +66,7 @@ class Decision:
     attributions: list[Attribution]
     additions: list[str]
     phases: list[tuple[str, float, float]]
-    room: Room | None
+    room: Headroom | None
     pareto: list[PointFigures]
     best_at_all: list[PointFigures]
     apart: list[PointFigures]
@@ -82,7 +83,7 @@ class Decision:
         return self.standings[0]
 
 
-def decide(
+def decide_methods(
     results: Sequence[Result],
     varying: Sequence[str],
     *,
@@ -116,10 +117,10 @@ def decide_on(
     current: Sequence[Condition] | None = None,
     baseline: Sequence[Condition] | None = None,
 ) -> tuple[list[Decision], list[str]]:
-    """Decide as `decide` does, on what `compare_objectives` returned for the same samples."""
+    """Decide as `decide_methods` does, on what `compare_objectives` returned for the same samples."""
     keys = [key for key in varying if key not in CONDITIONS]
     wanted = current or baseline
-    if wanted and not any(matches(result, wanted) for result in results):
+    if wanted and not any(matches_conditions(result, wanted) for result in results):
         raise LadezeitError(
             f"no sample is of the current config {' '.join(f'{k}={v}' for k, v in wanted)}: "
             f"the samples differ in {', '.join(keys) or 'nothing'}"
@@ -134,8 +135,8 @@ def decide_on(
 def _decision(
     section: Section, by_objective: Mapping[str, Section], wanted: Sequence[Condition], *, strict: bool
 ) -> Decision:
-    standings = [standing(objective, by_objective[objective.name]) for objective in OBJECTIVES]
-    best_at_all, pareto = together(standings)
+    standings = [rank_methods(objective, by_objective[objective.name]) for objective in OBJECTIVES]
+    best_at_all, pareto = best_overall(standings)
     load = standings[0]
     current = _current(section, load, wanted, strict=strict)
     attributions = _attributions(load, current)
@@ -143,11 +144,11 @@ def _decision(
         conditions=section.conditions,
         standings=standings,
         current=current,
-        current_apart=next((point for point in section.unranked if matches(point.samples[0], wanted)), None),
+        current_apart=next((point for point in section.unranked if matches_conditions(point.samples[0], wanted)), None),
         attributions=attributions,
-        additions=additions(section.ranked, {attribution.slower for attribution in attributions}),
+        additions=find_added_phases(section.ranked, {attribution.slower for attribution in attributions}),
         phases=main_phases(load.leader) if load.leader else [],
-        room=_room(load.leader),
+        room=_headroom(load.leader),
         pareto=pareto,
         best_at_all=best_at_all,
         apart=[point for point in section.unranked if point.excluded],
@@ -156,7 +157,7 @@ def _decision(
 
 
 def _current(section: Section, load: Standing, wanted: Sequence[Condition], *, strict: bool) -> Current | None:
-    found = [point for point in section.ranked if matches(point.samples[0], wanted)]
+    found = [point for point in section.ranked if matches_conditions(point.samples[0], wanted)]
     if len(found) > 1 and strict:
         names = ", ".join(point.name for point in found)
         raise LadezeitError(f"several configurations are the current one ({names}): add a key that tells them apart")
@@ -171,12 +172,12 @@ def _current(section: Section, load: Standing, wanted: Sequence[Condition], *, s
     others = {str(i): p.metric_values(LOAD) for i, p in enumerate(section.ranked) if p.rank is not None}
     index = str(section.ranked.index(point))
     at = str(section.ranked.index(leader))
-    p = against(others, at).get(index) if at in others and index in others else None
+    p = compare_against(others, at).get(index) if at in others and index in others else None
     return Current(
         point=point,
         optimal=optimal,
         cost_s=point.spread.median - leader.spread.median if point.spread and leader.spread else None,
-        ratio=ratio(own, best) if point is not leader else None,
+        ratio=estimate_ratio(own, best) if point is not leader else None,
         p=p,
     )
 
@@ -191,7 +192,7 @@ def _attributions(load: Standing, current: Current | None) -> list[Attribution]:
     slowest = slower[-1] if slower else None
     if slowest and slowest not in chosen and slowest.spread and chosen[0].spread:
         chosen += [slowest] if slowest.spread.median > 2 * chosen[0].spread.median else []
-    return [attribute(point, _fair_rival(point, [*load.best, *load.others], leader)) for point in chosen]
+    return [explain_difference(point, _fair_rival(point, [*load.best, *load.others], leader)) for point in chosen]
 
 
 def _fair_rival(point: PointFigures, points: Sequence[PointFigures], leader: PointFigures) -> PointFigures:
@@ -207,12 +208,12 @@ def _fair_rival(point: PointFigures, points: Sequence[PointFigures], leader: Poi
     return same[0] if same else leader
 
 
-def _room(leader: PointFigures | None) -> Room | None:
+def _headroom(leader: PointFigures | None) -> Headroom | None:
     if leader is None or leader.ceiling_share is None or leader.spread is None:
         return None
     known = [r for r in leader.samples if "load/ceiling_gb_per_s" in r.metrics]
     at_ceiling_s = leader.spread.median * leader.ceiling_share
-    return Room(
+    return Headroom(
         ceiling=str(known[0].effective.get("ceiling", "machine")),
         gb_per_s=known[0].metrics["load/ceiling_gb_per_s"],
         at_ceiling_s=at_ceiling_s,
@@ -224,7 +225,7 @@ def _room(leader: PointFigures | None) -> Room | None:
 # Several objectives at once: what is best at all of them, or what no other method beats in every respect.
 
 
-def together(standings: Sequence[Standing]) -> tuple[list[PointFigures], list[PointFigures]]:
+def best_overall(standings: Sequence[Standing]) -> tuple[list[PointFigures], list[PointFigures]]:
     """Return what is among the best at every objective, and, where nothing is, the front that nobody beats throughout.
 
     Both are empty where fewer than two objectives could be ranked.

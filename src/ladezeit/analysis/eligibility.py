@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ladezeit.errors import LadezeitError, did_you_mean
-from ladezeit.results.fields import value_of, why
-from ladezeit.results.format import NOTHING, seconds
+from ladezeit.results.fields import failure_reason, value_of
+from ladezeit.results.format import NOTHING, format_seconds
 from ladezeit.results.records import Result, Status
 
 #: Levels that leave open whether every weight is where it should be: nothing is ranked on their word.
@@ -33,7 +33,7 @@ def claim_of(samples: Sequence[Result]) -> str | None:
     return next(claims, None)
 
 
-def doubt(result: Result) -> str | None:
+def unverified_reason(result: Result) -> str | None:
     """Return in a line why an `ok` sample is not proven, None where it is (or where it is not `ok` anyway)."""
     if result.status is not Status.ok:
         return None
@@ -55,7 +55,7 @@ def _unproven(result: Result) -> str | None:
     return None
 
 
-def exclusion(samples: Sequence[Result]) -> str | None:
+def exclusion_reason(samples: Sequence[Result]) -> str | None:
     """Return in a line why the samples of a point are not ranked, None where they are.
 
     A method that loaded the wrong thing once is out, whatever its other samples say. One that failed now and then is
@@ -65,13 +65,13 @@ def exclusion(samples: Sequence[Result]) -> str | None:
         return "loaded in production, next to other work and with an uncontrolled page cache: not a measurement"
     wrong = [result for result in samples if result.status is Status.wrong]
     if wrong:
-        return f"{len(wrong)} of {len(samples)} wrong: {why(wrong[0])}"
-    doubts = Counter(text for result in samples if (text := doubt(result)))
+        return f"{len(wrong)} of {len(samples)} wrong: {failure_reason(wrong[0])}"
+    doubts = Counter(text for result in samples if (text := unverified_reason(result)))
     if doubts:
         text, count = doubts.most_common(1)[0]
         return f"not verified ({count} of {len(samples)}): {text}"
     if not any(result.status is Status.ok for result in samples):
-        first = Counter((result.status, why(result)) for result in samples).most_common(1)[0]
+        first = Counter((result.status, failure_reason(result)) for result in samples).most_common(1)[0]
         (status, reason), count = first
         return f"{count} of {len(samples)} {status.value}: {reason}"
     return None
@@ -201,13 +201,13 @@ def unit_of(metric: str) -> str:
     return ""
 
 
-def figure(value: float | None, metric: str) -> str:
+def format_value(value: float | None, metric: str) -> str:
     """Return a value of `metric` as it is written everywhere, without its unit."""
     if value is None:
         return NOTHING
     unit = unit_of(metric)
     if unit == "s":
-        return seconds(value)
+        return format_seconds(value)
     if unit == "" and float(value).is_integer():
         return f"{value:.0f}"
     return f"{value:.0f}" if unit == "B" or abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"

@@ -32,7 +32,7 @@ SPECIMEN = "legacy_manager"
 _LIBRARIES = ("ladezeit", "torch", "transformers", "accelerate", "safetensors")
 
 
-def write(path: Path, decisions: Sequence[Decision]) -> list[str]:
+def write_profile(path: Path, decisions: Sequence[Decision]) -> list[str]:
     """Write the profile (the origin's form where `path` ends in ``.json``) and return the models in it.
 
     Raises:
@@ -69,7 +69,7 @@ def write(path: Path, decisions: Sequence[Decision]) -> list[str]:
     return list(written)
 
 
-def read(path: Path) -> Mapping[str, list[dict[str, Any]]]:
+def read_profile(path: Path) -> Mapping[str, list[dict[str, Any]]]:
     """Return the entries of a YAML profile by model.
 
     Raises:

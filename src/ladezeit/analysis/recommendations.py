@@ -8,7 +8,7 @@ from ladezeit.analysis.attribution import UNATTRIBUTED, ends_with
 from ladezeit.analysis.decision import Decision
 from ladezeit.analysis.standing import NEGLIGIBLE, State
 from ladezeit.analysis.statistics import LEAST_TO_RANK
-from ladezeit.results.format import seconds
+from ladezeit.results.format import format_seconds
 from ladezeit.results.records import Result, Status
 
 
@@ -20,7 +20,7 @@ class Step:
     text: str
 
 
-def steps(decision: Decision, others: Sequence[Decision]) -> list[Step]:
+def recommend_steps(decision: Decision, others: Sequence[Decision]) -> list[Step]:
     """Return what to do about a section, the largest gain first; what settles a question comes last.
 
     `others` are the decisions of the same sweep: another cache state of the same model may be the better step.
@@ -127,7 +127,7 @@ def _questions(decision: Decision) -> list[Step]:
 
 def share_text(gain_s: float, total_s: float) -> str:
     """Return ``saves 4.31 s of 4.79 s (90 %)``."""
-    return f"saves {seconds(gain_s)} s of {seconds(total_s)} s ({100 * gain_s / total_s:.0f} %)"
+    return f"saves {format_seconds(gain_s)} s of {format_seconds(total_s)} s ({100 * gain_s / total_s:.0f} %)"
 
 
 def as_plain(found: Sequence[Step]) -> list[Mapping[str, object]]:

@@ -16,11 +16,19 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-from ladezeit.analysis.comparison import CONDITIONS, title_of, word
-from ladezeit.analysis.eligibility import LOAD, exclusion, more_is_better
-from ladezeit.analysis.statistics import LEAST_TO_RANK, LEVEL, Ratio, holm, mann_whitney, ratio, samples_to_settle
+from ladezeit.analysis.comparison import CONDITIONS, format_setting, title_of
+from ladezeit.analysis.eligibility import LOAD, exclusion_reason, more_is_better
+from ladezeit.analysis.statistics import (
+    LEAST_TO_RANK,
+    LEVEL,
+    Ratio,
+    adjust_holm,
+    estimate_ratio,
+    mann_whitney,
+    samples_to_settle,
+)
 from ladezeit.errors import LadezeitError
-from ladezeit.results.fields import NOT_MEASURED, metric_of, value_of, why
+from ladezeit.results.fields import NOT_MEASURED, failure_reason, metric_of, value_of
 from ladezeit.results.records import Result, Status
 
 #: The sample was not started, or the machine was not in the state that was asked for: no fault of the method.
@@ -47,8 +55,8 @@ REGRESSIONS = (Outcome.slower, Outcome.broken)
 class PointCheck:
     """One point: its outcome and, where both sides were measured, medians, ratio and p.
 
-    `ratio` is how many times as long as before (for a rate: how many times less); `p` is one-sided against the limit
-    and Holm-adjusted; `samples` of each side would settle what is undecided, None where more than a hundred.
+    `estimate_ratio` is how many times as long as before (for a rate: how many times less); `p` is one-sided against the
+    limit and Holm-adjusted; `samples` of each side would settle what is undecided, None where more than a hundred.
     """
 
     conditions: dict[str, str]
@@ -90,7 +98,7 @@ class Check:
         return sum(point.outcome is outcome for point in self.points)
 
 
-def check(
+def check_regressions(
     before: Sequence[Result],
     now: Sequence[Result],
     varying: Sequence[str],
@@ -112,13 +120,13 @@ def check(
         LadezeitError: there is nothing to compare, or too few samples to ever find a slowdown.
     """
     keys = [key for key in varying if key not in CONDITIONS and key != "sample"]
-    found = [(pair, _state(pair, keys, metric)) for pair in pairs(before, now)]
+    found = [(pair, _state(pair, keys, metric)) for pair in pair_points(before, now)]
     measured = [index for index, (_, point) in enumerate(found) if point.outcome is Outcome.undecided]
     enough = [i for i in measured if min(found[i][1].n_before, found[i][1].n_now) >= LEAST_TO_RANK]
     _refuse_blind(found, measured, enough)
     values = [(metric_of(found[i][0].before, metric), metric_of(found[i][0].now, metric)) for i in enough]
     sides = [(old, new) if not more_is_better(metric) else (new, old) for old, new in values]
-    chances = holm([_chance(old, new, limit) for old, new in sides])
+    chances = adjust_holm([_chance(old, new, limit) for old, new in sides])
     judged = dict(zip(enough, zip(sides, chances, strict=True), strict=True))
     points = [
         _judged(point, *judged[i][0], p=judged[i][1], limit=limit, tests=len(enough)) if i in judged else point
@@ -146,7 +154,7 @@ class Pair:
 def _state(pair: Pair, keys: Sequence[str], metric: str) -> PointCheck:
     """Return what can be said without any test; points that were measured on both sides come back `undecided`."""
     known = (pair.before or pair.now)[0]
-    words = [word(key, value) for key in keys if (value := value_of(known, key))]
+    words = [format_setting(key, value) for key in keys if (value := value_of(known, key))]
     old, new = metric_of(pair.before, metric), metric_of(pair.now, metric)
     point = PointCheck(
         conditions={key: value_of(known, key) for key in CONDITIONS},
@@ -161,7 +169,7 @@ def _state(pair: Pair, keys: Sequence[str], metric: str) -> PointCheck:
     )
     if not pair.before:
         return replace(point, outcome=Outcome.new, reason="not in the baseline")
-    doubt = exclusion(pair.before) or (None if old else f"no sample has {metric}")
+    doubt = exclusion_reason(pair.before) or (None if old else f"no sample has {metric}")
     if doubt:
         return replace(point, outcome=Outcome.unproven_before, reason=f"the baseline is not verified: {doubt}")
     if absent := _absent(pair.now, new, metric):
@@ -182,7 +190,7 @@ def _absent(now: Sequence[Result], values: Sequence[float], metric: str) -> str 
         return "not among the new results"
     unmeasured = [result for result in now if result.status in _NOT_MEASURED]
     if len(unmeasured) == len(now):
-        return f"{len(now)} of {len(now)} {unmeasured[0].status.value}: {why(unmeasured[0])}"
+        return f"{len(now)} of {len(now)} {unmeasured[0].status.value}: {failure_reason(unmeasured[0])}"
     if not values and any(result.status is Status.ok for result in now):
         return f"no new sample has {metric}"
     return None
@@ -190,14 +198,14 @@ def _absent(now: Sequence[Result], values: Sequence[float], metric: str) -> str 
 
 def _broken(pair: Pair) -> str | None:
     """Return how a point that was proven is not any more; one that failed now and then before may do so again."""
-    if reason := exclusion(pair.now):
+    if reason := exclusion_reason(pair.now):
         return reason
     bad_now, bad_before = (
         [r for r in side if r.status not in (Status.ok, *_NOT_MEASURED)] for side in (pair.now, pair.before)
     )
     if not bad_now or bad_before:
         return None
-    (status, reason), count = Counter((result.status, why(result)) for result in bad_now).most_common(1)[0]
+    (status, reason), count = Counter((result.status, failure_reason(result)) for result in bad_now).most_common(1)[0]
     return f"{count} of {len(pair.now)} {status.value} (none in the baseline): {reason}"
 
 
@@ -235,7 +243,7 @@ def _chance(old: Sequence[float], new: Sequence[float], limit: float) -> float:
 def _judged(
     point: PointCheck, old: Sequence[float], new: Sequence[float], *, p: float, limit: float, tests: int
 ) -> PointCheck:
-    found = ratio(new, old)
+    found = estimate_ratio(new, old)
     if found is None:
         equal = sorted(old) == sorted(new)
         return replace(
@@ -260,7 +268,7 @@ def _judged(
 _Flat = dict[str, str]
 
 
-def pairs(before: Sequence[Result], now: Sequence[Result]) -> list[Pair]:
+def pair_points(before: Sequence[Result], now: Sequence[Result]) -> list[Pair]:
     """Return the points of both sides, the baseline's first and in its order, then those that are new.
 
     Points are the same where their ids are. A ladezeit with more or fewer options gives other ids: then two points are

@@ -5,7 +5,7 @@ from enum import Enum
 
 from ladezeit.analysis.comparison import PointFigures, Section
 from ladezeit.analysis.eligibility import Objective
-from ladezeit.analysis.statistics import against, ratio, samples_to_settle, signed_rank
+from ladezeit.analysis.statistics import compare_against, estimate_ratio, samples_to_settle, signed_rank
 
 #: A proven difference of less than this share is said to hardly matter, and does not take a point off the Pareto front.
 NEGLIGIBLE = 0.01
@@ -54,7 +54,7 @@ class Standing:
         return self.best[0] if self.best else None
 
 
-def standing(objective: Objective, section: Section) -> Standing:
+def rank_methods(objective: Objective, section: Section) -> Standing:
     """Return how the points of a section stand in `objective`."""
     ranked = [point for point in section.ranked if point.rank is not None]
     few = [point for point in section.ranked if point.rank is None]
@@ -65,7 +65,7 @@ def standing(objective: Objective, section: Section) -> Standing:
     best = [point for point in ranked if point.rank == 1]
     others = [point for point in ranked if point.rank != 1]
     values = {str(index): point.metric_values(objective.metric) for index, point in enumerate([*best, *others])}
-    chances = against(values, "0")
+    chances = compare_against(values, "0")
     beaten = [chances[str(index)] for index in range(len(best), len(values))]
     state = State.alone if len(ranked) == 1 else State.best if len(best) == 1 else State.shared
     questions = [
@@ -77,7 +77,7 @@ def standing(objective: Objective, section: Section) -> Standing:
 
 def _question(one: PointFigures, other: PointFigures, metric: str, tests: int) -> Question:
     sides = one.metric_values(metric), other.metric_values(metric)
-    apart = ratio(sides[1], sides[0])
+    apart = estimate_ratio(sides[1], sides[0])
     blocks = [
         {r.identity.sample: r.metrics[metric] for r in point.samples if metric in r.metrics} for point in (one, other)
     ]

@@ -61,7 +61,7 @@ class Interval:
 class Spread:
     """What is said of the values of one point, in their own unit; `p95` is None below 20 values.
 
-    `outliers` are values far from the median; they are flagged and take part in everything all the same.
+    `find_outliers` are values far from the median; they are flagged and take part in everything all the same.
     """
 
     n: int
@@ -86,7 +86,7 @@ class Spread:
             least=min(values),
             largest=max(values),
             interval=median_interval(values),
-            outliers=outliers(values),
+            outliers=find_outliers(values),
             p95=float(np.quantile(values, 0.95)) if len(values) >= LEAST_FOR_P95 else None,
         )
 
@@ -114,7 +114,7 @@ def _median_cut(n: int) -> tuple[int, float]:
     return cut, min(missed, 1.0)
 
 
-def outliers(values: Sequence[float]) -> tuple[float, ...]:
+def find_outliers(values: Sequence[float]) -> tuple[float, ...]:
     """Return the values whose modified z-score is above 3.5; none below five values."""
     if len(values) < LEAST_TO_RANK:
         return ()
@@ -173,14 +173,16 @@ def doubled_midranks(values: Sequence[float]) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=4096)
 def _rank_sum_tails(ranks: tuple[int, ...], n: int, total: int) -> tuple[float, float]:
-    """Return the probabilities that `n` of the `ranks`, drawn at random, sum up to at most and to at least `total`."""
+    """Return the probabilities that `n` of the `compute_ranks`, drawn at random, sum up to at most and to at least
+    `total`.
+    """
     chances = _rank_sum_chances(ranks, n)
     return float(chances[: total + 1].sum()), float(chances[total:].sum())
 
 
 @lru_cache(maxsize=512)
 def _rank_sum_chances(ranks: tuple[int, ...], n: int) -> Values:
-    """Return the probability of each sum of `n` of the `ranks`; the index is the sum."""
+    """Return the probability of each sum of `n` of the `compute_ranks`; the index is the sum."""
     ways = np.zeros((n + 1, sum(sorted(ranks)[-n:]) + 1))
     ways[0, 0] = 1.0
     for seen, rank in enumerate(ranks):
@@ -212,7 +214,7 @@ def signed_rank(one: Sequence[float], other: Sequence[float]) -> float | None:
     return min(1.0, 2 * float(min(chances[: total + 1].sum(), chances[total:].sum())))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def adjust_holm(p_values: Sequence[float]) -> list[float]:
     """Return the p values adjusted by Holm's method, in the order given: the chance of any false find in the family."""
     adjusted = [0.0] * len(p_values)
     largest = 0.0
@@ -230,7 +232,7 @@ class Ratio:
     interval: Interval
 
 
-def ratio(one: Sequence[float], other: Sequence[float]) -> Ratio | None:
+def estimate_ratio(one: Sequence[float], other: Sequence[float]) -> Ratio | None:
     """Return `one` divided by `other`, or None where a value is not positive.
 
     The estimate is the median of all pairwise ratios; the interval inverts the Mann-Whitney test (Moses), so that it
@@ -277,7 +279,7 @@ def _u_tails(n: int, m: int) -> Values:
 # Ranks that can be shared: who is proven to be slower than the best, and who cannot be told apart from it.
 
 
-def ranks(values: Mapping[str, Sequence[float]], *, more_is_better: bool = False) -> dict[str, int]:
+def compute_ranks(values: Mapping[str, Sequence[float]], *, more_is_better: bool = False) -> dict[str, int]:
     """Return the rank of each point that has five values or more; the others have none.
 
     Args:
@@ -288,20 +290,20 @@ def ranks(values: Mapping[str, Sequence[float]], *, more_is_better: bool = False
     found: dict[str, int] = {}
     while left:
         level = 1 + len(found)
-        shared = leaders(left, more_is_better=more_is_better)
+        shared = find_leaders(left, more_is_better=more_is_better)
         for name in shared:
             found[name] = level
             del left[name]
     return found
 
 
-def leaders(values: Mapping[str, Sequence[float]], *, more_is_better: bool = False) -> list[str]:
+def find_leaders(values: Mapping[str, Sequence[float]], *, more_is_better: bool = False) -> list[str]:
     """Return the points that share the first rank, the one with the best median first."""
     sign = -1 if more_is_better else 1
     medians = {name: sign * statistics.median(own) for name, own in values.items()}
     order = sorted(values, key=medians.__getitem__)
     leader = order[0]
-    chances = against(values, leader)
+    chances = compare_against(values, leader)
     return [leader, *(name for name in order[1:] if chances[name] >= LEVEL)]
 
 
@@ -313,10 +315,10 @@ def samples_needed(methods: int) -> int:
     return count
 
 
-def against(values: Mapping[str, Sequence[float]], reference: str) -> dict[str, float]:
+def compare_against(values: Mapping[str, Sequence[float]], reference: str) -> dict[str, float]:
     """Return the Holm-adjusted p of every other point against `reference`."""
     others = [name for name in values if name != reference]
-    adjusted = holm(mann_whitney_against([values[name] for name in others], values[reference]))
+    adjusted = adjust_holm(mann_whitney_against([values[name] for name in others], values[reference]))
     return dict(zip(others, adjusted, strict=True))
 
 
@@ -335,12 +337,12 @@ def samples_to_settle(one: Sequence[float], other: Sequence[float], tests: int =
     """
     least = max(LEAST_TO_RANK, min(len(one), len(other)))
     for count in (count for count in _COUNTS if count >= least):
-        if power(one, other, count, tests) >= ENOUGH:
+        if estimate_power(one, other, count, tests) >= ENOUGH:
             return count
     return None
 
 
-def power(one: Sequence[float], other: Sequence[float], count: int, tests: int = 1) -> float:
+def estimate_power(one: Sequence[float], other: Sequence[float], count: int, tests: int = 1) -> float:
     """Return the share of simulated sweeps with `count` samples a point that would tell the two points apart."""
     enough = largest_significant_u(count, count, LEVEL / tests)
     if enough < 0 or min(*one, *other) <= 0:

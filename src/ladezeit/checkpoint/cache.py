@@ -50,7 +50,7 @@ class Recipe:
         return f"{readable[:80]}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
-def find(cache: Path, recipe: Recipe) -> Path | None:
+def find_entry(cache: Path, recipe: Recipe) -> Path | None:
     """Return the folder of `recipe` in `cache` if it is there with all files in full length; changes nothing."""
     folder = cache / recipe.folder_name
     try:
@@ -62,18 +62,18 @@ def find(cache: Path, recipe: Recipe) -> Path | None:
     return folder if whole and said == _identity(recipe) else None
 
 
-def build(cache: Path, recipe: Recipe, write: Callable[[Path], None], progress: Progress) -> Path:
+def build_entry(cache: Path, recipe: Recipe, write: Callable[[Path], None], progress: Progress) -> Path:
     """Return the folder of `recipe`, calling ``write(empty folder)`` to make it if it is not there yet.
 
     Raises:
         CheckpointError: the cache cannot be written or is too small. Nothing is left behind, whatever is raised.
     """
-    if there := find(cache, recipe):
+    if there := find_entry(cache, recipe):
         return there
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache, recipe.folder_name, progress):
-            if there := find(cache, recipe):
+            if there := find_entry(cache, recipe):
                 return there
             remove_leftovers(cache, own=recipe.folder_name)
             check_space(cache, recipe.needed_bytes)
@@ -199,7 +199,7 @@ class CacheEntry:
     weights: tuple[Path, ...]
 
 
-def contents(cache: Path) -> list[CacheEntry]:
+def list_entries(cache: Path) -> list[CacheEntry]:
     """Return the entries of the cache folder, the largest first; none where there is no such folder."""
     found: list[CacheEntry] = []
     for folder in _folders(cache):

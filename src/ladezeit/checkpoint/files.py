@@ -36,7 +36,7 @@ class WeightFiles:
     index_dtype: str | None = None
 
 
-def find(folder: Path, config: dict[str, Any]) -> WeightFiles:
+def find_weights(folder: Path, config: dict[str, Any]) -> WeightFiles:
     """Return the weights of `folder`; safetensors before pickle, one file before an index, as transformers does.
 
     Raises:
@@ -48,13 +48,13 @@ def find(folder: Path, config: dict[str, Any]) -> WeightFiles:
     formats: tuple[FileFormat, ...] = ("safetensors", "pickle")
     for file_format in formats:
         if (folder / SINGLE[file_format]).exists():
-            return WeightFiles((contained(folder, SINGLE[file_format], "config.json"),), file_format)
+            return WeightFiles((resolve_contained(folder, SINGLE[file_format], "config.json"),), file_format)
         if (folder / INDEX[file_format]).exists():
             return _from_index(folder, INDEX[file_format], file_format)
     raise CheckpointError(f"{folder} holds no weights: {_what_there_is(folder)}")
 
 
-def contained(folder: Path, name: str, named_by: str) -> Path:
+def resolve_contained(folder: Path, name: str, named_by: str) -> Path:
     """Return the path of `name` in `folder`, which must be a regular file inside it.
 
     A link may leave the folder only for the blobs of the hub cache's repository that the folder is a snapshot of.
@@ -64,7 +64,8 @@ def contained(folder: Path, name: str, named_by: str) -> Path:
     """
     if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise CheckpointError(
-            f"{folder / named_by} names the file '{shortened(name)}', which lies outside its folder. Do not use this "
+            f"{folder / named_by} names the file '{shorten_value(name)}', which lies outside its folder. Do not use "
+            f"this "
             f"checkpoint unless you know why"
         )
     path = folder / name
@@ -73,7 +74,8 @@ def contained(folder: Path, name: str, named_by: str) -> Path:
     except (OSError, RuntimeError):
         broken = " (a link whose target is gone)" if path.is_symlink() else ""
         raise CheckpointError(
-            f"{folder / named_by} names the file '{shortened(name)}', which is missing{broken}. Fetch the checkpoint "
+            f"{folder / named_by} names the file '{shorten_value(name)}', which is missing{broken}. Fetch the "
+            f"checkpoint "
             f"again"
         ) from None
     if not any(real.is_relative_to(home) for home in _homes(folder)):
@@ -97,15 +99,16 @@ def _explicit(folder: Path, name: object) -> WeightFiles:
     if isinstance(name, str) and name.endswith(".safetensors.index.json"):
         return _from_index(folder, name, "safetensors")
     if isinstance(name, str) and name.endswith(".safetensors"):
-        return WeightFiles((contained(folder, name, "config.json"),), "safetensors")
+        return WeightFiles((resolve_contained(folder, name, "config.json"),), "safetensors")
     raise CheckpointError(
-        f"{folder / 'config.json'} names its weights transformers_weights={shortened(name)}: expected a .safetensors "
+        f"{folder / 'config.json'} names its weights transformers_weights={shorten_value(name)}: expected a "
+        f".safetensors "
         f"file or a .safetensors.index.json"
     )
 
 
 def _from_index(folder: Path, index_name: str, file_format: FileFormat) -> WeightFiles:
-    index = contained(folder, index_name, "config.json")
+    index = resolve_contained(folder, index_name, "config.json")
     content = read_object(index)
     mapping, metadata = content.get("weight_map"), content.get("metadata")
     if not isinstance(mapping, dict) or not mapping or not all(isinstance(name, str) for name in mapping.values()):
@@ -116,11 +119,11 @@ def _from_index(folder: Path, index_name: str, file_format: FileFormat) -> Weigh
     suffix = ".safetensors" if file_format == "safetensors" else ".bin"
     for name in names:
         if not name.endswith(suffix):
-            raise CheckpointError(f"{index} names '{shortened(name)}', which is not a {suffix} file")
+            raise CheckpointError(f"{index} names '{shorten_value(name)}', which is not a {suffix} file")
     position = {name: number for number, name in enumerate(names)}
     dtype = metadata.get("dtype")
     return WeightFiles(
-        shards=tuple(contained(folder, name, index_name) for name in names),
+        shards=tuple(resolve_contained(folder, name, index_name) for name in names),
         file_format=file_format,
         weight_map={tensor: position[name] for tensor, name in mapping.items()},
         index_dtype=dtype if isinstance(dtype, str) else None,
@@ -134,7 +137,7 @@ def _what_there_is(folder: Path) -> str:
     loose = [name for name in names if name.endswith((".safetensors", ".bin"))]
     if loose:
         return (
-            f"found {shortened(', '.join(loose))}, but neither {SINGLE['safetensors']} nor the index "
+            f"found {shorten_value(', '.join(loose))}, but neither {SINGLE['safetensors']} nor the index "
             f"{INDEX['safetensors']} that says how they belong together. Fetch the index too"
         )
     if any(name.endswith(".gguf") for name in names):
@@ -156,7 +159,7 @@ def parse_object(raw: bytes, what: str) -> dict[str, Any]:
     except RecursionError:
         raise CheckpointError(f"{what} is not valid: it is nested too deeply to be read") from None
     except ValueError as cause:
-        raise CheckpointError(f"{what} is not valid JSON: {shortened(cause)}") from None
+        raise CheckpointError(f"{what} is not valid JSON: {shorten_value(cause)}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{what} is not valid: expected an object, found {type(value).__name__}")
     return value
@@ -175,7 +178,7 @@ def read_object(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {cause.strerror}") from cause
 
 
-def shortened(value: object, most: int = 120) -> str:
+def shorten_value(value: object, most: int = 120) -> str:
     """Return `value` as printable text of bounded length, for error messages about content that may be hostile."""
     text = str(value)
     text = text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
@@ -186,7 +189,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) < len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key '{shortened(twice)}' occurs twice")
+        raise ValueError(f"the key '{shorten_value(twice)}' occurs twice")
     return unique
 
 

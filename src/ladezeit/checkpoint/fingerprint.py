@@ -32,7 +32,7 @@ def sampled_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(config: dict[str, Any], shards: Iterable[Path], header_hashes: Iterable[str]) -> str:
+def compute_fingerprint(config: dict[str, Any], shards: Iterable[Path], header_hashes: Iterable[str]) -> str:
     """Return 32 hex digits: equal for equal checkpoints, wherever they lie and however their files are named."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for path, header in zip(shards, header_hashes, strict=True):

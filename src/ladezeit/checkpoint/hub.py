@@ -15,7 +15,7 @@ from typing import Any
 
 from ladezeit.checkpoint import files
 from ladezeit.checkpoint.cache import Progress
-from ladezeit.checkpoint.files import read_object, shortened
+from ladezeit.checkpoint.files import read_object, shorten_value
 from ladezeit.config import HubModel
 from ladezeit.errors import CheckpointError
 
@@ -24,7 +24,7 @@ _POLL_S = 0.5
 _MOVE = "Free some, or set HF_HOME to a folder on a larger disk"
 
 
-def locate(model: HubModel) -> Path | None:
+def locate_snapshot(model: HubModel) -> Path | None:
     """Return the snapshot's folder if config and all weights are in the local hub cache; no network, no changes."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -32,24 +32,24 @@ def locate(model: HubModel) -> Path | None:
     try:
         config = try_to_load_from_cache(model.repo_id, "config.json", revision=model.revision)
     except HFValidationError as cause:
-        raise CheckpointError(f"model.repo_id={model.repo_id} is no name on the hub: {shortened(cause)}") from None
+        raise CheckpointError(f"model.repo_id={model.repo_id} is no name on the hub: {shorten_value(cause)}") from None
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
     try:
-        files.find(folder, read_object(folder / "config.json"))
+        files.find_weights(folder, read_object(folder / "config.json"))
     except CheckpointError:
         return None  # an interrupted download: to be completed
     return folder
 
 
-def prepare(model: HubModel, progress: Progress) -> Path:
+def prepare_snapshot(model: HubModel, progress: Progress) -> Path:
     """Return the snapshot's folder, downloaded into the hub cache where it is not there whole.
 
     Raises:
         CheckpointError: no connection, offline mode, no such repository or revision, gated, no weights, or a full disk.
     """
-    if there := locate(model):
+    if there := locate_snapshot(model):
         return there
     try:
         return _download(model, progress)
@@ -119,7 +119,7 @@ def _explain(model: HubModel, cause: Exception) -> str:
             return f"{asked} is not whole in the local cache, and HF_HUB_OFFLINE forbids to fetch it. Unset it once"
         case OSError(errno=errno.ENOSPC):
             return f"the disk of {constants.HF_HUB_CACHE} is full. {_MOVE}"
-    reason = f"{type(cause).__name__}: {shortened(cause, 300)}"
+    reason = f"{type(cause).__name__}: {shorten_value(cause, 300)}"
     return (
         f"{asked} is not whole in the local cache and could not be fetched from {constants.ENDPOINT} ({reason}). Check "
         f"the connection, or load a local copy with model=folder model.path=…"

@@ -1,6 +1,6 @@
 """A real model without a hub: the GGUF file inside an installed Python package, converted once to safetensors.
 
-`locate` and `prepare` are the caller's side and neither import the package nor anything heavy.
+`locate_packaged` and `prepare_packaged` are the caller's side and neither import the package nor anything heavy.
 ``python -m ladezeit.checkpoint.packaged GGUF FOLDER`` is the other side and imports torch and transformers.
 """
 
@@ -12,8 +12,8 @@ from functools import cache as once
 from pathlib import Path
 from typing import Any, cast
 
-from ladezeit.checkpoint.cache import Progress, Recipe, build, find
-from ladezeit.checkpoint.files import shortened
+from ladezeit.checkpoint.cache import Progress, Recipe, build_entry, find_entry
+from ladezeit.checkpoint.files import shorten_value
 from ladezeit.checkpoint.fingerprint import sampled_digest
 from ladezeit.config import PackagedModel
 from ladezeit.errors import CheckpointError, OutOfMemoryError, exit_where_memory_ends
@@ -25,20 +25,20 @@ _CONVERTER = 1
 _GROWTH = 4
 
 
-def locate(model: PackagedModel, cache: Path) -> Path | None:
+def locate_packaged(model: PackagedModel, cache: Path) -> Path | None:
     """Return the folder of the converted `model` if it is in `cache`; changes nothing.
 
     Raises:
         CheckpointError: the package is not installed or has no such file.
     """
-    return find(cache, _recipe(model, gguf_path(model)))
+    return find_entry(cache, _recipe(model, gguf_path(model)))
 
 
-def prepare(model: PackagedModel, cache: Path, progress: Progress) -> Path:
+def prepare_packaged(model: PackagedModel, cache: Path, progress: Progress) -> Path:
     """Convert `model` into `cache` if it is not there yet, and return its folder.
 
     Raises:
-        CheckpointError: as `locate` does; or the conversion failed, or the disk is too small.
+        CheckpointError: as `locate_packaged` does; or the conversion failed, or the disk is too small.
     """
     source = gguf_path(model)
 
@@ -46,7 +46,7 @@ def prepare(model: PackagedModel, cache: Path, progress: Progress) -> Path:
         progress(f"converting {source.name} to bfloat16 safetensors", 0, 0)
         _convert_apart(model, source, folder)
 
-    return build(cache, _recipe(model, source), convert_apart, progress)
+    return build_entry(cache, _recipe(model, source), convert_apart, progress)
 
 
 def gguf_path(model: PackagedModel) -> Path:
@@ -74,7 +74,7 @@ def gguf_path(model: PackagedModel) -> Path:
     )
 
 
-def convert(source: Path, folder: Path) -> None:
+def convert_gguf(source: Path, folder: Path) -> None:
     """Write the GGUF file `source` as a bfloat16 checkpoint with tokenizer into `folder`; imports torch."""
     import torch
     import transformers
@@ -137,7 +137,7 @@ def _convert_apart(model: PackagedModel, source: Path, folder: Path) -> None:
         if ended_for_memory(done.returncode, kills_before):
             raise OutOfMemoryError(f"model={model.name}: memory ran out while {source} was converted: {last[0]}")
         raise CheckpointError(
-            f"model={model.name}: {source} could not be converted: {shortened(last[0], 400)}. See it fail with: "
+            f"model={model.name}: {source} could not be converted: {shorten_value(last[0], 400)}. See it fail with: "
             f"{sys.executable} -m ladezeit.checkpoint.packaged {source} FOLDER"
         )
 
@@ -145,4 +145,4 @@ def _convert_apart(model: PackagedModel, source: Path, folder: Path) -> None:
 if __name__ == "__main__":
     with exit_where_memory_ends():
         _without_repeated_work()
-        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+        convert_gguf(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ladezeit.checkpoint.files import parse_object, shortened
+from ladezeit.checkpoint.files import parse_object, shorten_value
 from ladezeit.checkpoint.safetensors_header import DTYPE_BITS, TensorEntry
 from ladezeit.errors import CheckpointError
 
@@ -54,7 +54,9 @@ def tensors_of(shards: Sequence[Path]) -> tuple[TensorEntry, ...]:
         raise CheckpointError(f"{shards[0].parent}: its .bin files were not checked in {_TIME_LIMIT_S:.0f} s") from None
     if done.returncode != 0:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise CheckpointError(f"{shards[0].parent}: its .bin files could not be checked: {shortened(last[0])}. {_CURE}")
+        raise CheckpointError(
+            f"{shards[0].parent}: its .bin files could not be checked: {shorten_value(last[0])}. {_CURE}"
+        )
     answer = parse_object(done.stdout, "the answer of the check of .bin files")
     if answer["refusal"] is not None:
         raise CheckpointError(answer["refusal"])
@@ -88,7 +90,9 @@ def _check(path: Path) -> list[list[Any]]:
     try:
         loaded = torch.load(path, map_location="meta", weights_only=True)
     except Exception as cause:
-        raise CheckpointError(f"{path} cannot be loaded with weights_only=True: {shortened(cause)}. {_CURE}") from None
+        raise CheckpointError(
+            f"{path} cannot be loaded with weights_only=True: {shorten_value(cause)}. {_CURE}"
+        ) from None
     if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
         raise CheckpointError(f"{path} holds {type(loaded).__name__}, not a mapping of names to tensors. {_CURE}")
     return [_describe(path, name, tensor) for name, tensor in loaded.items()]
@@ -111,8 +115,8 @@ def _refuse_other_formats(path: Path) -> None:
 
 
 def _not_safe(path: Path, found: list[str], why: str) -> CheckpointError:
-    names = f" It would call: {shortened(', '.join(found), 400)}." if found else ""
-    reason = f" ({shortened(why)})" if why else ""
+    names = f" It would call: {shorten_value(', '.join(found), 400)}." if found else ""
+    reason = f" ({shorten_value(why)})" if why else ""
     return CheckpointError(f"{path} is not safe to load{reason}; nothing of it was executed.{names} {_CURE}")
 
 
@@ -146,7 +150,7 @@ def _globals_in(raw: bytes) -> Iterator[str]:
 def _describe(path: Path, name: str, tensor: Any) -> list[Any]:
     import torch
 
-    shown = f"{path}: '{shortened(name)}'"
+    shown = f"{path}: '{shorten_value(name)}'"
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
         raise CheckpointError(f"{shown} is {type(tensor).__name__}, not a plain tensor. {_CURE}")
     dtype = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))
@@ -156,7 +160,7 @@ def _describe(path: Path, name: str, tensor: Any) -> list[Any]:
     begin = offset + tensor.storage_offset() * tensor.element_size()
     end = begin + tensor.numel() * DTYPE_BITS[dtype] // 8
     if end > path.stat().st_size:
-        raise CheckpointError(f"{path} is truncated: '{shortened(name)}' ends at byte {end}. Fetch it again")
+        raise CheckpointError(f"{path} is truncated: '{shorten_value(name)}' ends at byte {end}. Fetch it again")
     return [name, dtype, list(tensor.shape), begin, end]
 
 

@@ -1,4 +1,5 @@
-"""From ``model=…`` to a checkpoint on disk whose every file was looked at: `locate`, `prepare` and `inspect`.
+"""From ``model=…`` to a checkpoint on disk whose every file was looked at: `locate_checkpoint`, `prepare_checkpoint`
+and `inspect_checkpoint`.
 
 Nothing here imports torch or transformers: the supervisor runs it before any clock starts.
 """
@@ -12,8 +13,8 @@ from typing import Any, Literal
 from ladezeit.checkpoint import files as weight_files
 from ladezeit.checkpoint import hub, packaged, pickle_scan, synthetic
 from ladezeit.checkpoint.cache import Progress
-from ladezeit.checkpoint.files import read_object, shortened
-from ladezeit.checkpoint.fingerprint import fingerprint
+from ladezeit.checkpoint.files import read_object, shorten_value
+from ladezeit.checkpoint.fingerprint import compute_fingerprint
 from ladezeit.checkpoint.safetensors_header import TensorEntry, read_header
 from ladezeit.config import FolderModel, HubModel, ModelConfig, PackagedModel, SyntheticModel
 from ladezeit.errors import CheckpointError
@@ -31,7 +32,7 @@ _TOKENIZERS = (
     {"vocab.json", "merges.txt"},
 )
 
-__all__ = ["Checkpoint", "Progress", "TensorEntry", "inspect", "locate", "prepare"]
+__all__ = ["Checkpoint", "Progress", "TensorEntry", "inspect_checkpoint", "locate_checkpoint", "prepare_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Checkpoint:
     """Files on disk that hold one model, checked to be complete.
 
     `config` is the content of config.json; `dtype` the torch name that ``from_pretrained(dtype="auto")`` picks.
-    `weight_bytes` counts the tensors, `file_bytes` the whole shards. Equal `fingerprint` means the same weights, as far
-    as config, headers and samples of the content tell (see `ladezeit.checkpoint.fingerprint`).
+    `weight_bytes` counts the tensors, `file_bytes` the whole shards. Equal `compute_fingerprint` means the same
+    weights, as far as config, headers and samples of the content tell (see `ladezeit.checkpoint.fingerprint`).
     """
 
     folder: Path
@@ -73,7 +74,7 @@ class Checkpoint:
         return cls(**{**plain, **files, "tensors": tuple(tensors)})
 
 
-def locate(model: ModelConfig, cache: Path) -> Path | None:
+def locate_checkpoint(model: ModelConfig, cache: Path) -> Path | None:
     """Return the folder of `model` where it is whole on this machine already, else None; changes nothing.
 
     Raises:
@@ -84,16 +85,16 @@ def locate(model: ModelConfig, cache: Path) -> Path | None:
             folder = _own_folder(model)
             return folder if folder.is_dir() else None
         case SyntheticModel():
-            return synthetic.locate(model, cache)
+            return synthetic.locate_synthetic(model, cache)
         case PackagedModel():
-            return packaged.locate(model, cache)
+            return packaged.locate_packaged(model, cache)
         case HubModel():
-            return hub.locate(model)
+            return hub.locate_snapshot(model)
     raise TypeError(f"{type(model).__name__} is no kind of model")
 
 
-def prepare(model: ModelConfig, cache: Path, progress: Progress | None = None) -> Checkpoint:
-    """Make, convert or download `model` where needed, then `inspect` it.
+def prepare_checkpoint(model: ModelConfig, cache: Path, progress: Progress | None = None) -> Checkpoint:
+    """Make, convert or download `model` where needed, then `inspect_checkpoint` it.
 
     Args:
         model: one of the kinds of group ``model``.
@@ -109,17 +110,17 @@ def prepare(model: ModelConfig, cache: Path, progress: Progress | None = None) -
         case FolderModel():
             folder = _own_folder(model)
         case SyntheticModel():
-            folder = synthetic.prepare(model, cache, report)
+            folder = synthetic.prepare_synthetic(model, cache, report)
         case PackagedModel():
-            folder = packaged.prepare(model, cache, report)
+            folder = packaged.prepare_packaged(model, cache, report)
         case HubModel():
-            folder = hub.prepare(model, report)
+            folder = hub.prepare_snapshot(model, report)
         case _:
             raise TypeError(f"{type(model).__name__} is no kind of model")
-    return inspect(folder, model.name)
+    return inspect_checkpoint(folder, model.name)
 
 
-def inspect(folder: Path, model_name: str) -> Checkpoint:
+def inspect_checkpoint(folder: Path, model_name: str) -> Checkpoint:
     """Check all headers in `folder` against their files and the index, and return what is there; reads only.
 
     Raises:
@@ -139,7 +140,7 @@ def _own_folder(model: FolderModel) -> Path:
 
 def _inspect(folder: Path) -> Checkpoint:
     config = _config(folder)
-    files = weight_files.find(folder, config)
+    files = weight_files.find_weights(folder, config)
     if files.file_format == "safetensors":
         headers = [read_header(shard, number) for number, shard in enumerate(files.shards)]
         tensors = tuple(tensor for header in headers for tensor in header.tensors)
@@ -160,7 +161,7 @@ def _inspect(folder: Path) -> Checkpoint:
         tensors=tensors,
         config=config,
         file_format=files.file_format,
-        fingerprint=fingerprint(config, files.shards, hashes),
+        fingerprint=compute_fingerprint(config, files.shards, hashes),
         has_tokenizer=_has_tokenizer(folder),
         weight_bytes=sum(end - begin for _, begin, end in {(t.shard, t.begin, t.end) for t in tensors}),
         file_bytes=sum(shard.stat().st_size for shard in files.shards),
@@ -179,7 +180,7 @@ def _config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} has no config.json, so it is not a checkpoint{hint}. Give the folder that holds config.json"
         )
-    return read_object(weight_files.contained(folder, "config.json", "config.json"))
+    return read_object(weight_files.resolve_contained(folder, "config.json", "config.json"))
 
 
 def _check_unique(tensors: Sequence[TensorEntry], shards: Sequence[Path]) -> None:
@@ -188,7 +189,8 @@ def _check_unique(tensors: Sequence[TensorEntry], shards: Sequence[Path]) -> Non
         first = home.setdefault(tensor.name, tensor.shard)
         if first != tensor.shard:
             raise CheckpointError(
-                f"{shards[tensor.shard]}: tensor '{shortened(tensor.name)}' stands in {shards[first].name} too; which "
+                f"{shards[tensor.shard]}: tensor '{shorten_value(tensor.name)}' stands in {shards[first].name} too; "
+                f"which "
                 f"one is meant cannot be known. Fetch the checkpoint again"
             )
 
@@ -200,7 +202,7 @@ def _check_index(weight_map: dict[str, int], tensors: Sequence[TensorEntry], sha
     name = min(key for key in found.keys() | weight_map.keys() if found.get(key) != weight_map.get(key))
     said, is_in = weight_map.get(name), found.get(name)
     raise CheckpointError(
-        f"{shards[0].parent}: index and shards disagree: tensor '{shortened(name)}' is said to be in "
+        f"{shards[0].parent}: index and shards disagree: tensor '{shorten_value(name)}' is said to be in "
         f"{shards[said].name if said is not None else 'no file'} and is in "
         f"{shards[is_in].name if is_in is not None else 'no file'}. Fetch the checkpoint again"
     )
@@ -223,7 +225,7 @@ def _dtype(config: dict[str, Any], index_dtype: str | None, tensors: Sequence[Te
     name = str(said).removeprefix("torch.")
     if name not in _TORCH_NAMES:
         raise CheckpointError(
-            f"{folder / 'config.json'} gives the dtype {shortened(said)}; expected one of "
+            f"{folder / 'config.json'} gives the dtype {shorten_value(said)}; expected one of "
             f"{', '.join(sorted(_TORCH_NAMES))}"
         )
     return name

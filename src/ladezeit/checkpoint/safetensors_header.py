@@ -11,7 +11,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from ladezeit.checkpoint.files import parse_object, shortened
+from ladezeit.checkpoint.files import parse_object, shorten_value
 from ladezeit.errors import CheckpointError
 
 #: The format's own limit of a header, in bytes.
@@ -141,7 +141,7 @@ def _check_metadata(metadata: object, label: str) -> None:
 
 
 def _entry(name: str, fields: object, shard: int, start: int, label: str) -> TensorEntry:
-    shown = f"{label}: tensor '{shortened(name)}'"
+    shown = f"{label}: tensor '{shorten_value(name)}'"
     if not name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in name):
         raise CheckpointError(f"{shown} has a name that is not Unicode text")
     if not isinstance(fields, dict):
@@ -150,15 +150,17 @@ def _entry(name: str, fields: object, shard: int, start: int, label: str) -> Ten
     shape: Any = fields.get("shape")
     offsets: Any = fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise CheckpointError(f"{shown} has the unknown dtype {shortened(dtype)}; known are {', '.join(DTYPE_BITS)}")
+        raise CheckpointError(
+            f"{shown} has the unknown dtype {shorten_value(dtype)}; known are {', '.join(DTYPE_BITS)}"
+        )
     if not _counts(shape):
-        raise CheckpointError(f"{shown} has no valid shape: {shortened(shape)}")
+        raise CheckpointError(f"{shown} has no valid shape: {shorten_value(shape)}")
     if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{shown} has no valid data_offsets: {shortened(offsets)}")
+        raise CheckpointError(f"{shown} has no valid data_offsets: {shorten_value(offsets)}")
     begin, end = offsets
     if _bits(shape, dtype) != (end - begin) * 8:
         raise CheckpointError(
-            f"{shown} of {dtype} {shortened(shape)} does not fit its {end - begin} bytes: dtype, shape and offsets "
+            f"{shown} of {dtype} {shorten_value(shape)} does not fit its {end - begin} bytes: dtype, shape and offsets "
             f"disagree"
         )
     return TensorEntry(name, dtype, tuple(shape), shard, start + begin, start + end)
@@ -184,8 +186,8 @@ def _check_cover(tensors: list[TensorEntry], start: int, file_bytes: int, label:
     for tensor in tensors:
         if tensor.begin != position:
             what = "overlaps" if tensor.begin < position else f"leaves a gap of {tensor.begin - position} bytes after"
-            raise CheckpointError(f"{label}: tensor '{shortened(tensor.name)}' {what} {last}; the file is damaged")
-        position, last = tensor.end, f"'{shortened(tensor.name)}'"
+            raise CheckpointError(f"{label}: tensor '{shorten_value(tensor.name)}' {what} {last}; the file is damaged")
+        position, last = tensor.end, f"'{shorten_value(tensor.name)}'"
     if file_bytes < position:
         raise CheckpointError(
             f"{label} is truncated: its header describes {position} bytes, the file has {file_bytes}. Fetch it again"

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ladezeit.checkpoint.cache import Progress, Recipe, build, find
+from ladezeit.checkpoint.cache import Progress, Recipe, build_entry, find_entry
 from ladezeit.config import SyntheticModel
 from ladezeit.errors import ConfigError, did_you_mean
 from ladezeit.system.limits import available_cpus
@@ -60,7 +60,7 @@ class SyntheticSizes:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _RandomSlice:
     """Part of a tensor: `elements` values of its chunk number `chunk`; `tensor` is its place in the layout."""
 
     tensor: int
@@ -78,29 +78,31 @@ class _Shard:
     tensors: tuple[int, ...]
 
 
-def locate(model: SyntheticModel, cache: Path) -> Path | None:
-    """Return the folder of `model` if it is in `cache`; changes nothing. Raises `ConfigError` as `prepare` does."""
-    return find(cache, recipe(model))
+def locate_synthetic(model: SyntheticModel, cache: Path) -> Path | None:
+    """Return the folder of `model` if it is in `cache`; changes nothing. Raises `ConfigError` as `prepare_synthetic`
+    does.
+    """
+    return find_entry(cache, synthetic_recipe(model))
 
 
-def prepare(model: SyntheticModel, cache: Path, progress: Progress) -> Path:
+def prepare_synthetic(model: SyntheticModel, cache: Path, progress: Progress) -> Path:
     """Write the checkpoint of `model` into `cache` if it is not there yet, and return its folder.
 
     Raises:
         CheckpointError: the disk is too small or cannot be written.
         ConfigError: no layout is known for its architecture, or a size in it makes no sense.
     """
-    return build(cache, recipe(model), lambda folder: _write(model, folder, progress), progress)
+    return build_entry(cache, synthetic_recipe(model), lambda folder: _write(model, folder, progress), progress)
 
 
 def synthetic_sizes(model: SyntheticModel) -> SyntheticSizes:
     """Return how large the checkpoint of `model` is or will be; nothing is written. Raises `ConfigError`."""
-    specs = layout(model.architecture)
+    specs = tensor_layout(model.architecture)
     data = sum(spec.byte_count for spec in specs)
-    return SyntheticSizes(data, data + sum(len(shard.header) for shard in plan(specs, model.shard_bytes)))
+    return SyntheticSizes(data, data + sum(len(shard.header) for shard in plan_shards(specs, model.shard_bytes)))
 
 
-def recipe(model: SyntheticModel) -> Recipe:
+def synthetic_recipe(model: SyntheticModel) -> Recipe:
     """Return what the checkpoint of `model` is made from, and how many bytes it takes."""
     if model.seed < 0 or model.shard_bytes < 1:
         raise ConfigError(f"model.seed={model.seed} must be 0 or more, model.shard_bytes={model.shard_bytes} 1 or more")
@@ -151,7 +153,7 @@ class TensorSpec:
         return 2 * self.elements
 
 
-def plan(specs: Sequence[TensorSpec], shard_bytes: int) -> list[_Shard]:
+def plan_shards(specs: Sequence[TensorSpec], shard_bytes: int) -> list[_Shard]:
     """Divide the tensors into files as `save_pretrained` does: in order, a new file where the next does not fit."""
     groups: list[list[int]] = [[]]
     used = 0
@@ -189,8 +191,8 @@ def _header(specs: Sequence[TensorSpec]) -> bytes:
 
 
 def _write(model: SyntheticModel, folder: Path, progress: Progress) -> None:
-    specs = layout(model.architecture)
-    shards = plan(specs, model.shard_bytes)
+    specs = tensor_layout(model.architecture)
+    shards = plan_shards(specs, model.shard_bytes)
     total = sum(spec.byte_count for spec in specs)
     done = 0
 
@@ -217,8 +219,8 @@ def _write(model: SyntheticModel, folder: Path, progress: Progress) -> None:
 def _write_values(
     pool: ThreadPoolExecutor,
     most: int,
-    write: Callable[[int, list[_Piece]], int],
-    batches: Iterator[tuple[int, list[_Piece]]],
+    write: Callable[[int, list[_RandomSlice]], int],
+    batches: Iterator[tuple[int, list[_RandomSlice]]],
     on_progress: Callable[[int], None],
 ) -> None:
     """Write the values of all batches, `most` of them on their way at once; `on_progress` gets the bytes of each when
@@ -240,14 +242,14 @@ def _write_values(
         wait(waiting)  # the file is closed next, and its descriptor may then be another file's
 
 
-def _placed(batches: Iterator[list[_Piece]], begin: int) -> Iterator[tuple[int, list[_Piece]]]:
+def _placed(batches: Iterator[list[_RandomSlice]], begin: int) -> Iterator[tuple[int, list[_RandomSlice]]]:
     """Yield with each batch the byte of the file that it begins at, one behind the other from `begin` on."""
     for batch in batches:
         yield begin, batch
         begin += 2 * sum(piece.elements for piece in batch)
 
 
-def _make_and_put(descriptor: int, seed: int, begin: int, batch: Sequence[_Piece]) -> int:
+def _make_and_put(descriptor: int, seed: int, begin: int, batch: Sequence[_RandomSlice]) -> int:
     return _put(descriptor, begin, _values(seed, batch).data.cast("B"))
 
 
@@ -259,14 +261,14 @@ def _put(descriptor: int, begin: int, content: memoryview) -> int:
     return written
 
 
-def _batches(specs: Sequence[TensorSpec], tensors: Sequence[int]) -> Iterator[list[_Piece]]:
+def _batches(specs: Sequence[TensorSpec], tensors: Sequence[int]) -> Iterator[list[_RandomSlice]]:
     """Gather pieces up to `_BATCH`: a mixture of experts has thousands of tensors too small to hand over one by one."""
-    batch: list[_Piece] = []
+    batch: list[_RandomSlice] = []
     held = 0
     for number in tensors:
         elements = specs[number].elements
         for chunk in range(-(-elements // _CHUNK)):
-            piece = _Piece(number, specs[number].role, chunk, min(_CHUNK, elements - chunk * _CHUNK))
+            piece = _RandomSlice(number, specs[number].role, chunk, min(_CHUNK, elements - chunk * _CHUNK))
             batch.append(piece)
             held += piece.elements
             if held >= _BATCH:
@@ -276,12 +278,12 @@ def _batches(specs: Sequence[TensorSpec], tensors: Sequence[int]) -> Iterator[li
         yield batch
 
 
-def _values(seed: int, batch: Sequence[_Piece]) -> NDArray[np.uint16]:
+def _values(seed: int, batch: Sequence[_RandomSlice]) -> NDArray[np.uint16]:
     """Return the bits of all pieces, one behind the other, as bf16 in 16-bit words."""
     return np.concatenate([_chunk(seed, piece) for piece in batch])
 
 
-def _chunk(seed: int, piece: _Piece) -> NDArray[np.uint16]:
+def _chunk(seed: int, piece: _RandomSlice) -> NDArray[np.uint16]:
     keep, put = _PATTERNS[piece.role]
     generator = np.random.PCG64DXSM(np.random.SeedSequence([seed, piece.tensor, piece.chunk]))
     words = generator.random_raw(-(-piece.elements // 4))
@@ -294,7 +296,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def layout(architecture: dict[str, Any]) -> list[TensorSpec]:
+def tensor_layout(architecture: dict[str, Any]) -> list[TensorSpec]:
     """Return the tensors of the config.json `architecture`, in the order in which they fill shards.
 
     Raises:

@@ -20,7 +20,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VERIFIED = "verified"
 
 
-def identity(checkpoint: Checkpoint) -> dict[str, Any]:
+def checkpoint_identity(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return plain data that is equal as long as the checkpoint's files are what they were; reads samples only."""
     return {
         "fingerprint": checkpoint.fingerprint,

@@ -76,9 +76,9 @@ def _evict(model: Model, *, loading: Loading = None, config_dir: ConfigDir = Non
 @app.command("status")
 def _status(model: Model, *, loading: Loading = None, config_dir: ConfigDir = None) -> None:
     """Show how much of a model's files is in memory."""
-    from ladezeit.serving.prefetch import residency
+    from ladezeit.serving.prefetch import measure_residency
 
-    found = residency(model, loading=loading, config_dir=config_dir)
+    found = measure_residency(model, loading=loading, config_dir=config_dir)
     print(f"{found.model}: {_share(found.after_share)} of {found.file_bytes / 1e9:.3f} GB in memory")
     for path in found.files:
         print(f"  {path}")
@@ -87,12 +87,12 @@ def _status(model: Model, *, loading: Loading = None, config_dir: ConfigDir = No
 @app.command("list")
 def _list() -> None:
     """Show what is in ladezeit's cache folder, and how much of it is in memory."""
-    from ladezeit.checkpoint.cache import contents
+    from ladezeit.checkpoint.cache import list_entries
     from ladezeit.system.files import cache_folder
     from ladezeit.system.page_cache import resident_share
 
     cache = cache_folder()
-    entries = contents(cache)
+    entries = list_entries(cache)
     table = Table("folder", "kind", "files", "MB", "in memory", box=None, pad_edge=False)
     for entry in entries:
         share = _share(resident_share(entry.weights)) if entry.weights else ""

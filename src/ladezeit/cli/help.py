@@ -48,12 +48,12 @@ Exit codes: 0 all samples ok, 1 some not, 2 usage, 3 none ok, 130 interrupted.
 """
 
 
-def asked_for(arguments: list[str]) -> bool:
+def is_help_requested(arguments: list[str]) -> bool:
     """Return whether the command line asks for this page."""
     return any(argument in ("--help", "-h") for argument in arguments)
 
 
-def text(arguments: list[str]) -> str:
+def help_text(arguments: list[str]) -> str:
     """Return the help page; options in the folder that ``--config-dir`` names are among the others."""
     user_folder = _user_folder(arguments)
     lines = []

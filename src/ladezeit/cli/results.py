@@ -17,16 +17,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("compare")(compare.command)
-app.command("verdict")(verdict.command)
-app.command("check")(check.command)
-app.command("report")(report.command)
-app.command("hand-over")(hand_over.command)
-app.command("show")(show.command)
-app.command("rerun")(rerun.command)
-app.command("sync")(sync.command)
-app.command("reap")(reap.command)
-app.command("ui")(ui.command)
+app.command("compare")(compare.compare_command)
+app.command("verdict")(verdict.verdict_command)
+app.command("check")(check.check_command)
+app.command("report")(report.report_command)
+app.command("hand-over")(hand_over.hand_over_command)
+app.command("show")(show.show_command)
+app.command("rerun")(rerun.rerun_command)
+app.command("sync")(sync.sync_command)
+app.command("reap")(reap.reap_command)
+app.command("ui")(ui.ui_command)
 
 
 @app.callback()

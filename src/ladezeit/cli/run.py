@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ladezeit.cli import help
-from ladezeit.config.hydra_support import register
+from ladezeit.config.hydra_support import register_schemas
 from ladezeit.errors import USAGE, LadezeitError
 
 OK, SOME_NOT_OK, NONE_OK, INTERRUPTED = 0, 1, 3, 130
@@ -30,7 +30,7 @@ _refusal: Exception | None = None
 
 def run(composed: DictConfig) -> float:
     """Hydra's task function: measure one composed configuration; what is refused leaves no folder behind."""
-    from ladezeit.sweep.job import run as measure
+    from ladezeit.sweep.job import run_job as measure
 
     global _refusal
     try:
@@ -53,10 +53,10 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
-    if help.asked_for(arguments):
-        print(help.text(arguments))
+    if help.is_help_requested(arguments):
+        print(help.help_text(arguments))
         return OK
-    register()
+    register_schemas()
     _register_sweeper()
     signal.signal(signal.SIGTERM, _interrupt)
     wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -73,9 +73,9 @@ def _main(arguments: list[str]) -> int:
     except (LadezeitError, HydraException, OmegaConfBaseException, OSError) as error:
         if wants_trace:
             raise
-        from ladezeit.config.hydra_support import explain
+        from ladezeit.config.hydra_support import explain_error
 
-        print(f"ladezeit: {explain(error)}", file=sys.stderr)
+        print(f"ladezeit: {explain_error(error)}", file=sys.stderr)
         return USAGE
     finally:
         if "ladezeit.sweep.session" in sys.modules:
@@ -103,9 +103,9 @@ def _exit_code() -> int:
     if "ladezeit.sweep.session" not in sys.modules:
         return OK
     from ladezeit.results.records import Status
-    from ladezeit.sweep.session import current
+    from ladezeit.sweep.session import current_session
 
-    session = current()
+    session = current_session()
     ok = sum(result.status is Status.ok for result in session.results)
     if ok == session.planned:
         return OK

@@ -18,7 +18,7 @@ import typer
 from ladezeit.errors import USAGE, ConfigError, run_as
 
 
-def command(
+def trace_command(
     loader: Annotated[str, typer.Argument(help="module:function, module:Class.method, or path/to/file.py:function.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Any other config values, as key=value.")] = None,
     *,
@@ -38,7 +38,7 @@ def command(
     from ladezeit.tracing.api import checkpoint_words
 
     folder = (output or Path("outputs") / "traces" / time.strftime("%Y-%m-%d_%H-%M-%S")).resolve()
-    function, importable_from = importable(loader)
+    function, importable_from = resolve_loader(loader)
     own = re.sub(r"\W+", "_", name or function.partition(":")[2]).strip("_").lower()
     conf = write_option(folder / "conf", own, function)
     words = ["--config-dir", str(conf), *checkpoint_words(checkpoint), *(overrides or [])]
@@ -58,7 +58,7 @@ def command(
     raise typer.Exit(code)
 
 
-def importable(loader: str) -> tuple[str, Path]:
+def resolve_loader(loader: str) -> tuple[str, Path]:
     """Return ``module:function`` and the folder that its module is to be imported from.
 
     Raises:
@@ -100,7 +100,7 @@ def write_option(conf: Path, name: str, function: str) -> Path:
 
 def main() -> None:
     """Entry of the console script."""
-    run_as("ladezeit-trace", lambda: typer.run(command))
+    run_as("ladezeit-trace", lambda: typer.run(trace_command))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 The option files in ``conf/`` start from these classes (``defaults: [/schema/<group>/<kind>@_here_]``), so Hydra checks
 names and types while it composes; `hydra_support` tells it of them, and is not imported here, so that who loads a model
-needs no Hydra: `compose` reads the same files without. `build` then checks values; `rules` looks at them
+needs no Hydra: `compose` reads the same files without. `build_config` then checks values; `rules` looks at them
 together. Enum members are lower case because their names are what users type.
 """
 
-from ladezeit.config.compose import build, check_load_values, check_values
+from ladezeit.config.compose import build_config, check_load_values, check_values
 from ladezeit.config.loading import (
     LOADINGS,
     STRATEGIES,
@@ -102,7 +102,7 @@ __all__ = [
     "TransformersLoading",
     "ValidationConfig",
     "ValidationLevel",
-    "build",
+    "build_config",
     "check_load_values",
     "check_values",
     "from_plain",

@@ -23,7 +23,7 @@ from ladezeit.errors import ConfigError, did_you_mean
 _SCHEMA = re.compile(r"/schema/(?P<group>\w+)/(?P<name>\w+)@_here_")
 
 
-def options(group: str, config_dir: Path | None = None) -> list[str]:
+def list_options(group: str, config_dir: Path | None = None) -> list[str]:
     """Return the names of all options of `group`, a user's own included."""
     return sorted({path.stem for folder in _folders(group, config_dir) for path in folder.glob("*.yaml")})
 
@@ -109,7 +109,7 @@ def _default(entry: Any, group: str, config_dir: Path | None, above: Sequence[st
 def _read(group: str, name: str, config_dir: Path | None) -> DictConfig:
     path = next((f / f"{name}.yaml" for f in _folders(group, config_dir) if (f / f"{name}.yaml").is_file()), None)
     if path is None or Path(name).name != name:
-        known = options(group, config_dir)
+        known = list_options(group, config_dir)
         raise ConfigError(f"{group}={name} is not an option: there are {', '.join(known)}." + did_you_mean(name, known))
     try:
         found = OmegaConf.load(path)
@@ -136,7 +136,7 @@ def _first_line(cause: Exception) -> str:
 # Composed config becomes objects here, and nowhere else; each value is checked on the way.
 
 
-def build(composed: DictConfig) -> RunConfig:
+def build_config(composed: DictConfig) -> RunConfig:
     """Turn a composed config into objects and check each value; `rules.check_combination` looks at them together.
 
     Raises:

@@ -39,7 +39,7 @@ def is_strategy(loading: LoadingConfig) -> bool:
     return isinstance(loading, TransformersLoading) and loading.device_map in STRATEGIES
 
 
-def places(loading: TransformersLoading) -> list[str]:
+def list_places(loading: TransformersLoading) -> list[str]:
     """Return the places that the config names, as it names them: of the device map, or of the budget for a strategy."""
     if is_strategy(loading):
         return list(map(str, loading.max_memory))
@@ -75,7 +75,7 @@ def offload_folder(loading: TransformersLoading, scratch: Path) -> Path:
 
 def may_offload_to_disk(loading: TransformersLoading) -> bool:
     """Return whether the placement can come to name the disk, asked or not."""
-    return is_strategy(loading) or "disk" in places(loading)
+    return is_strategy(loading) or "disk" in list_places(loading)
 
 
 def budget_key(key: str) -> int | str:

@@ -23,7 +23,7 @@ from ladezeit.config.schema import GROUPS, KINDS
 from ladezeit.errors import LadezeitError, did_you_mean
 
 
-def explain(error: BaseException) -> str:
+def explain_error(error: BaseException) -> str:
     """Return the message for a usage error, complete without a stack trace."""
     if isinstance(error, LadezeitError):
         return str(error)
@@ -115,7 +115,7 @@ def _first(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def register() -> None:
+def register_schemas() -> None:
     """Store the schemas where option files find them; under ``schema/`` so that `glob(*)` of a group never sees one."""
     store = ConfigStore.instance().store
     store(name="run", group="schema", node=RunConfig)

@@ -6,7 +6,7 @@ What depends on the machine or the model is checked by `ladezeit.loading.preflig
 import os
 from typing import Any
 
-from ladezeit.config.device_map import check_budget, gpu_index, places
+from ladezeit.config.device_map import check_budget, gpu_index, list_places
 from ladezeit.config.loading import (
     STRATEGIES,
     AccelerateLoading,
@@ -189,7 +189,7 @@ def _is_gpu(place: Any) -> bool:
 
 
 def _check_on_cpu(loading: TransformersLoading) -> None:
-    named = places(loading)
+    named = list_places(loading)
     gpus = [place for place in named if _is_gpu(place)]
     if gpus:
         raise CombinationError(
@@ -204,7 +204,7 @@ def _check_on_cpu(loading: TransformersLoading) -> None:
 
 
 def _refuse_offload(loading: TransformersLoading, device: str) -> None:
-    named = set(places(loading))
+    named = set(list_places(loading))
     offloaded = named & ({"disk"} if device == "cpu" else {"cpu", "disk"})
     if device == "auto":
         offloaded -= {"cpu"}  # known only when the device is: then it is looked at again

@@ -13,7 +13,7 @@ from ladezeit.config import LOADINGS, DType, LoadingConfig
 from ladezeit.errors import NotRunnableError
 from ladezeit.loading import registry
 from ladezeit.loading.base import Engine, EngineModel, LoadRequest
-from ladezeit.system.residency import filesystem, sampled_share
+from ladezeit.system.residency import filesystem_type, sampled_share
 from ladezeit.timing.clock import Clock
 
 #: File systems whose files come over a network, where many reads in flight hide the way there and back.
@@ -105,18 +105,18 @@ class Choice:
     reason: str
 
 
-def choose(facts: Facts) -> Choice:
+def choose_engine(facts: Facts) -> Choice:
     """Return what the table says."""
     for number, rule in enumerate(RULES, start=1):
         if rule.when(facts) and _runs(rule.engine, facts):
-            reason = f"{rule.engine}, because {_seen(facts)} and {rule.condition}: {rule.why}"
+            reason = f"{rule.engine}, because {_describe_facts(facts)} and {rule.condition}: {rule.why}"
             if rule.condition == "anything else":
-                reason = f"{rule.engine}, because {_seen(facts)}: {rule.why}"
+                reason = f"{rule.engine}, because {_describe_facts(facts)}: {rule.why}"
             return Choice(rule.engine, dict(rule.arguments), number, reason)
     raise NotRunnableError(f"loading=auto found no engine for {facts}: choose one with loading=")
 
 
-def table() -> list[tuple[int, str, str, str]]:
+def rule_table() -> list[tuple[int, str, str, str]]:
     """Return the rules as rows: number, condition, engine with its arguments, why."""
     rows = []
     for number, rule in enumerate(RULES, start=1):
@@ -125,13 +125,13 @@ def table() -> list[tuple[int, str, str, str]]:
     return rows
 
 
-def look(request: LoadRequest) -> Facts:
+def collect_facts(request: LoadRequest) -> Facts:
     """Return the facts about a request; takes milliseconds and changes nothing."""
     checkpoint, asked = request.checkpoint, request.loading.dtype
     return Facts(
         device=request.device.partition(":")[0],
         file_format=checkpoint.file_format,
-        filesystem=filesystem(checkpoint.shards[0]),
+        filesystem=filesystem_type(checkpoint.shards[0]),
         resident_share=sampled_share(checkpoint.shards),
         weight_bytes=checkpoint.weight_bytes,
         tensor_count=len(checkpoint.tensors),
@@ -149,17 +149,17 @@ class AutoEngine:
 
     def prepare(self, request: LoadRequest) -> None:
         """Import and prepare every engine that may be chosen here: that is not loading."""
-        facts = look(request)
+        facts = collect_facts(request)
         for rule in RULES:
             if rule.engine not in self._engines and _runs(rule.engine, facts):
-                self._engines[rule.engine] = registry.engine(rule.engine)
+                self._engines[rule.engine] = registry.make_engine(rule.engine)
                 self._engines[rule.engine].prepare(_request(request, rule.engine, rule.arguments))
 
     def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         """See `Engine.load`; `effective` tells the choice and the facts that it was made by."""
         with clock.span("load/choose"):
-            facts = look(request)
-            choice = choose(facts)
+            facts = collect_facts(request)
+            choice = choose_engine(facts)
         loaded = self._engines[choice.engine].load(_request(request, choice.engine, choice.arguments), clock)
         share = facts.resident_share
         seen = {**asdict(facts), "resident_share": None if math.isnan(share) else share}  # JSON has no NaN
@@ -181,13 +181,13 @@ def _request(request: LoadRequest, engine: str, arguments: dict[str, Any]) -> Lo
 
 def _runs(engine: str, facts: Facts) -> bool:
     try:
-        registry.check(engine, facts.device, facts.file_format)
+        registry.check_engine(engine, facts.device, facts.file_format)
     except NotRunnableError:
         return False
     return True
 
 
-def _seen(facts: Facts) -> str:
+def _describe_facts(facts: Facts) -> str:
     share = facts.resident_share
     cached = "nobody tells what is in memory" if math.isnan(share) else f"about {share:.0%} is in memory"
     cast = "" if facts.keeps_dtype else ", the dtype changes"

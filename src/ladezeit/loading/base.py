@@ -39,7 +39,7 @@ class LoadRequest:
     scratch: Path
     attn_implementation: str | None = None
     trust_remote_code: bool = False
-    weight_mapping: "Arrangement | None" = None
+    weight_mapping: "WeightMapping | None" = None
     progress: Progress | None = None
     conversion: "Conversion | None" = None
 
@@ -115,14 +115,14 @@ class LoadedTensors:
         return self.by_name[name]
 
 
-class WhenRead(Mapping[str, "Awaited"]):
+class LazyStateDict(Mapping[str, "LazySlice"]):
     """Loaded tensors as a state dict: names are there at once, and a tensor waits where its values are asked for."""
 
     def __init__(self, loaded: LoadedTensors) -> None:
         self._loaded = loaded
 
-    def __getitem__(self, name: str) -> "Awaited":
-        return Awaited(self._loaded, name)
+    def __getitem__(self, name: str) -> "LazySlice":
+        return LazySlice(self._loaded, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._loaded.by_name)
@@ -131,7 +131,7 @@ class WhenRead(Mapping[str, "Awaited"]):
         return len(self._loaded.by_name)
 
 
-class Awaited:
+class LazySlice:
     """A tensor of a checkpoint that may still be under way, in the form that `from_pretrained` gets from safetensors.
 
     Of what safetensors calls a slice the library takes the values with ``[...]``, at the moment when it needs them.
@@ -191,7 +191,7 @@ class Conversion:
 
 
 @dataclass(frozen=True)
-class Part:
+class Slice:
     """A tensor of the checkpoint inside a merged one, where it starts at element `start`."""
 
     entry: TensorEntry
@@ -199,19 +199,19 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Merged:
+class FusedParameter:
     """A parameter of the model that many tensors of the checkpoint make up, each of them a contiguous piece of it."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    slices: tuple[Part, ...]
+    slices: tuple[Slice, ...]
     #: Names of the parts as the library lists them: one list for each tensor that it concatenates.
     columns: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
-class Arrangement:
+class WeightMapping:
     """What to do with a checkpoint's tensors on their way to a model.
 
     `dtypes` names, for tensors that are to be cast, the dtype they become; `conversions` are the library's transforms
@@ -219,7 +219,7 @@ class Arrangement:
     nothing was arranged where that was wanted.
     """
 
-    fused: tuple[Merged, ...] = ()
+    fused: tuple[FusedParameter, ...] = ()
     dtypes: "dict[str, torch.dtype]" = field(default_factory=dict)
     conversions: tuple[Any, ...] = ()
     reason: str | None = None

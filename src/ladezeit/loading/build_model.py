@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, Any
 from ladezeit.errors import LoadError, ran_out_of_memory
 from ladezeit.loading import instrumentation
 from ladezeit.loading.base import (
-    Arrangement,
-    Awaited,
     EngineModel,
+    FusedParameter,
+    LazySlice,
+    LazyStateDict,
     LoadedTensors,
     LoadRequest,
-    Merged,
     TensorEngine,
-    WhenRead,
+    WeightMapping,
 )
-from ladezeit.loading.transformers_patches import lean
-from ladezeit.loading.weight_mapping import arrange
+from ladezeit.loading.transformers_patches import skip_redundant_init
+from ladezeit.loading.weight_mapping import plan_weight_mapping
 from ladezeit.model.classes import model_class, torch_dtype
-from ladezeit.model.tensors import touch
-from ladezeit.system.gc_pause import collector_paused
+from ladezeit.model.tensors import fault_in_pages
+from ladezeit.system.gc_pause import pause_gc
 from ladezeit.system.limits import available_cpus
-from ladezeit.system.processes import variables
+from ladezeit.system.processes import set_variables
 from ladezeit.timing.clock import Clock
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ _MOST_LENT = 500
 _MOST_NAMED = 10
 
 
-class Assembling:
+class StateDictEngine:
     """Makes an engine that yields tensors one that yields a model."""
 
     def __init__(self, engine: TensorEngine) -> None:
@@ -63,27 +63,27 @@ class Assembling:
         Raises:
             LoadError: a weight is missing, unexpected or of another shape.
         """
-        with collector_paused():
-            with lean(), clock.span("load/arrange"):
-                request = replace(request, weight_mapping=arrange(request))
+        with pause_gc():
+            with skip_redundant_init(), clock.span("load/arrange"):
+                request = replace(request, weight_mapping=plan_weight_mapping(request))
             with self._engine.open(request, clock) as loaded:
                 lent_bytes = _lent_bytes(loaded)
-                made = assemble(loaded, request, clock)
+                made = build_model(loaded, request, clock)
                 made.lent_bytes = lent_bytes
         if not loaded.touched:  # looking again at millions of pages that are there takes a tenth of a second
             with clock.span("load/touch"):
-                made.effective["touched_bytes"] = touch(made.model)
+                made.effective["touched_bytes"] = fault_in_pages(made.model)
         return made
 
 
-def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> EngineModel:
+def build_model(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> EngineModel:
     """Make a model of all tensors of a checkpoint; call it while the engine's buffers are still there."""
     from transformers import AutoConfig
 
     folder = str(request.checkpoint.folder)
     with clock.span("load/config"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=request.trust_remote_code)
-    arrangement = request.weight_mapping or Arrangement()
+    arrangement = request.weight_mapping or WeightMapping()
     made = _from_state_dict(_state_dict(loaded, arrangement, clock), config, request, clock)
     loaded.wait()
     made.effective |= {**loaded.effective, "arranged": arrangement.describe()}
@@ -93,27 +93,27 @@ def assemble(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> Engin
         made.model._weight_conversions = list(arrangement.conversions)
     if loaded.borrowed:
         with clock.span("load/copy"):
-            made.effective["copied_bytes"] = _own(made.model, loaded)
+            made.effective["copied_bytes"] = _clone_borrowed_tensors(made.model, loaded)
     with clock.span("load/generation_config"):
-        finish(made.model, folder)
+        finalize_model(made.model, folder)
     return made
 
 
-def _state_dict(loaded: LoadedTensors, arrangement: Arrangement, clock: Clock) -> "Mapping[str, Tensor | Awaited]":
+def _state_dict(loaded: LoadedTensors, arrangement: WeightMapping, clock: Clock) -> "Mapping[str, Tensor | LazySlice]":
     """Return the tensors as the model wants them; where nothing is left to do they may still be under way."""
     if loaded.mapped:
-        return WhenRead(loaded)
+        return LazyStateDict(loaded)
     tensors = dict(loaded.tensors)
     if not loaded.borrowed:
         loaded.by_name.clear()  # so that what is merged or cast is let go at once
     if arrangement.fused:
         with clock.span("load/merge"):
-            merge(tensors, arrangement)
+            fuse_parameters(tensors, arrangement)
     return tensors
 
 
 def _from_state_dict(
-    tensors: "Mapping[str, Tensor | Awaited]", config: Any, request: LoadRequest, clock: Clock
+    tensors: "Mapping[str, Tensor | LazySlice]", config: Any, request: LoadRequest, clock: Clock
 ) -> EngineModel:
     arguments: dict[str, Any] = {"dtype": request.loading.dtype.value, "device_map": {"": request.device}}
     if request.attn_implementation is not None:
@@ -122,10 +122,10 @@ def _from_state_dict(
     call = {"config": config, "state_dict": tensors, "output_loading_info": True, **arguments}
     effective: dict[str, Any] = {"arguments": {**arguments, "device_map": {"": str(request.device)}}}
     # Tensors that are there as the model wants them are work for no thread, and waited for where that is on the clock.
-    alone = variables({"HF_DEACTIVATE_ASYNC_LOAD": "1" if isinstance(tensors, WhenRead) else None})
-    with lean(), naming_misshapen(request), alone:
+    alone = set_variables({"HF_DEACTIVATE_ASYNC_LOAD": "1" if isinstance(tensors, LazyStateDict) else None})
+    with skip_redundant_init(), naming_misshapen(request), alone:
         if clock.detail:
-            with instrumentation.seams_observed(clock, own_class, _PHASES) as missing:
+            with instrumentation.install_hooks(clock, own_class, _PHASES) as missing:
                 model, info = own_class.from_pretrained(None, **call)
             effective["seams_missing"] = missing
         else:
@@ -148,7 +148,7 @@ def refuse_incomplete(made: EngineModel) -> None:
         raise LoadError(f"the checkpoint's tensors are not the model's ({named})")
 
 
-def _own(model: Any, loaded: LoadedTensors) -> int:
+def _clone_borrowed_tensors(model: Any, loaded: LoadedTensors) -> int:
     """Copy every parameter and buffer that still lies in the engine's memory; return the bytes that were copied."""
     lent = {tensor.untyped_storage().data_ptr() for tensor in loaded.tensors.values()}
     copied = 0
@@ -169,7 +169,7 @@ def _lent_bytes(loaded: LoadedTensors) -> list[int]:
     return list({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def finish(model: Any, folder: str) -> None:
+def finalize_model(model: Any, folder: str) -> None:
     """Set what `from_pretrained` of a folder would have set: the generation config and where the model is from."""
     from transformers import GenerationConfig
 
@@ -185,7 +185,7 @@ def finish(model: Any, folder: str) -> None:
 # Merges tensors that a model keeps as one, for engines that bring them one by one.
 
 
-def merge(tensors: "dict[str, Tensor]", arrangement: Arrangement) -> None:
+def fuse_parameters(tensors: "dict[str, Tensor]", arrangement: WeightMapping) -> None:
     """Put each merged tensor into `tensors` in place of its parts, on their device and in their dtype.
 
     Parts are let go as soon as they are merged: where each has memory of its own, two copies exist of one layer alone.
@@ -197,7 +197,7 @@ def merge(tensors: "dict[str, Tensor]", arrangement: Arrangement) -> None:
             tensors[merged.name] = tensor
 
 
-def _merged(merged: Merged, tensors: "dict[str, Tensor]") -> "Tensor":
+def _merged(merged: FusedParameter, tensors: "dict[str, Tensor]") -> "Tensor":
     import torch
 
     first = tensors[merged.slices[0].entry.name]

@@ -1,9 +1,9 @@
 """Checkpoints in an engine's own format: converted once into the cache folder, before any clock.
 
-The caller's side (`convert`, `Conversion`) imports nothing heavy. ``python -m ladezeit.loading.conversion`` is the
-other side: a process of its own that writes the files, so that neither its libraries nor its memory stay. It holds one
-tensor at a time (of a mixture of experts: one projection of one layer), never the model. How a folder is made whole or
-not at all, under a lock and with the disk's free space checked first, is `checkpoint.cache`'s business.
+The caller's side (`convert_checkpoint`, `Conversion`) imports nothing heavy. ``python -m ladezeit.loading.conversion``
+is the other side: a process of its own that writes the files, so that neither its libraries nor its memory stay. It
+holds one tensor at a time (of a mixture of experts: one projection of one layer), never the model. How a folder is made
+whole or not at all, under a lock and with the disk's free space checked first, is `checkpoint.cache`'s business.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ladezeit.checkpoint.cache import Progress, Recipe, build
-from ladezeit.checkpoint.files import shortened
+from ladezeit.checkpoint.cache import Progress, Recipe, build_entry
+from ladezeit.checkpoint.files import shorten_value
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.safetensors_header import TensorEntry
 from ladezeit.errors import CheckpointError, LoadError, OutOfMemoryError, exit_where_memory_ends
@@ -72,7 +72,9 @@ class Converter(Protocol):
         ...
 
 
-def convert(target: str, checkpoint: Checkpoint, model_name: str, cache: Path, progress: Progress) -> Conversion:
+def convert_checkpoint(
+    target: str, checkpoint: Checkpoint, model_name: str, cache: Path, progress: Progress
+) -> Conversion:
     """Return `checkpoint` in the format of the converter `target` (``module:Class``), converted where it is not yet.
 
     Changed shards, another version of the format's library or of the converter make a new conversion.
@@ -98,7 +100,7 @@ def convert(target: str, checkpoint: Checkpoint, model_name: str, cache: Path, p
         (folder / _SECONDS_FILE).write_text(json.dumps(seconds) + "\n", encoding="utf-8")
 
     what = f"converting to the format of {converter.file_format}"
-    folder = build(cache / converter.file_format, recipe, write, progress)
+    folder = build_entry(cache / converter.file_format, recipe, write, progress)
     files = tuple(sorted(folder.glob(f"*{converter.suffix}")))
     seconds = json.loads((folder / _SECONDS_FILE).read_text(encoding="utf-8"))["seconds"]
     return Conversion(folder, files, sum(path.stat().st_size for path in files), seconds)
@@ -107,11 +109,13 @@ def convert(target: str, checkpoint: Checkpoint, model_name: str, cache: Path, p
 def conversion_for(
     engine: str, checkpoint: Checkpoint, model_name: str, cache: Path, progress: Progress
 ) -> Conversion | None:
-    """Return what `engine` reads in place of `checkpoint`, see `convert`; None where it reads the checkpoint itself."""
-    target = registry.converter(engine)
+    """Return what `engine` reads in place of `checkpoint`, see `convert_checkpoint`; None where it reads the checkpoint
+    itself.
+    """
+    target = registry.make_converter(engine)
     if target is None or not converter_of(target).is_needed(checkpoint):
         return None
-    return convert(target, checkpoint, model_name, cache, progress)
+    return convert_checkpoint(target, checkpoint, model_name, cache, progress)
 
 
 def converted_files(request: "LoadRequest") -> tuple[Path, ...]:
@@ -124,7 +128,7 @@ def converted_files(request: "LoadRequest") -> tuple[Path, ...]:
     if conversion is None:
         raise LoadError(
             f"loading.engine={request.loading.engine} reads a format of its own, and the request has no converted "
-            f"files. Make them with ladezeit.loading.conversion.convert"
+            f"files. Make them with ladezeit.loading.conversion.convert_checkpoint"
         )
     lengths = [path.stat().st_size if path.is_file() else 0 for path in conversion.files]
     if sum(lengths) != conversion.file_bytes:
@@ -193,7 +197,7 @@ def _write_apart(target: str, checkpoint: Checkpoint, folder: Path, on_progress:
     if code == _DISK_FULL:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     if code != 0:
-        reason = shortened((lines or [f"exit code {code}"])[-1], 400)
+        reason = shorten_value((lines or [f"exit code {code}"])[-1], 400)
         if ended_for_memory(code, kills_before):
             raise OutOfMemoryError(f"memory ran out while {checkpoint.folder} was converted: {reason}")
         raise CheckpointError(f"{checkpoint.folder} could not be converted: {reason}")

@@ -42,7 +42,7 @@ SKELETON = "load/skeleton"
 
 
 @dataclass(frozen=True)
-class Seam:
+class Hook:
     """A function of a library by module and attribute path, the phase that it is, and the release it came with."""
 
     module: str
@@ -52,21 +52,21 @@ class Seam:
 
 
 #: What a loader calls besides `from_pretrained`, whose own steps are in `ladezeit.loading.instrumentation`.
-LIBRARY_STEPS = (
-    Seam("transformers.models.auto.tokenization_auto", "AutoTokenizer.from_pretrained", "load/tokenizer"),
-    Seam("transformers.modeling_utils", "PreTrainedModel.to", "load/move"),
-    Seam("transformers.modeling_utils", "PreTrainedModel.cuda", "load/move"),
-    Seam("transformers.modeling_utils", "PreTrainedModel.half", "load/cast"),
-    Seam("transformers.modeling_utils", "PreTrainedModel.float", "load/cast"),
-    Seam("transformers.generation.utils", "GenerationMixin.generate", "load/generate"),
-    Seam("safetensors.torch", "load_file", "load/read"),
-    Seam("torch", "load", "load/read"),
-    Seam("torch.nn", "Module.load_state_dict", "load/assign"),
+LIBRARY_HOOKS = (
+    Hook("transformers.models.auto.tokenization_auto", "AutoTokenizer.from_pretrained", "load/tokenizer"),
+    Hook("transformers.modeling_utils", "PreTrainedModel.to", "load/move"),
+    Hook("transformers.modeling_utils", "PreTrainedModel.cuda", "load/move"),
+    Hook("transformers.modeling_utils", "PreTrainedModel.half", "load/cast"),
+    Hook("transformers.modeling_utils", "PreTrainedModel.float", "load/cast"),
+    Hook("transformers.generation.utils", "GenerationMixin.generate", "load/generate"),
+    Hook("safetensors.torch", "load_file", "load/read"),
+    Hook("torch", "load", "load/read"),
+    Hook("torch.nn", "Module.load_state_dict", "load/assign"),
 )
 
 
 @dataclass
-class OwnSteps:
+class FunctionTrace:
     """What was wrapped: `places` gives file and line by phase, `joined` the phases that were left to their callers."""
 
     clock: Clock
@@ -76,12 +76,12 @@ class OwnSteps:
 
 
 @contextmanager
-def own_steps_observed(clock: Clock, function: Callable[..., Any], modules: list[ModuleType]) -> Iterator[OwnSteps]:
+def trace_functions(clock: Clock, function: Callable[..., Any], modules: list[ModuleType]) -> Iterator[FunctionTrace]:
     """Wrap what `modules` define, `function` among it, for the time of the block."""
-    steps = OwnSteps(clock)
-    inner = definition(function)
+    steps = FunctionTrace(clock)
+    inner = unwrap_function(function)
     with ExitStack() as stack:
-        for seam in LIBRARY_STEPS:
+        for seam in LIBRARY_HOOKS:
             _enter_library(stack, seam, clock, modules)
         for module in modules:
             for owner, name, raw in _functions(module):
@@ -93,7 +93,7 @@ def own_steps_observed(clock: Clock, function: Callable[..., Any], modules: list
         yield steps
 
 
-def definition(function: Any) -> Any:
+def unwrap_function(function: Any) -> Any:
     """Return what has the module and the code of a callable: the function of a method, the class of an object."""
     while isinstance(function, functools.partial):
         function = function.func
@@ -101,14 +101,14 @@ def definition(function: Any) -> Any:
     return function if isinstance(function, FunctionType) or inspect.isclass(function) else type(function)
 
 
-def own_modules(function: Callable[..., Any]) -> list[ModuleType]:
+def user_modules(function: Callable[..., Any]) -> list[ModuleType]:
     """Return the imported modules of the code that `function` belongs to: its package, and what lies beside it.
 
     Takes a while, as does importing the libraries whose functions are looked at: call it before a clock runs.
     """
-    for seam in LIBRARY_STEPS:
+    for seam in LIBRARY_HOOKS:
         import_module(seam.module)
-    home = sys.modules.get(definition(function).__module__)
+    home = sys.modules.get(unwrap_function(function).__module__)
     if home is None:
         return []
     top = home.__name__.partition(".")[0]
@@ -148,7 +148,7 @@ def _is_own(value: Any, module: ModuleType) -> bool:
     return file in (None, code.co_filename) and not code.co_flags & lazy
 
 
-def _enter(stack: ExitStack, steps: OwnSteps, owner: Any, name: str, raw: Any) -> None:
+def _enter(stack: ExitStack, steps: FunctionTrace, owner: Any, name: str, raw: Any) -> None:
     kind = type(raw) if isinstance(raw, (staticmethod, classmethod)) else None
     function = raw.__func__ if kind is not None else raw
     if function not in steps.by_function:
@@ -158,7 +158,7 @@ def _enter(stack: ExitStack, steps: OwnSteps, owner: Any, name: str, raw: Any) -
     stack.callback(setattr, owner, name, raw)
 
 
-def _timed(function: Any, steps: OwnSteps) -> Any:
+def _timed(function: Any, steps: FunctionTrace) -> Any:
     """Return `function` as a step of the clock; a short one that is called too often joins its caller for good."""
     code = inspect.unwrap(function).__code__
     path = f"{LOAD}/{function.__module__}:{function.__qualname__}"
@@ -183,15 +183,15 @@ def _timed(function: Any, steps: OwnSteps) -> Any:
     return timed
 
 
-def _enter_library(stack: ExitStack, seam: Seam, clock: Clock, modules: list[ModuleType]) -> None:
+def _enter_library(stack: ExitStack, seam: Hook, clock: Clock, modules: list[ModuleType]) -> None:
     """Wrap a library's function, also where the user's modules hold it by a name of their own."""
     before = _lookup(seam)
-    if before is not None and enter(stack, seam, clock) and "." not in seam.attribute:
+    if before is not None and install_hook(stack, seam, clock) and "." not in seam.attribute:
         for module in modules:
             _follow_aliases(stack, module, {before: _lookup(seam)})
 
 
-def _lookup(seam: Seam) -> Any:
+def _lookup(seam: Hook) -> Any:
     module = sys.modules.get(seam.module)
     for part in seam.attribute.split("."):
         module = getattr(module, part, None)
@@ -207,28 +207,28 @@ def _follow_aliases(stack: ExitStack, module: ModuleType, replaced: dict[Any, An
 
 
 #: The steps of `from_pretrained` in transformers 5.17 to 5.24, outermost first.
-SEAMS = (
-    Seam("transformers.models.auto.auto_factory", "resolve_revision", "load/resolve", since="5.18"),
-    Seam("transformers.models.auto.auto_factory", "find_adapter_config_file", "load/resolve"),
-    Seam("transformers.models.auto.configuration_auto", "AutoConfig.from_pretrained", "load/config"),
-    Seam("transformers.modeling_utils", "resolve_revision", "load/resolve", since="5.18"),
-    Seam("transformers.modeling_utils", "maybe_load_adapters", "load/resolve"),
-    Seam("transformers.modeling_utils", "_get_resolved_checkpoint_files", "load/resolve"),
-    Seam("transformers.modeling_utils", "_get_dtype", "load/config"),
-    Seam("transformers.modeling_utils", "get_hf_quantizer", "load/config"),
-    Seam("transformers.modeling_utils", "get_model_conversion_mapping", "load/plan"),
-    Seam("transformers.modeling_utils", "_get_device_map", "load/plan"),
-    Seam("transformers.modeling_utils", "caching_allocator_warmup", "load/allocate"),
-    Seam("transformers.modeling_utils", "PreTrainedModel._load_pretrained_model", "load/read"),
-    Seam("transformers.modeling_utils", "PreTrainedModel._finalize_model_loading", "load/finalise"),
-    Seam("transformers.modeling_utils", "PreTrainedModel.eval", "load/finalise"),
-    Seam("transformers.generation.utils", "GenerationMixin.adjust_generation_fn", "load/generation_config"),
-    Seam("transformers.modeling_utils", "accelerate_dispatch", "load/dispatch"),
+HOOKS = (
+    Hook("transformers.models.auto.auto_factory", "resolve_revision", "load/resolve", since="5.18"),
+    Hook("transformers.models.auto.auto_factory", "find_adapter_config_file", "load/resolve"),
+    Hook("transformers.models.auto.configuration_auto", "AutoConfig.from_pretrained", "load/config"),
+    Hook("transformers.modeling_utils", "resolve_revision", "load/resolve", since="5.18"),
+    Hook("transformers.modeling_utils", "maybe_load_adapters", "load/resolve"),
+    Hook("transformers.modeling_utils", "_get_resolved_checkpoint_files", "load/resolve"),
+    Hook("transformers.modeling_utils", "_get_dtype", "load/config"),
+    Hook("transformers.modeling_utils", "get_hf_quantizer", "load/config"),
+    Hook("transformers.modeling_utils", "get_model_conversion_mapping", "load/plan"),
+    Hook("transformers.modeling_utils", "_get_device_map", "load/plan"),
+    Hook("transformers.modeling_utils", "caching_allocator_warmup", "load/allocate"),
+    Hook("transformers.modeling_utils", "PreTrainedModel._load_pretrained_model", "load/read"),
+    Hook("transformers.modeling_utils", "PreTrainedModel._finalize_model_loading", "load/finalise"),
+    Hook("transformers.modeling_utils", "PreTrainedModel.eval", "load/finalise"),
+    Hook("transformers.generation.utils", "GenerationMixin.adjust_generation_fn", "load/generation_config"),
+    Hook("transformers.modeling_utils", "accelerate_dispatch", "load/dispatch"),
 )
 
 
 @contextmanager
-def seams_observed(
+def install_hooks(
     clock: Clock, model_class: type, renamed: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[list[str]]:
     """Wrap all seams, and `model_class`'s constructor, for the time of the block.
@@ -242,17 +242,19 @@ def seams_observed(
 
     missing: list[str] = []
     with ExitStack() as stack:
-        for seam in SEAMS:
+        for seam in HOOKS:
             phase = renamed.get(seam.phase, seam.phase)
-            if not enter(stack, replace(seam, phase=phase), clock) and Version(__version__) >= Version(seam.since):
+            if not install_hook(stack, replace(seam, phase=phase), clock) and Version(__version__) >= Version(
+                seam.since
+            ):
                 missing.append(f"{seam.module}.{seam.attribute}")
-        own = Seam(model_class.__module__, f"{model_class.__qualname__}.__init__", SKELETON)
-        if not enter(stack, own, clock):
+        own = Hook(model_class.__module__, f"{model_class.__qualname__}.__init__", SKELETON)
+        if not install_hook(stack, own, clock):
             missing.append(f"{own.module}.{own.attribute}")
         yield missing
 
 
-def enter(stack: ExitStack, seam: Seam, clock: Clock) -> bool:
+def install_hook(stack: ExitStack, seam: Hook, clock: Clock) -> bool:
     """Wrap one seam until `stack` closes; return whether this version of the library has the function."""
     owner: Any = importlib.import_module(seam.module)
     *path, name = seam.attribute.split(".")

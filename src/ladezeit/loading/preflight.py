@@ -1,7 +1,7 @@
 """Preflight checks: whether this machine can run a configuration with this model, before a byte of a weight is read.
 
 `check_on_machine` looks at the GPUs that a placement names, `check_on_model` at the model's heads, `check_runnable` and
-`check_fits` at memory; `devices_used` says which GPUs a sample holds. What the config alone shows is checked by
+`check_memory` at memory; `devices_used` says which GPUs a sample holds. What the config alone shows is checked by
 `ladezeit.config.rules`.
 """
 
@@ -20,7 +20,7 @@ from ladezeit.config import (
     TracedLoading,
     TransformersLoading,
 )
-from ladezeit.config.device_map import gpu_index, is_strategy, places, single_device
+from ladezeit.config.device_map import gpu_index, is_strategy, list_places, single_device
 from ladezeit.config.rules import check_placement
 from ladezeit.errors import CombinationError, NotRunnableError
 from ladezeit.loading import device_map, registry
@@ -104,7 +104,7 @@ def _gpus_named(loading: LoadingConfig, device: ResolvedDevice) -> set[int]:
         return set(range(loading.ranks)) if device.gpu is not None else set()
     if not isinstance(loading, TransformersLoading):
         return set()
-    indices = map(gpu_index, places(loading))
+    indices = map(gpu_index, list_places(loading))
     return {index for index in indices if index is not None}
 
 
@@ -150,7 +150,7 @@ def _quantised_item_bytes(loading: QuantisedLoading) -> float:
     return _DOUBLE_FOUR_BIT_BYTES if loading.double_quant else _FOUR_BIT_BYTES
 
 
-def converts(loading: LoadingConfig, checkpoint_dtype: str) -> bool:
+def converts_dtype(loading: LoadingConfig, checkpoint_dtype: str) -> bool:
     """Return whether the weights in memory are other than those on disk, so that mapping the file is not enough."""
     changed = loading.dtype is not DType.auto and loading.dtype.value != checkpoint_dtype
     return changed or isinstance(loading, QuantisedLoading)
@@ -159,7 +159,7 @@ def converts(loading: LoadingConfig, checkpoint_dtype: str) -> bool:
 def host_bytes_needed(config: RunConfig, on_gpu: bool, checkpoint: Sizes) -> int:
     """Return the host memory that a sample needs at its peak, without what the kernel can take back."""
     loading = config.loading
-    changed = converts(loading, checkpoint.dtype)
+    changed = converts_dtype(loading, checkpoint.dtype)
     own = weights_bytes(loading, checkpoint.weight_bytes, checkpoint.dtype) if changed else 0
     if on_gpu and not (isinstance(loading, TransformersLoading) and loading.move_to_device):
         own = 0
@@ -184,7 +184,7 @@ def check_runnable(config: RunConfig, device: ResolvedDevice, checkpoint: Sizes)
     loading = config.loading
     if config.profile:
         check_installed()
-    registry.check(loading.engine, device.name, checkpoint.file_format)
+    registry.check_engine(loading.engine, device.name, checkpoint.file_format)
     if isinstance(loading, TracedLoading) and loading.function is not None:
         registry.check_module("loading.function", loading.function)
     check_on_machine(loading, device)
@@ -207,7 +207,7 @@ def check_runnable(config: RunConfig, device: ResolvedDevice, checkpoint: Sizes)
 # Whether a model fits where it is to go, known from the headers before a byte of a weight is read.
 
 
-def check_fits(config: LoadConfig, checkpoint: Checkpoint, device: str) -> None:
+def check_memory(config: LoadConfig, checkpoint: Checkpoint, device: str) -> None:
     """Check that the weights fit into the memory that is free now.
 
     Offload that was allowed makes room wherever it likes, and a mapping that the caller wrote is his own: neither is

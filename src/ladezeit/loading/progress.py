@@ -7,7 +7,7 @@ from collections.abc import Callable
 _INTERVAL_S = 1.0
 
 
-def told_rarely(on_progress: Callable[[str], None]) -> Callable[[int, int, float], None]:
+def throttle_progress(on_progress: Callable[[str], None]) -> Callable[[int, int, float], None]:
     """Return a `Progress` that passes on the state of the reading to `on_progress`, as text and once a second at
     most.
     """
@@ -18,12 +18,12 @@ def told_rarely(on_progress: Callable[[str], None]) -> Callable[[int, int, float
         now = time.monotonic()
         if now >= next_s:
             next_s = now + _INTERVAL_S
-            on_progress(in_words(done, total, seconds))
+            on_progress(format_progress(done, total, seconds))
 
     return progress
 
 
-def in_words(done: int, total: int, seconds: float) -> str:
+def format_progress(done: int, total: int, seconds: float) -> str:
     """Return bytes done and in all, the rate so far, and how long the rest takes at that rate."""
     text = f"{done / 1e9:.1f} of {total / 1e9:.1f} GB"
     if not done or seconds <= 0:

@@ -37,7 +37,7 @@ class Scheme:
         return "bitsandbytes 8 bit" if self.bits == 8 else _four_bit(str(self.quant_type), self.double)
 
 
-def scheme(loading: LoadingConfig) -> Scheme | None:
+def loading_scheme(loading: LoadingConfig) -> Scheme | None:
     """Return the scheme that `loading` asks for; None where it asks for none."""
     match loading:
         case Bitsandbytes8bitLoading():
@@ -51,7 +51,7 @@ def scheme(loading: LoadingConfig) -> Scheme | None:
 
 def scheme_asked(loading: LoadingConfig) -> str | None:
     """Return the scheme that `loading` asks for, in the words of `scheme_of`; None where it asks for none."""
-    asked = scheme(loading)
+    asked = loading_scheme(loading)
     return None if asked is None else asked.words
 
 
@@ -94,7 +94,7 @@ def dequantised_dtype(tensor: Any) -> str | None:
     return str(found).removeprefix("torch.") if found.is_floating_point else None
 
 
-def rule(model: Any) -> Callable[[str, Any], bool]:
+def quantizer_rule(model: Any) -> Callable[[str, Any], bool]:
     """Return whether the model's quantizer takes the weight of a module, given its path and itself.
 
     The quantizer's own list of what it leaves out decides (``modules_to_not_convert``: the head, embeddings, what the
@@ -106,7 +106,7 @@ def rule(model: Any) -> Callable[[str, Any], bool]:
 
 
 def rule_of(quantiser: Any) -> Callable[[str, Any], bool]:
-    """Return `rule` of a model with this quantizer of transformers, whose `modules_to_not_convert` is set."""
+    """Return `quantizer_rule` of a model with this quantizer of transformers, whose `modules_to_not_convert` is set."""
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.quantizers_utils import should_convert_module
@@ -149,7 +149,7 @@ class Survey:
         }
 
 
-def survey(model: Any) -> Survey:
+def survey_quantization(model: Any) -> Survey:
     """Look through `model`, each tensor once."""
     found = Survey()
     seen: set[int] = set()

@@ -1,4 +1,4 @@
-"""Which engines there are and what each needs, by the name that option files give in `engine`.
+"""Which engines there are and what each needs, by the name that option files give in `make_engine`.
 
 Nothing here imports an engine before it is asked for. A name with a colon is a user's own: ``package.module:Class``,
 importable where the worker runs.
@@ -27,7 +27,7 @@ class EngineEntry:
     `devices` and `formats` what it can serve; `yields_tensors` whether it is a `TensorEngine`, whose tensors are made
     a model by `ladezeit.loading.build_model`. `releases` are requirements of package versions (``safetensors>=0.9``),
     `device_file` a path that a driver makes, without which the engine would do something else; `cuda_library` what it
-    asks the system's loader for on a GPU. `converter`, as
+    asks the system's loader for on a GPU. `make_converter`, as
     ``module:Class``, writes checkpoints in the format that the engine reads (see `ladezeit.loading.conversion`).
     """
 
@@ -54,7 +54,7 @@ ENGINES = {
     "streamed": EngineEntry("ladezeit.loading.streamed.engine:StreamedEngine", yields_tensors=True),
     "accelerate": EngineEntry(
         "ladezeit.loading.engines.accelerate:AccelerateEngine",
-        converter="ladezeit.loading.formats.fused_experts:MergedConverter",
+        converter="ladezeit.loading.formats.fused_experts:FusedExpertsConverter",
     ),
     "bitsandbytes_8bit": EngineEntry(
         "ladezeit.loading.engines.quantized:QuantisedEngine",
@@ -139,7 +139,7 @@ ENGINES = {
 }
 
 
-def check(name: str, device: str, file_format: str) -> None:
+def check_engine(name: str, device: str, file_format: str) -> None:
     """Check that `name` is an engine that can run here, without importing it.
 
     Args:
@@ -185,7 +185,7 @@ def check(name: str, device: str, file_format: str) -> None:
         _check_library(name, entry.cuda_library)
 
 
-def engine(name: str) -> Engine:
+def make_engine(name: str) -> Engine:
     """Return a new engine; raises `ConfigError` where it cannot be imported."""
     entry = ENGINES.get(name, EngineEntry(name))
     module, _, attribute = entry.target.partition(":")
@@ -194,13 +194,13 @@ def engine(name: str) -> Engine:
     except (ImportError, AttributeError) as cause:
         raise ConfigError(f"loading.engine={name} cannot be imported: {cause}") from cause
     if entry.yields_tensors or hasattr(made, "open"):
-        from ladezeit.loading.build_model import Assembling
+        from ladezeit.loading.build_model import StateDictEngine
 
-        made = Assembling(made)
+        made = StateDictEngine(made)
     return made  # type: ignore[no-any-return]
 
 
-def converter(name: str) -> str | None:
+def make_converter(name: str) -> str | None:
     """Return the converter to the format of the engine `name`; None where it reads all checkpoints as they are."""
     return ENGINES[name].converter if name in ENGINES else None
 

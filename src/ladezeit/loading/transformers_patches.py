@@ -20,7 +20,7 @@ from typing import Any
 _ONE_AT_A_TIME = threading.RLock()
 
 
-class LateExpression:
+class LazyPattern:
     """A regular expression that is compiled when it is first used; copied and pickled as the expression it is."""
 
     __slots__ = ("_compiled", "_flags", "_text")
@@ -46,10 +46,10 @@ class LateExpression:
         """Whether it has been used."""
         return self._compiled is not None
 
-    def __copy__(self) -> "LateExpression":
+    def __copy__(self) -> "LazyPattern":
         return self
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> "LateExpression":
+    def __deepcopy__(self, _memo: dict[int, Any]) -> "LazyPattern":
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -70,11 +70,11 @@ def _sub(pattern: str, replacement: Any, text: str, count: int = 0, flags: int =
 
 
 #: Stands for the module `re`, which looks up slowly what the table asks thousands of times: the same few expressions.
-_EXPRESSIONS = SimpleNamespace(**{**vars(re), "compile": LateExpression, "search": _search, "sub": _sub})
+_EXPRESSIONS = SimpleNamespace(**{**vars(re), "compile": LazyPattern, "search": _search, "sub": _sub})
 
 
 @contextmanager
-def late_expressions() -> Iterator[None]:
+def lazy_patterns() -> Iterator[None]:
     """Let the library compile its expressions late for the time of the block; what it makes of them stays valid after.
 
     A release that compiles them elsewhere works as it always does.
@@ -95,14 +95,14 @@ def late_expressions() -> Iterator[None]:
 
 
 @contextmanager
-def lean() -> Iterator[None]:
+def skip_redundant_init() -> Iterator[None]:
     """Take the idle work out of the library's calls in the block; in one thread at a time."""
     import torch.nn.init
     from transformers import core_model_loading, modeling_utils
     from transformers.utils import logging
 
     with _ONE_AT_A_TIME, ExitStack() as stack:
-        stack.enter_context(late_expressions())
+        stack.enter_context(lazy_patterns())
         _replace(stack, modeling_utils, "caching_allocator_warmup", lambda _: lambda *_, **__: None)
         _replace(stack, core_model_loading, "tqdm", lambda bar: getattr(logging, "EmptyTqdm", bar))
         for name in dir(torch.nn.init):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.safetensors_header import TensorEntry
 from ladezeit.config import DType
-from ladezeit.loading.base import Arrangement, LoadRequest, Merged, Part
+from ladezeit.loading.base import FusedParameter, LoadRequest, Slice, WeightMapping
 from ladezeit.model.classes import model_class, torch_dtype
 
 if TYPE_CHECKING:
@@ -32,19 +32,19 @@ _CASTABLE = ("F16", "BF16", "F32")
 _CHECKED = 4
 
 
-def arrange(request: LoadRequest) -> Arrangement:
+def plan_weight_mapping(request: LoadRequest) -> WeightMapping:
     """Return how the request's model wants its checkpoint's tensors; empty where it wants them as they are."""
     checkpoint, asked = request.checkpoint, _asked_dtype(request)
     floats = {entry.dtype for entry in checkpoint.tensors} & set(_CASTABLE)
     casts = asked is not None and any(torch_dtype(dtype) != asked for dtype in floats)
     if checkpoint.config.get("quantization_config") is not None or request.trust_remote_code:
-        return Arrangement()
+        return WeightMapping()
     try:
         if not casts and not (_may_merge(checkpoint) and _has_converters(checkpoint)):
-            return Arrangement()
-        return _arrange(request, asked)
+            return WeightMapping()
+        return _plan_weight_mapping(request, asked)
     except (ImportError, AttributeError, TypeError) as cause:  # another release of the library: it does it itself
-        return Arrangement(reason=f"{type(cause).__name__}: {cause}")
+        return WeightMapping(reason=f"{type(cause).__name__}: {cause}")
 
 
 def _asked_dtype(request: LoadRequest) -> "torch.dtype | None":
@@ -72,7 +72,7 @@ def _has_converters(checkpoint: Checkpoint) -> bool:
     return any(isinstance(transform, WeightConverter) for transform in (found[0] if found else ()))
 
 
-def _arrange(request: LoadRequest, requested: "torch.dtype | None") -> Arrangement:
+def _plan_weight_mapping(request: LoadRequest, requested: "torch.dtype | None") -> WeightMapping:
     from transformers.conversion_mapping import get_model_conversion_mapping
 
     skeleton = _skeleton(request, requested)
@@ -85,7 +85,7 @@ def _arrange(request: LoadRequest, requested: "torch.dtype | None") -> Arrangeme
     ):
         targets[target][pattern].append(entry)
     casts = _Casts(requested, skeleton, wanted)
-    merged: list[Merged] = []
+    merged: list[FusedParameter] = []
     dtypes: dict[str, torch.dtype] = {}
     for target, by_pattern in targets.items():
         if target not in wanted:
@@ -96,7 +96,7 @@ def _arrange(request: LoadRequest, requested: "torch.dtype | None") -> Arrangeme
         if one is not None or list(by_pattern) == [None]:
             dtypes |= casts.find_casts(target, [entry for entries in by_pattern.values() for entry in entries])
     used = tuple(transform for transform in mapping if transform.was_used())
-    return Arrangement(tuple(merged), dtypes, used)
+    return WeightMapping(tuple(merged), dtypes, used)
 
 
 def _skeleton(request: LoadRequest, requested: "torch.dtype | None") -> Any:
@@ -179,7 +179,7 @@ def _generalised(key: str, target: str, pattern: str | None) -> Callable[[str], 
 
 def _merged(
     target: str, by_pattern: dict[str | None, list[TensorEntry]], converters: dict[str, Any], shape: tuple[int, ...]
-) -> Merged | None:
+) -> FusedParameter | None:
     """Return `target` as pieces of a stack of matrices; None where it is anything else."""
     patterns = list(by_pattern)
     if None in patterns:
@@ -204,10 +204,10 @@ def _merged(
     matrix = shape[1] * shape[2]
     parts, above = [], 0
     for column, height in zip(columns, rows, strict=True):
-        parts += [Part(entry, number * matrix + above * shape[2]) for number, entry in enumerate(column)]
+        parts += [Slice(entry, number * matrix + above * shape[2]) for number, entry in enumerate(column)]
         above += height
     names = tuple(tuple(entry.name for entry in column) for column in columns)
-    return Merged(target, shape, entries[0].dtype, tuple(parts), names)
+    return FusedParameter(target, shape, entries[0].dtype, tuple(parts), names)
 
 
 def _stacks(converter: Any) -> bool:

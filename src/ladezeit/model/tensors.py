@@ -22,13 +22,14 @@ _MADV_POPULATE_READ = 22
 _PAGE = mmap.PAGESIZE
 
 
-def parts(tensor: Any) -> Iterator[Any]:
+def component_tensors(tensor: Any) -> Iterator[Any]:
     """Yield the plain tensors that hold the data of `tensor`: itself where it is one, and its scales and codes."""
-    return (part for _, part in named_parts(tensor))
+    return (part for _, part in named_component_tensors(tensor))
 
 
-def named_parts(tensor: Any, module: Any = None) -> Iterator[tuple[str, Any]]:
-    """Yield what `parts` does, each with its name inside of `tensor`, which is empty for the plain tensor itself.
+def named_component_tensors(tensor: Any, module: Any = None) -> Iterator[tuple[str, Any]]:
+    """Yield what `component_tensors` does, each with its name inside of `tensor`, which is empty for the plain tensor
+    itself.
 
     A part that is only another view of the tensor itself is left out. `module` is the one that has the parameter:
     bitsandbytes' 8 bit keeps the scales there from the first forward on, and they have the same name in both places.
@@ -37,17 +38,17 @@ def named_parts(tensor: Any, module: Any = None) -> Iterator[tuple[str, Any]]:
     flatten = getattr(tensor, "__tensor_flatten__", None)  # torch's protocol of tensors made of tensors
     if flatten is not None:
         for name in flatten()[0]:
-            yield from ((_join(name, inner), part) for inner, part in named_parts(getattr(tensor, name)))
+            yield from ((_join(name, inner), part) for inner, part in named_component_tensors(getattr(tensor, name)))
         return
     yield "", tensor
     yield from ((name, part) for name, part in _tensors_of(tensor) if not _is_view(part, tensor))
-    yield from state_parts(getattr(tensor, "quant_state", None))
+    yield from state_component_tensors(getattr(tensor, "quant_state", None))
     state: Any = vars(module).get("state") if module is not None else None
     if type(state).__module__.startswith("bitsandbytes.") and state.SCB is not None:
         yield "SCB", state.SCB
 
 
-def state_parts(state: Any, prefix: str = "state") -> Iterator[tuple[str, Any]]:
+def state_component_tensors(state: Any, prefix: str = "state") -> Iterator[tuple[str, Any]]:
     """Yield the tensors of bitsandbytes' state of a 4 bit weight by name, and of the one inside it; None has none."""
     while state is not None:  # with double quantization one is inside another
         yield from ((f"{prefix}.{name}", part) for name, part in _tensors_of(state))
@@ -59,12 +60,12 @@ def local_part(tensor: Any) -> Any:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def held(model: Any) -> Iterator[Any]:
+def iter_storage_tensors(model: Any) -> Iterator[Any]:
     """Yield the plain tensors behind all parameters and buffers of `model`; a tied one as often as it is tied."""
     for module in model.modules():
         for name, tensor in chain(module._parameters.items(), module._buffers.items()):
             if tensor is not None:
-                yield from (part for _, part in named_parts(tensor, module if name == "weight" else None))
+                yield from (part for _, part in named_component_tensors(tensor, module if name == "weight" else None))
 
 
 def meta_tensors(model: Any) -> list[str]:
@@ -78,7 +79,7 @@ def meta_tensors(model: Any) -> list[str]:
     return list(found)
 
 
-def reach(tensor: Any) -> int:
+def byte_span(tensor: Any) -> int:
     """Return the bytes from a plain tensor's first element to the end of its last, strided or not."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return int((last + 1) * tensor.element_size())
@@ -96,8 +97,8 @@ def weights_bytes_by_device(model: Any) -> dict[str, int]:
     weights are between forwards, is not in memory and does not count.
     """
     spans = sorted(
-        (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + reach(tensor))
-        for tensor in held(model)
+        (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + byte_span(tensor))
+        for tensor in iter_storage_tensors(model)
         if not tensor.is_meta and tensor.numel() > 0
     )
     totals: dict[str, int] = {}
@@ -116,7 +117,7 @@ def _tensors_of(owner: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_view(part: Any, tensor: Any) -> bool:
-    """Say whether `part` is the very memory of `tensor`, as bitsandbytes' 8 bit keeps its codes a second time."""
+    """Say whether `shard_of` is the very memory of `tensor`, as bitsandbytes' 8 bit keeps its codes a second time."""
     same = part.device == tensor.device and part.dtype == tensor.dtype and part.shape == tensor.shape
     return bool(same and not tensor.is_meta and part.data_ptr() == tensor.data_ptr())
 
@@ -128,7 +129,7 @@ def _join(name: str, inner: str) -> str:
 # How a weight is split over ranks: in which dimension, in how many groups, and which part is whose.
 
 
-def way_of(tensor: Any) -> str | None:
+def shard_spec_of(tensor: Any) -> str | None:
     """Return how the DTensor `tensor` is split over the ranks of its one group; None where every rank holds all of it.
 
     See torch's ``torch.distributed.tensor.placement_types``.
@@ -142,21 +143,21 @@ def way_of(tensor: Any) -> str | None:
         return None
     if not hasattr(placement, "dim") or placement.is_partial():
         return UNKNOWN
-    return way(placement.dim % tensor.dim(), getattr(placement, "split_factor", 1))
+    return shard_spec(placement.dim % tensor.dim(), getattr(placement, "split_factor", 1))
 
 
-def ways(model: Any) -> dict[str, str]:
+def shard_specs(model: Any) -> dict[str, str]:
     """Return how each parameter of `model` that is split is split, by name; tied ones under each of theirs."""
-    found = {name: way_of(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    found = {name: shard_spec_of(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
     return {name: one for name, one in found.items() if one is not None}
 
 
-def way(dimension: int, groups: int) -> str:
+def shard_spec(dimension: int, groups: int) -> str:
     """Return the word for a way."""
     return f"{dimension}/{groups}" if groups > 1 else str(dimension)
 
 
-def part(whole: "Tensor", way: str, rank: int, ranks: int) -> "Tensor":
+def shard_of(whole: "Tensor", way: str, rank: int, ranks: int) -> "Tensor":
     """Return what `rank` of `ranks` holds of `whole`; the last parts are smaller, or empty, where it does not divide.
 
     Shape: that of `whole`, shorter in the way's dimension. All ranks' parts together are `whole`, each element once.
@@ -182,7 +183,7 @@ def _run_part(run: "Tensor", dimension: int, rank: int, ranks: int) -> "Tensor":
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def touch(model: Any) -> int:
+def fault_in_pages(model: Any) -> int:
     """Fault in every page of the model's tensors in host memory; return the bytes that were touched.
 
     Raises:
@@ -199,8 +200,8 @@ def touch(model: Any) -> int:
 def _extents(model: Any) -> list[tuple[int, int]]:
     """Return (address, bytes) of the host memory behind the model, merged where tensors lie on neighboring pages."""
     spans = sorted(
-        (tensor.data_ptr(), tensor.data_ptr() + reach(tensor))
-        for tensor in held(model)
+        (tensor.data_ptr(), tensor.data_ptr() + byte_span(tensor))
+        for tensor in iter_storage_tensors(model)
         if tensor.device.type == "cpu" and tensor.numel() > 0
     )
     merged: list[tuple[int, int]] = []

@@ -6,7 +6,7 @@ from io import BytesIO
 from typing import Any
 
 from ladezeit.analysis.comparison import PointFigures
-from ladezeit.report.comparison_table import cut
+from ladezeit.report.comparison_table import truncate_text
 
 WIDTH_IN = 9.0
 ROW_IN = 0.34
@@ -53,7 +53,7 @@ def rows_figure(names: Sequence[str], *, panels: Sequence[float] = (1.0,), right
     height = _TOP_IN + _BOTTOM_IN + ROW_IN * max(1, len(names))
     figure = Figure(figsize=(WIDTH_IN, height))
     FigureCanvasAgg(figure)
-    short = [cut(name, _MOST_NAME) for name in names]
+    short = [truncate_text(name, _MOST_NAME) for name in names]
     left_in = 0.25 + 0.078 * max(map(len, short), default=10)
     room_in = WIDTH_IN - left_in - right_in * len(panels) - 0.1
     axes = []
@@ -63,7 +63,7 @@ def rows_figure(names: Sequence[str], *, panels: Sequence[float] = (1.0,), right
         axes.append(_plain(figure.add_axes(box), len(names)))
         left_in += width_in + right_in
     for index, name in enumerate(short):
-        beside(axes[0], name, index, colour=INK)
+        draw_beside(axes[0], name, index, colour=INK)
     return figure, axes
 
 
@@ -80,7 +80,7 @@ def _plain(axes: Any, rows: int) -> Any:
     return axes
 
 
-def beside(axes: Any, text: str, row: int, *, colour: str = SOFT_INK, right: bool = False) -> None:
+def draw_beside(axes: Any, text: str, row: int, *, colour: str = SOFT_INK, right: bool = False) -> None:
     """Write `text` beside a row: left of the axes, or right of them."""
     axes.annotate(
         text,
@@ -96,7 +96,7 @@ def beside(axes: Any, text: str, row: int, *, colour: str = SOFT_INK, right: boo
     )
 
 
-def head(axes: Any, text: str) -> None:
+def draw_heading(axes: Any, text: str) -> None:
     """Write what a panel shows above it."""
     axes.set_title(text, loc="left", fontsize=9, color=SOFT_INK, pad=5)
 
@@ -121,13 +121,13 @@ def seconds_axis(axes: Any, values: Sequence[float]) -> bool:
     return logarithmic
 
 
-def shown(points: Sequence[PointFigures]) -> tuple[list[PointFigures], str]:
+def limit_points(points: Sequence[PointFigures]) -> tuple[list[PointFigures], str]:
     """Return as many points as a picture holds, and a sentence about those that it does not."""
     left = len(points) - MOST_ROWS
     return list(points[:MOST_ROWS]), f" {left} more are in the table only." if left > 0 else ""
 
 
-def picture(figure: Any, name: str, alt: str, caption: str) -> Picture:
+def render_picture(figure: Any, name: str, alt: str, caption: str) -> Picture:
     """Return the figure as a picture; equal figures give equal bytes."""
     from matplotlib import rc_context
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ladezeit.analysis.comparison import Comparison, PointFigures, Section
-from ladezeit.analysis.eligibility import figure, unit_of
+from ladezeit.analysis.eligibility import format_value, unit_of
 from ladezeit.analysis.statistics import LEAST_TO_RANK, Interval, samples_needed
 from ladezeit.results.format import NOTHING
 
@@ -33,7 +33,7 @@ class Column:
     left: bool = False
 
 
-def columns(comparison: Comparison, section: Section) -> list[Column]:
+def select_columns(comparison: Comparison, section: Section) -> list[Column]:
     """Return the columns of a section's table, rank first, in the order in which they are read."""
     metric = comparison.metric
     unit = unit_of(metric)
@@ -50,7 +50,7 @@ def columns(comparison: Comparison, section: Section) -> list[Column]:
         Column("interval", lambda point: _interval(point.spread.interval, metric) if point.spread else NOTHING),
         Column("× baseline", lambda point: "1 (baseline)" if base is point else _ratio(point)),
         Column("p", lambda point: p_text(point.p)),
-        Column("of ceiling", lambda point: percent(point.ceiling_share)),
+        Column("of ceiling", lambda point: format_percent(point.ceiling_share)),
         Column("verified", lambda point: point.level, left=True),
         Column("samples", counts_text, left=True),
     ]
@@ -83,8 +83,8 @@ def as_rich(comparison: Comparison, width: int, sort: str = "rank") -> Renderabl
 
 
 def _rich_section(comparison: Comparison, section: Section, width: int, sort: str) -> list[RenderableType]:
-    shown = columns(comparison, section)
-    rows = ordered(section.ranked, sort)
+    shown = select_columns(comparison, section)
+    rows = sort_points(section.ranked, sort)
     hidden = []
     for head in _OPTIONAL:
         if _width(shown, rows) <= width:
@@ -109,7 +109,7 @@ def _rich_section(comparison: Comparison, section: Section, width: int, sort: st
     return [
         table,
         Text(legend, style="dim"),
-        *(Text(f"  {line}", style="yellow") for line in oddities(section, comparison.metric)),
+        *(Text(f"  {line}", style="yellow") for line in describe_oddities(section, comparison.metric)),
     ]
 
 
@@ -124,7 +124,7 @@ def _stacked(column: Column) -> str:
     return column.head if column.left else "\n".join(column.head.split())
 
 
-def ordered(points: Sequence[PointFigures], sort: str) -> list[PointFigures]:
+def sort_points(points: Sequence[PointFigures], sort: str) -> list[PointFigures]:
     """Return `points` by ``rank`` (as they are), ``median``, ``min``, ``mad``, ``n`` or a varying key."""
     if sort == "rank":
         return list(points)
@@ -164,14 +164,14 @@ def legend_of(comparison: Comparison, section: Section) -> str:
     return text
 
 
-def oddities(section: Section, metric: str) -> list[str]:
+def describe_oddities(section: Section, metric: str) -> list[str]:
     """Return lines about outliers and samples that ended badly, of ranked points."""
     lines = []
     for point in section.ranked:
         if point.spread and point.spread.outliers:
-            values = ", ".join(figure(value, metric) for value in point.spread.outliers)
+            values = ", ".join(format_value(value, metric) for value in point.spread.outliers)
             lines.append(f"{point.name}: far from its median, but counted: {values} {unit_of(metric)}")
-        lines += [f"{point.name}: {cut(problem)}" for problem in point.problems]
+        lines += [f"{point.name}: {truncate_text(problem)}" for problem in point.problems]
     more = len(lines) - _ODDITIES
     return lines[:_ODDITIES] + ([f"… and {more} more such lines (--format json has all)"] if more > 0 else [])
 
@@ -180,15 +180,15 @@ def apart_text_of(point: PointFigures, metric: str) -> str:
     """Return why a point is not ranked and what it measured all the same."""
     measured = ""
     if point.spread:
-        measured = f" (median {figure(point.spread.median, metric)} {unit_of(metric)}, n = {point.spread.n})"
-    return f"{cut(point.excluded or '')}{measured}"
+        measured = f" (median {format_value(point.spread.median, metric)} {unit_of(metric)}, n = {point.spread.n})"
+    return f"{truncate_text(point.excluded or '')}{measured}"
 
 
 def as_markdown(comparison: Comparison, sort: str = "rank") -> str:
     """Return all sections as Markdown tables, with every column."""
     parts = []
     for section in comparison.sections:
-        parts += [f"**{plain(section.title)}**", *section_markdown(comparison, section, sort)]
+        parts += [f"**{escape_cell(section.title)}**", *section_markdown(comparison, section, sort)]
     parts += [f"Note: {note}" for note in comparison.notes]
     return "\n\n".join(parts) + "\n"
 
@@ -197,16 +197,16 @@ def section_markdown(comparison: Comparison, section: Section, sort: str = "rank
     """Return a section as paragraphs of Markdown: its table, how to read it, what is odd, and what stands `apart`."""
     parts = []
     if section.ranked:
-        shown = columns(comparison, section)
+        shown = select_columns(comparison, section)
         lines = [[column.head for column in shown], [":--" if column.left else "--:" for column in shown]]
-        lines += [[column.cell(point) for column in shown] for point in ordered(section.ranked, sort)]
-        parts.append("\n".join("| " + " | ".join(plain(cell) for cell in line) + " |" for line in lines))
+        lines += [[column.cell(point) for column in shown] for point in sort_points(section.ranked, sort)]
+        parts.append("\n".join("| " + " | ".join(escape_cell(cell) for cell in line) + " |" for line in lines))
         parts.append(legend_of(comparison, section))
-    odd = oddities(section, comparison.metric)
+    odd = describe_oddities(section, comparison.metric)
     if apart:
         odd += [f"not ranked: {point.name}: {apart_text_of(point, comparison.metric)}" for point in section.unranked]
     if odd:
-        parts.append("\n".join(f"- {plain(line)}" for line in odd))
+        parts.append("\n".join(f"- {escape_cell(line)}" for line in odd))
     return parts
 
 
@@ -222,7 +222,7 @@ def p_said(p: float | None, sign: str = "=") -> str:
     return "p < 0.001" if p is not None and p < 0.001 else f"p {sign} {p_text(p)}"
 
 
-def percent(share: float | None) -> str:
+def format_percent(share: float | None) -> str:
     """Return a share as percent with two digits; a dash for None."""
     if share is None:
         return NOTHING
@@ -234,17 +234,21 @@ def counts_text(point: PointFigures) -> str:
     return ", ".join(f"{count} {status}" for status, count in point.counts.items())
 
 
-def cut(text: str, most: int = _MOST_REASON) -> str:
+def truncate_text(text: str, most: int = _MOST_REASON) -> str:
     """Return `text`, visibly shortened where it is longer than `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _of(point: PointFigures, metric: str, name: str) -> str:
-    return figure(getattr(point.spread, name), metric) if point.spread else NOTHING
+    return format_value(getattr(point.spread, name), metric) if point.spread else NOTHING
 
 
 def _interval(interval: Interval, metric: str) -> str:
-    return NOTHING if interval.coverage == 0 else f"{figure(interval.low, metric)}–{figure(interval.high, metric)}"
+    return (
+        NOTHING
+        if interval.coverage == 0
+        else f"{format_value(interval.low, metric)}–{format_value(interval.high, metric)}"
+    )
 
 
 def _ratio(point: PointFigures) -> str:
@@ -255,7 +259,7 @@ def _ratio(point: PointFigures) -> str:
     return f"{point.ratio.estimate:.3g}{inside}"
 
 
-def plain(cell: str) -> str:
+def escape_cell(cell: str) -> str:
     """Return a text that breaks no row of a Markdown table."""
     return cell.replace("|", "\\|").replace("\n", " ")
 
@@ -263,12 +267,12 @@ def plain(cell: str) -> str:
 # A comparison as data for programs: flat records, CSV, JSON.
 
 
-def records(comparison: Comparison, sort: str = "rank") -> list[dict[str, Any]]:
+def flatten_records(comparison: Comparison, sort: str = "rank") -> list[dict[str, Any]]:
     """Return one flat record a point, unrounded, the ranked ones of each section first."""
     return [
         _record(comparison, section, point)
         for section in comparison.sections
-        for point in [*ordered(section.ranked, sort), *section.unranked]
+        for point in [*sort_points(section.ranked, sort), *section.unranked]
     ]
 
 
@@ -306,7 +310,7 @@ def _record(comparison: Comparison, section: Section, point: PointFigures) -> di
 
 def as_csv(comparison: Comparison, sort: str = "rank") -> str:
     """Return the records as CSV; lists and counts are written as JSON."""
-    rows = records(comparison, sort)
+    rows = flatten_records(comparison, sort)
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
     writer.writeheader()
@@ -317,5 +321,9 @@ def as_csv(comparison: Comparison, sort: str = "rank") -> str:
 
 def as_json(comparison: Comparison, sort: str = "rank", **more: Any) -> str:
     """Return one JSON document: the records, the notes, and what the caller adds."""
-    document = {"metric": comparison.metric, "unit": unit_of(comparison.metric), "points": records(comparison, sort)}
+    document = {
+        "metric": comparison.metric,
+        "unit": unit_of(comparison.metric),
+        "points": flatten_records(comparison, sort),
+    }
     return json.dumps({**document, "notes": comparison.notes, **more}, indent=2, ensure_ascii=False, allow_nan=False)

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ladezeit.analysis.attribution import attribute, phase_medians
+from ladezeit.analysis.attribution import explain_difference, phase_medians
 from ladezeit.analysis.comparison import Comparison, PointFigures, Section, compare_points
 from ladezeit.analysis.decision import Decision, compare_objectives, decide_on
-from ladezeit.analysis.eligibility import LOAD, OBJECTIVES, figure, machine_name
+from ladezeit.analysis.eligibility import LOAD, OBJECTIVES, format_value, machine_name
 from ladezeit.analysis.profile_writer import SPECIMEN
-from ladezeit.analysis.statistics import against, ratio
-from ladezeit.report.comparison_table import counts_text, p_said, plain
+from ladezeit.analysis.statistics import compare_against, estimate_ratio
+from ladezeit.report.comparison_table import counts_text, escape_cell, p_said
 from ladezeit.report.fault_catches import Catch, fault_catches
 from ladezeit.report.figures import METRIC as VALIDATION_COST
 from ladezeit.results.fields import Condition, as_text, metric_of, point_command, value_of
-from ladezeit.results.format import seconds
+from ladezeit.results.format import format_seconds
 from ladezeit.results.reader import KEPT, Samples
 from ladezeit.results.records import FILE_NAME, Result, Status
 
@@ -60,13 +60,13 @@ class Row:
 
 
 #: Qwen 2.5 7B Instruct in float16 on one NVIDIA GPU. It wrote GB: 7.616e9 weights of two bytes are 14.19 GiB.
-ORIGIN = (
+REFERENCE_CASE = (
     Row("case study: the service, before the fix", BEFORE_S, 0.77, 14.21, "ok"),
     Row("case study: the same settings alone", ALONE_S, 0.11, 14.19, "ok"),
 )
 
 
-def beside_the_origin(section: Section) -> list[str]:
+def compare_with_reference_case(section: Section) -> list[str]:
     """Return paragraphs of Markdown; none where the section has no manager before the cure with its cure."""
     points = [point for point in section.ranked if point.spread]
     managers = [point for point in points if _engine(point) == SPECIMEN]
@@ -74,9 +74,9 @@ def beside_the_origin(section: Section) -> list[str]:
     if not managers or cure is None:
         return []
     others = [point for point in points if point not in managers]
-    rows = [*ORIGIN, *map(_row, [*managers, *others])]
+    rows = [*REFERENCE_CASE, *map(_row, [*managers, *others])]
     said = [_origin_said(), *_managers_said(managers, cure), _machines(cure, section)]
-    return ["### Comparison with the case study", _table(rows), "\n".join(f"- {plain(line)}" for line in said)]
+    return ["### Comparison with the case study", _table(rows), "\n".join(f"- {escape_cell(line)}" for line in said)]
 
 
 def _origin_said() -> str:
@@ -89,10 +89,10 @@ def _origin_said() -> str:
 
 def _managers_said(managers: Sequence[PointFigures], cure: PointFigures) -> list[str]:
     """Return how many times as long each manager takes as its settings alone, where that goes, and what its walk is."""
-    chances = against({point.point: point.metric_values(LOAD) for point in [*managers, cure]}, cure.point)
+    chances = compare_against({point.point: point.metric_values(LOAD) for point in [*managers, cure]}, cure.point)
     lines = []
     for manager in managers:
-        found = ratio(manager.metric_values(LOAD), cure.metric_values(LOAD))
+        found = estimate_ratio(manager.metric_values(LOAD), cure.metric_values(LOAD))
         assert found is not None and manager.spread is not None  # load times are there and positive
         within = f"{found.interval.low:.3g}–{found.interval.high:.3g}"
         lines.append(
@@ -100,11 +100,11 @@ def _managers_said(managers: Sequence[PointFigures], cure: PointFigures) -> list
             f"{100 * found.interval.coverage:.1f} % interval), {p_said(chances[manager.point])} (Holm-adjusted)."
         )
         if found.interval.low > 1:
-            lines[-1] += " " + " ".join(attribute(manager, cure).sentences)
+            lines[-1] += " " + " ".join(explain_difference(manager, cure).sentences)
         walk_s, total_s = phase_medians(manager).get(_WALK), manager.spread.median
         if walk_s is not None:
             lines.append(
-                f"The walk of {manager.name}: {seconds(walk_s)} s of {seconds(total_s)} s "
+                f"The walk of {manager.name}: {format_seconds(walk_s)} s of {format_seconds(total_s)} s "
                 f"({100 * walk_s / total_s:.1f} %); the case study's: about {WALK_S:.0f} s of {BEFORE_S} s "
                 f"({100 * WALK_S / BEFORE_S:.0f} %)."
             )
@@ -131,8 +131,12 @@ def _row(point: PointFigures) -> Row:
 def _table(rows: Sequence[Row]) -> str:
     lines = ["| method | load s | first token s | GPU memory GiB | status |", "|:--|--:|--:|--:|:--|"]
     for row in rows:
-        figures = [seconds(row.load_s), seconds(row.first_token_s), figure(row.gpu_memory_gib, _GPU_MEMORY)]
-        lines.append(f"| {plain(row.method)} | {' | '.join(figures)} | {row.status} |")
+        figures = [
+            format_seconds(row.load_s),
+            format_seconds(row.first_token_s),
+            format_value(row.gpu_memory_gib, _GPU_MEMORY),
+        ]
+        lines.append(f"| {escape_cell(row.method)} | {' | '.join(figures)} | {row.status} |")
     return "\n".join(lines)
 
 
@@ -168,11 +172,11 @@ class Report:
         return self.compared[names.index(objective)].sections[index]
 
 
-def build(samples: Samples, *, current: Sequence[Condition] | None = None) -> Report:
+def build_report(samples: Samples, *, current: Sequence[Condition] | None = None) -> Report:
     """Return the report on `samples`; `current` are conditions that the config in use meets.
 
     Raises:
-        LadezeitError: as `ladezeit.analysis.decision.decide`: nothing can be compared.
+        LadezeitError: as `ladezeit.analysis.decision.decide_methods`: nothing can be compared.
     """
     varying = samples.varying
     compared = compare_objectives(samples.results, varying)
@@ -193,7 +197,7 @@ def build(samples: Samples, *, current: Sequence[Condition] | None = None) -> Re
 # The part of a report that lets others check it: environment, commands, raw files, and what was left out.
 
 
-def environment(results: Sequence[Result]) -> dict[str, str]:
+def describe_environment(results: Sequence[Result]) -> dict[str, str]:
     """Return what is known about machine and libraries, a line a group; several values where samples differ."""
     variants: dict[str, dict[str, None]] = {}
     known: dict[str, str] = {}  # by the group as JSON: nearly all samples have the same
@@ -227,7 +231,7 @@ def _words(value: Any, name: str = "") -> Iterator[str]:
         yield f"{name} {as_text(value)}".strip()
 
 
-def commands(report: Report) -> list[tuple[str, str]]:
+def list_commands(report: Report) -> list[tuple[str, str]]:
     """Return the commands of the sweeps, then that which measures each point again, each with what it is."""
     found = [(f"sweep {record.id}", record.command) for record in report.samples.sweeps]
     for section in report.load.sections:

@@ -6,13 +6,13 @@ from typing import Any
 
 from ladezeit.analysis.attribution import UNATTRIBUTED, phase_medians
 from ladezeit.analysis.comparison import Comparison, PointFigures, Section
-from ladezeit.analysis.eligibility import figure as figure_text
+from ladezeit.analysis.eligibility import format_value as figure_text
 from ladezeit.analysis.statistics import Interval
 from ladezeit.report import canvas, colors
 from ladezeit.report.canvas import MOST_LINEAR_RATIO, Picture
-from ladezeit.report.comparison_table import percent
+from ladezeit.report.comparison_table import format_percent
 from ladezeit.report.fault_catches import Catch
-from ladezeit.results.format import NOTHING, seconds
+from ladezeit.results.format import NOTHING, format_seconds
 
 _MOST_NAMED = 8
 _OTHERS = "shorter phases"
@@ -41,9 +41,9 @@ class _Panel:
 
 def draw_limits(load: Section, gpu_memory: Section, host_memory: Section, name: str) -> Picture | None:
     """Return the picture of a section's ranked points; the sections are those of the same conditions, by metric."""
-    points, more = canvas.shown(load.ranked)
+    points, more = canvas.limit_points(load.ranked)
     panels = [
-        _Panel("share of the ceiling", [_share(point) for point in points], percent, colors.GREEN, limit=1.0),
+        _Panel("share of the ceiling", [_share(point) for point in points], format_percent, colors.GREEN, limit=1.0),
         _Panel("peak GPU memory, GiB", _memory(points, gpu_memory), _gib, colors.BLUE),
         _Panel("peak host memory, GiB", _memory(points, host_memory), _gib, colors.SKY),
     ]
@@ -54,7 +54,7 @@ def draw_limits(load: Section, gpu_memory: Section, host_memory: Section, name: 
     for own, panel in zip(axes, panels, strict=True):
         _draw_panel(own, panel)
     said = [f"{panel.title}: {_limits_in_words(points, panel)}" for panel in panels]
-    return canvas.picture(
+    return canvas.render_picture(
         figure,
         name,
         alt=f"{load.title}. " + "; ".join(said) + ".",
@@ -83,18 +83,18 @@ def _draw_panel(axes: Any, panel: _Panel) -> None:
     axes.set_xlim(0, 1.04 * max(highest, panel.limit or 0.0))
     for row, value in enumerate(panel.values):
         if value is None:
-            canvas.beside(axes, NOTHING, row, right=True)
+            canvas.draw_beside(axes, NOTHING, row, right=True)
             continue
         median, within = value
         axes.barh(row, median, height=0.6, color=panel.colour)
         if within and within.coverage > 0:
             axes.plot([within.low, within.high], [row, row], color=canvas.INK, linewidth=1.1)
-        canvas.beside(axes, panel.text(median), row, right=True)
+        canvas.draw_beside(axes, panel.text(median), row, right=True)
     if panel.limit:
         axes.axvline(panel.limit, color=canvas.INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     axes.locator_params(axis="x", nbins=4)
-    canvas.head(axes, panel.title)
+    canvas.draw_heading(axes, panel.title)
 
 
 def _limits_in_words(points: Sequence[PointFigures], panel: _Panel) -> str:
@@ -105,7 +105,7 @@ def _limits_in_words(points: Sequence[PointFigures], panel: _Panel) -> str:
 # Where the load goes, method by method: the medians of its phases stacked, with what none of them explains.
 
 
-def palette(points: Sequence[PointFigures]) -> dict[str, str]:
+def phase_palette(points: Sequence[PointFigures]) -> dict[str, str]:
     """Return a color for each of the longest phases of all `points`, the longest first: one phase, one color."""
     largest: dict[str, float] = {}
     for point in points:
@@ -119,7 +119,7 @@ def palette(points: Sequence[PointFigures]) -> dict[str, str]:
 
 def draw_phases(section: Section, colour_of: Mapping[str, str], name: str) -> Picture | None:
     """Return the picture of a section's ranked points, None where there are none."""
-    points, more = canvas.shown([point for point in section.ranked if point.spread])
+    points, more = canvas.limit_points([point for point in section.ranked if point.spread])
     if not points:
         return None
     bars = [_bar(point, colour_of) for point in points]
@@ -132,15 +132,15 @@ def draw_phases(section: Section, colour_of: Mapping[str, str], name: str) -> Pi
     for row, point in enumerate(points):
         if point.spread:
             axes[0].plot([point.spread.median] * 2, [row - 0.42, row + 0.42], color=canvas.INK, linewidth=1.6)
-            canvas.beside(axes[0], f"{seconds(point.spread.median)} s", row, right=True)
-    canvas.head(axes[0], f"{section.title}: phases of the load")
+            canvas.draw_beside(axes[0], f"{format_seconds(point.spread.median)} s", row, right=True)
+    canvas.draw_heading(axes[0], f"{section.title}: phases of the load")
     if narrow:
         _stack(axes[1], [{path: t / sum(bar.values()) * 100 for path, t in bar.items()} for bar in bars], colour_of)
         axes[1].set_xlim(0, 100)
         axes[1].set_xlabel("% of the own load", fontsize=8, color=canvas.SOFT_INK)
     _legend(figure, bars, colour_of)
     said = "; ".join(_phases_in_words(point, bar) for point, bar in zip(points, bars, strict=True))
-    return canvas.picture(
+    return canvas.render_picture(
         figure,
         name,
         alt=f"Phases of the load, {section.title}: {said}.",
@@ -201,7 +201,7 @@ def _legend(figure: Any, bars: Sequence[Mapping[str, float]], colour_of: Mapping
 
 def _phases_in_words(point: PointFigures, bar: Mapping[str, float]) -> str:
     largest = max(bar, key=lambda path: bar[path])
-    return f"{point.name} mostly {largest.removeprefix('load/')} ({seconds(bar[largest])} s)"
+    return f"{point.name} mostly {largest.removeprefix('load/')} ({format_seconds(bar[largest])} s)"
 
 
 # Every sample as a dot, with the median and its interval: what the ranks rest on.
@@ -213,7 +213,7 @@ def draw_samples(comparison: Comparison, section: Section, name: str) -> Picture
     The order is that of the table: by rank, then those that are not ranked, whose values are hollow.
     """
     metric = comparison.metric
-    points, more = canvas.shown([point for point in [*section.ranked, *section.unranked] if point.spread])
+    points, more = canvas.limit_points([point for point in [*section.ranked, *section.unranked] if point.spread])
     if not points:
         return None
     names = [f"{_rank(section, point)}{point.name}" for point in points]
@@ -225,9 +225,11 @@ def draw_samples(comparison: Comparison, section: Section, name: str) -> Picture
         trusted = point in section.ranked
         _dots(axes, row, own, _colour(point), hollow=not trusted, pixels=pixels)
         _summary(axes, row, point)
-        canvas.beside(axes, f"{figure_text(point.spread.median if point.spread else None, metric)} s", row, right=True)
-    canvas.head(axes, f"{section.title}: load time, every sample")
-    return canvas.picture(
+        canvas.draw_beside(
+            axes, f"{figure_text(point.spread.median if point.spread else None, metric)} s", row, right=True
+        )
+    canvas.draw_heading(axes, f"{section.title}: load time, every sample")
+    return canvas.render_picture(
         figure,
         name,
         alt=f"Load times of {len(points)} methods, {section.title}: {_samples_in_words(points, metric)}.",
@@ -284,17 +286,17 @@ def draw_validation_cost(section: Section, catches: Mapping[str, Catch], name: s
     timed = [point for point in [*section.ranked, *section.unranked] if point.spread]
     if len({point.level for point in timed}) < 2:
         return None
-    points, more = canvas.shown(sorted(timed, key=lambda point: point.spread.median if point.spread else 0.0))
+    points, more = canvas.limit_points(sorted(timed, key=lambda point: point.spread.median if point.spread else 0.0))
     caught = [catches.get(point.level) for point in points]
     both = any(caught)
     figure, axes = canvas.rows_figure([p.name for p in points], panels=(1.0, 0.7) if both else (1.0,), right_in=0.85)
     _costs(axes[0], points)
-    canvas.head(axes[0], "cost of the validation")
+    canvas.draw_heading(axes[0], "cost of the validation")
     if both:
         _caught(axes[1], caught)
     pairs = zip(points, caught, strict=True)
     found = [f"{p.name} {_cost(p)}{f', finds {c.found} of {c.of}' if c else ''}" for p, c in pairs]
-    return canvas.picture(
+    return canvas.render_picture(
         figure,
         name,
         alt=f"Cost of validation by level, {section.title}: " + "; ".join(found) + ".",
@@ -305,7 +307,7 @@ def draw_validation_cost(section: Section, catches: Mapping[str, Catch], name: s
 
 
 def _cost(point: PointFigures) -> str:
-    return f"{seconds(point.spread.median)} s" if point.spread else ""
+    return f"{format_seconds(point.spread.median)} s" if point.spread else ""
 
 
 def _costs(axes: Any, points: Sequence[PointFigures]) -> None:
@@ -318,7 +320,7 @@ def _costs(axes: Any, points: Sequence[PointFigures]) -> None:
             within = point.spread.interval
             axes.plot([max(floor, within.low), within.high], [row, row], color=canvas.INK, linewidth=1.1)
             axes.plot([point.spread.median] * 2, [row - 0.33, row + 0.33], color=canvas.INK, linewidth=2.2)
-        canvas.beside(axes, _cost(point), row, right=True)
+        canvas.draw_beside(axes, _cost(point), row, right=True)
 
 
 def _caught(axes: Any, caught: Sequence[Catch | None]) -> None:
@@ -326,8 +328,8 @@ def _caught(axes: Any, caught: Sequence[Catch | None]) -> None:
     axes.set_xlabel("% of the planted faults", fontsize=8, color=canvas.SOFT_INK)
     for row, catch in enumerate(caught):
         if catch is None:
-            canvas.beside(axes, "not known", row, right=True)
+            canvas.draw_beside(axes, "not known", row, right=True)
             continue
         axes.barh(row, 100 * catch.found / catch.of, height=0.6, color=colors.GREEN)
-        canvas.beside(axes, f"{catch.found} of {catch.of}", row, right=True)
-    canvas.head(axes, "faults found")
+        canvas.draw_beside(axes, f"{catch.found} of {catch.of}", row, right=True)
+    canvas.draw_heading(axes, "faults found")

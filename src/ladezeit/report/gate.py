@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from ladezeit.analysis.eligibility import figure, more_is_better, unit_of
+from ladezeit.analysis.eligibility import format_value, more_is_better, unit_of
 from ladezeit.analysis.regression import Check, Outcome, PointCheck
 from ladezeit.analysis.statistics import LEVEL, MOST_SAMPLES
 
@@ -47,18 +47,18 @@ def as_text(checked: Check) -> str:
     width = max(len(point.name) for point in checked.points)
     for title in dict.fromkeys(point.title for point in checked.points):
         lines += [title, *_lines(checked, title, width), ""]
-    return "\n".join([*lines, answer(checked)])
+    return "\n".join([*lines, describe_outcome(checked)])
 
 
 def _lines(checked: Check, title: str, width: int) -> list[str]:
     lines = []
     for point in (point for point in checked.points if point.title == title):
-        lines.append(f"  {_TITLES[point.outcome]:<10}  {point.name:<{width}}  {sentence(point, checked)}")
+        lines.append(f"  {_TITLES[point.outcome]:<10}  {point.name:<{width}}  {describe_point(point, checked)}")
         lines += [f"  {'':<10}  {'':<{width}}  ({note})" for note in point.notes]
     return lines
 
 
-def sentence(point: PointCheck, checked: Check) -> str:
+def describe_point(point: PointCheck, checked: Check) -> str:
     """Return what became of a point, with its figures, in one line."""
     if point.ratio is None:
         more = f" (at least {point.samples} samples on each side are needed)" if point.samples else ""
@@ -67,7 +67,7 @@ def sentence(point: PointCheck, checked: Check) -> str:
     ratio, interval = point.ratio.estimate, point.ratio.interval
     how = "times less" if more_is_better(checked.metric) else "times as long" if unit == "s" else "times as much"
     figures = (
-        f"{figure(point.now, checked.metric)} {unit}, was {figure(point.before, checked.metric)} {unit}: "
+        f"{format_value(point.now, checked.metric)} {unit}, was {format_value(point.before, checked.metric)} {unit}: "
         f"{ratio:.3g} {how} ({interval.low:.3g} to {interval.high:.3g} in the {interval.coverage:.1%} interval)"
     )
     return f"{figures}; {point.reason}{_settled_by(point)}"
@@ -81,7 +81,7 @@ def _settled_by(point: PointCheck) -> str:
     return f"; about {point.samples} samples on each side would settle it"
 
 
-def answer(checked: Check) -> str:
+def describe_outcome(checked: Check) -> str:
     """Return the answer in one line: ``passed`` or ``FAILED``, and how many points ended how."""
     counts = [f"{count} {_SUMMARY[outcome]}" for outcome in Outcome if (count := checked.count_outcome(outcome))]
     head = "FAILED" if checked.failing else "passed"
@@ -93,7 +93,7 @@ def as_document(checked: Check, **more: Any) -> str:
     document = {
         **more,
         "passed": not checked.failing,
-        "answer": answer(checked),
+        "answer": describe_outcome(checked),
         "metric": checked.metric,
         "unit": unit_of(checked.metric),
         "max_slowdown": checked.limit,
@@ -158,7 +158,7 @@ def as_junit(checked: Check, moment: datetime, read: Mapping[str, str]) -> str:
         ET.SubElement(properties, "property", {"name": name, "value": _safe(value)})
     for point in checked.points:
         _case(suite, point, checked)
-    ET.SubElement(suite, "system-out").text = _safe(answer(checked))
+    ET.SubElement(suite, "system-out").text = _safe(describe_outcome(checked))
     ET.SubElement(suite, "system-err")
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
@@ -168,10 +168,10 @@ def _case(suite: ET.Element, point: PointCheck, checked: Check) -> None:
     seconds = point.now if unit_of(checked.metric) == "s" and point.now is not None else 0.0
     named = {"name": _safe(point.name), "classname": _safe(point.title) or SUITE, "time": f"{seconds:.6f}"}
     case = ET.SubElement(suite, "testcase", named)
-    said = _safe(sentence(point, checked))
+    said = _safe(describe_point(point, checked))
     if point in checked.failing:
         failure = ET.SubElement(case, "failure", {"type": point.outcome.value, "message": said})
-        failure.text = _safe("\n".join([sentence(point, checked), *point.notes]))
+        failure.text = _safe("\n".join([describe_point(point, checked), *point.notes]))
     elif _is_skipped(point, checked):
         ET.SubElement(case, "skipped", {"message": said})
 

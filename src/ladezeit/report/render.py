@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 from ladezeit.errors import LadezeitError
 from ladezeit.report import document, figures, timeline
 from ladezeit.report.canvas import Picture
-from ladezeit.report.comparison_table import plain, section_markdown
-from ladezeit.report.document import Report, beside_the_origin
-from ladezeit.report.verdict import answer, section
+from ladezeit.report.comparison_table import escape_cell, section_markdown
+from ladezeit.report.document import Report, compare_with_reference_case
+from ladezeit.report.verdict import describe_answer, describe_section
 from ladezeit.results.records import Result
-from ladezeit.results.redaction import redact
+from ladezeit.results.redaction import redact_text
 from ladezeit.system.files import write_atomically
 
 _NAME = re.compile(r"[\w.+-]+")
@@ -48,7 +48,7 @@ _PAGE = """<!doctype html>
 MOST_SECTIONS = 12
 
 
-def write(report: Report, folder: Path, name: str) -> list[Path]:
+def write_report(report: Report, folder: Path, name: str) -> list[Path]:
     """Write ``name.md``, ``name.html`` and the pictures into `folder`, over those of an earlier report.
 
     Returns the paths, Markdown and HTML first.
@@ -58,16 +58,16 @@ def write(report: Report, folder: Path, name: str) -> list[Path]:
     """
     _check(name)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = draw(report, name)
+    drawn = draw_pictures(report, name)
     pictures = [picture for own in drawn for picture in own.all]
-    text = redact(as_markdown(report, drawn, folder))
+    text = redact_text(as_markdown(report, drawn, folder))
     paths = [folder / f"{name}.md", folder / f"{name}.html"]
     write_atomically(paths[0], text)
     write_atomically(paths[1], as_html(text, pictures, report.title))
     return [*paths, *_write_pictures(pictures, folder)]
 
 
-def keep(report: Report, folder: Path, name: str) -> list[Path]:
+def archive_report(report: Report, folder: Path, name: str) -> list[Path]:
     """Write ``name.md``, its pictures and ``name.jsonl`` (all results, one a line) into `folder`, to be kept.
 
     What the files say about the machine's own folders is cut out of them.
@@ -81,10 +81,10 @@ def keep(report: Report, folder: Path, name: str) -> list[Path]:
         if path.exists():
             raise LadezeitError(f"{path} is kept already: choose another --name, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = draw(report, name)
+    drawn = draw_pictures(report, name)
     lines = [_raw_line(result) for result in report.samples.results]
     write_atomically(folder / raw, "".join(f"{line}\n" for line in lines))
-    write_atomically(kept, without_folders(redact(as_markdown(report, drawn, folder, raw))))
+    write_atomically(kept, without_folders(redact_text(as_markdown(report, drawn, folder, raw))))
     return [kept, folder / raw, *_write_pictures([picture for own in drawn for picture in own.all], folder)]
 
 
@@ -123,7 +123,7 @@ def _published(value: Any) -> Any:
         return {key: _published(own) for key, own in value.items()}
     if isinstance(value, list):
         return [_published(own) for own in value]
-    return without_folders(redact(value)) if isinstance(value, str) else value
+    return without_folders(redact_text(value)) if isinstance(value, str) else value
 
 
 # A report as one HTML file that needs nothing else: style and pictures are in it, no address leads out of it.
@@ -204,25 +204,28 @@ def as_markdown(report: Report, pictures: Sequence[Drawn], folder: Path, raw: st
         folder: what links are relative to.
         raw: the name of a file in `folder` that holds all results; None links each sample's own file.
     """
-    parts = [f"# {plain(report.title)}", report.head]
+    parts = [f"# {escape_cell(report.title)}", report.head]
     if len(report.decisions) > 1:
-        parts.append("\n".join(f"- **{decision.title}**: {answer(decision)}" for decision in report.decisions))
+        parts.append("\n".join(f"- **{decision.title}**: {describe_answer(decision)}" for decision in report.decisions))
     parts += [f"Note: {note}." for note in report.notes]
     for index, drawn in enumerate(pictures):
         parts += _section(report, index, drawn)
     parts += ["## What was left out", _lines(document.left_out(report.samples))]
-    parts += ["## Environment", _table(document.environment(report.samples.results))]
-    parts += ["## Measure it again", "\n".join(f"- {plain(w)}:  \n  {code(c)}" for w, c in document.commands(report))]
+    parts += ["## Environment", _table(document.describe_environment(report.samples.results))]
+    parts += [
+        "## Measure it again",
+        "\n".join(f"- {escape_cell(w)}:  \n  {code_span(c)}" for w, c in document.list_commands(report)),
+    ]
     parts += ["## Raw files", _raw(report, folder, raw)]
     return "\n\n".join(parts) + "\n"
 
 
 def _section(report: Report, index: int, drawn: Drawn) -> list[str]:
     decision, compared = report.decisions[index], report.load.sections[index]
-    said, *more = section(decision, report.decisions)
+    said, *more = describe_section(decision, report.decisions)
     parts = [f"## {decision.title}", said, *map(_image, drawn.leading), *more]
     parts += ["### All methods", *section_markdown(report.load, compared, apart=False)]
-    parts += beside_the_origin(compared)
+    parts += compare_with_reference_case(compared)
     if drawn.others:
         parts += ["### Pictures", *map(_image, drawn.others)]
     elif index >= MOST_SECTIONS:
@@ -241,12 +244,12 @@ def _image(picture: Picture) -> str:
 def _raw(report: Report, folder: Path, raw: str | None) -> str:
     if raw is not None:
         return f"[{raw}]({raw}): one result per line, as in `result.json`; `ladezeit-results` reads it."
-    lines = _lines([f"{plain(what)}: {' '.join(links)}" for what, links in document.raw_files(report, folder)])
+    lines = _lines([f"{escape_cell(what)}: {' '.join(links)}" for what, links in document.raw_files(report, folder)])
     return f"Links are relative to the folder that this report was written to.\n\n{lines}"
 
 
 def _table(facts_by_name: dict[str, str]) -> str:
-    rows = [f"| {plain(name)} | {plain(text)} |" for name, text in facts_by_name.items()]
+    rows = [f"| {escape_cell(name)} | {escape_cell(text)} |" for name, text in facts_by_name.items()]
     return "\n".join(["| fact | value |", "| :-- | :-- |", *rows])
 
 
@@ -254,7 +257,7 @@ def _lines(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def code(text: str) -> str:
+def code_span(text: str) -> str:
     """Return `text` as a span of code, whatever ticks are in it."""
     one_line = " ".join(text.split())
     ticks = "`"
@@ -264,10 +267,10 @@ def code(text: str) -> str:
     return f"{ticks}{pad}{one_line}{pad}{ticks}"
 
 
-def draw(report: Report, name: str) -> list[Drawn]:
+def draw_pictures(report: Report, name: str) -> list[Drawn]:
     """Return the pictures of each section; their names begin with `name`."""
     points = [point for section in report.load.sections for point in section.ranked]
-    colour_of = figures.palette(points)
+    colour_of = figures.phase_palette(points)
     return [
         _of_section(report, index, colour_of, f"{name}-{index + 1}") if index < MOST_SECTIONS else Drawn([], [])
         for index in range(len(report.decisions))

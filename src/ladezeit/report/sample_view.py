@@ -9,10 +9,10 @@ from rich.markup import escape
 from rich.text import Text
 from rich.tree import Tree
 
-from ladezeit.analysis.eligibility import doubt, figure, machine_name, unit_of
-from ladezeit.report.comparison_table import percent
-from ladezeit.results.fields import as_text, value_of, why
-from ladezeit.results.format import seconds
+from ladezeit.analysis.eligibility import format_value, machine_name, unit_of, unverified_reason
+from ladezeit.report.comparison_table import format_percent
+from ladezeit.results.fields import as_text, failure_reason, value_of
+from ladezeit.results.format import format_seconds
 from ladezeit.results.records import Phase, Result, Status
 
 _COLOURS = {Status.ok: "green", Status.skipped: "yellow", Status.invalid: "yellow"}
@@ -40,16 +40,16 @@ def _head(result: Result) -> RenderableType:
     colour = _COLOURS.get(result.status, "red")
     lines = [Text.assemble((result.status.value, f"bold {colour}"), " ", (result.identity.label, "bold"))]
     if result.status is not Status.ok:
-        lines.append(Text(why(result), style=colour))
-    elif text := doubt(result):
+        lines.append(Text(failure_reason(result), style=colour))
+    elif text := unverified_reason(result):
         lines.append(Text(f"not ranked: {text}", style="yellow"))
     what = [f"{key} {value}" for key in ("model", "loading", "cache", "process") if (value := value_of(result, key))]
     lines.append(Text(" · ".join(what)))
     total = result.metrics.get("load/total_s")
     if total is not None:
         share = result.metrics.get("load/ceiling_share")
-        reached = f", {percent(share)} of the {result.effective.get('ceiling', '')} ceiling" if share else ""
-        lines.append(Text(f"load {seconds(total)} s{reached}"))
+        reached = f", {format_percent(share)} of the {result.effective.get('ceiling', '')} ceiling" if share else ""
+        lines.append(Text(f"load {format_seconds(total)} s{reached}"))
     if result.error is not None and result.error.trace:
         lines.append(Text(result.error.trace.strip().splitlines()[-1], style="dim"))
     return Group(*lines)
@@ -63,7 +63,7 @@ def _phases(result: Result) -> RenderableType:
         by_path.setdefault(phase.path, []).append(phase)
     top = [path for path in by_path if not _parent(path, by_path)]
     whole_s = sum(phase.duration_s for path in top for phase in by_path[path])
-    tree = Tree(Text(f"phases: {seconds(whole_s)} s in all, shares of the phase above"), guide_style="dim")
+    tree = Tree(Text(f"phases: {format_seconds(whole_s)} s in all, shares of the phase above"), guide_style="dim")
     branches: dict[str, Tree] = {}
     durations = {path: sum(phase.duration_s for phase in same) for path, same in by_path.items()}
     for path in sorted(by_path, key=lambda path: (path.count("/"), by_path[path][0].start_s)):
@@ -73,7 +73,7 @@ def _phases(result: Result) -> RenderableType:
         line = _line(name, durations[path], of_s, len(by_path[path]))
         own_s = sum(phase.self_s for phase in by_path[path])
         if own_s < 0.99 * durations[path] and not any(_parent(other, by_path) == path for other in by_path):
-            line.append(f" own {seconds(own_s)} s", "dim")  # what ran inside it stands beside it
+            line.append(f" own {format_seconds(own_s)} s", "dim")  # what ran inside it stands beside it
         branches[path] = branches.get(parent, tree).add(line)
     for path, branch in branches.items():
         own_s = sum(phase.self_s for phase in by_path[path])
@@ -92,7 +92,7 @@ def _line(name: str, spent_s: float, of_s: float, times: int) -> Text:
     share = spent_s / of_s if of_s > 0 else 0.0
     bar = "█" * round(20 * share)
     count = f" ×{times}" if times > 1 else ""
-    return Text.assemble(f"{name + count:<24}", f"{seconds(spent_s):>8} s {100 * share:>5.1f} % ", (bar, "blue"))
+    return Text.assemble(f"{name + count:<24}", f"{format_seconds(spent_s):>8} s {100 * share:>5.1f} % ", (bar, "blue"))
 
 
 def _profile(result: Result) -> list[RenderableType]:
@@ -102,7 +102,7 @@ def _profile(result: Result) -> list[RenderableType]:
     for part, functions in parts.items():
         tree = Tree(Text(f"profile of the {part}: functions by their own time"), guide_style="dim")
         for found in functions[:_MOST_FUNCTIONS]:
-            tree.add(Text(f"{seconds(found['own_s']):>8} s  {found['function']}  {found['place']}"))
+            tree.add(Text(f"{format_seconds(found['own_s']):>8} s  {found['function']}  {found['place']}"))
         trees.append(tree)
     return [*trees]
 
@@ -113,7 +113,7 @@ def _told(name: str) -> bool:
 
 
 def _metric(name: str, value: float) -> str:
-    return f"{figure(value, name)} {unit_of(name)}".strip()
+    return f"{format_value(value, name)} {unit_of(name)}".strip()
 
 
 def _flat(node: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -131,7 +131,8 @@ def _proof(result: Result) -> RenderableType:
         return Text("verification: none; the validation was not reached", style="yellow")
     passed = "passed" if proof.get("passed") else "did not run" if not proof.get("ran") else "did not pass"
     tree = Tree(
-        Text(f"verification: {proof.get('level')} {passed}, {seconds(proof.get('total_s'))} s"), guide_style="dim"
+        Text(f"verification: {proof.get('level')} {passed}, {format_seconds(proof.get('total_s'))} s"),
+        guide_style="dim",
     )
     tree.add(Text(str(proof.get("reason", ""))))
     for finding in proof.get("findings", [])[:10]:

@@ -17,7 +17,7 @@ _START = {VLLM: ("vllm", "serve"), SGLANG: ("python3", "-m", "sglang.launch_serv
 
 
 @dataclass(frozen=True)
-class HandOver:
+class ServerFlags:
     """One server's way to load as `method` did: its `flags`, None where it has none, and what to know about it."""
 
     server: str
@@ -43,7 +43,7 @@ class _Ways:
     note: str = ""
 
 
-def hand_over(entry: Mapping[str, Any], model: str | None = None) -> list[HandOver]:
+def export_flags(entry: Mapping[str, Any], model: str | None = None) -> list[ServerFlags]:
     """Return how each server loads like an entry of a loading profile (see `analysis.profile_writer`).
 
     `model` is what the servers are given: a hub id or a folder; None takes the entry's name for it.
@@ -55,12 +55,12 @@ def hand_over(entry: Mapping[str, Any], model: str | None = None) -> list[HandOv
     ways = _ways(engine, loading)
     dtype = ("--dtype", str(entry["dtype"])) if entry.get("dtype") else ()
     return [
-        HandOver(server, name, method, (*flags(loading), *dtype) if flags is not None else None, ways.note)
+        ServerFlags(server, name, method, (*flags(loading), *dtype) if flags is not None else None, ways.note)
         for server, flags in ((VLLM, ways.vllm), (SGLANG, ways.sglang))
     ]
 
 
-def as_text(handed: list[HandOver]) -> str:
+def as_text(handed: list[ServerFlags]) -> str:
     """Return the commands as lines for a terminal or a file of notes."""
     lines = []
     for each in handed:

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ladezeit.analysis.statistics import Spread
-from ladezeit.results.fields import metric_of, value_of, varying_values, why
+from ladezeit.results.fields import failure_reason, metric_of, value_of, varying_values
 from ladezeit.results.format import NOTHING as _NOTHING
-from ladezeit.results.format import seconds
+from ladezeit.results.format import format_seconds
 from ladezeit.results.records import Result, Status
 
 _MOST_REASON = 160
@@ -78,7 +78,7 @@ def _plain(cell: str) -> str:
 
 
 def _cells(results: Sequence[Result], varying: Sequence[str]) -> _Cells:
-    points = summarise(results, varying)
+    points = summarize_points(results, varying)
     keys = [key for key in varying if key != "sample"]
     columns = _columns(points)
     sections: dict[tuple[str, str], list[list[str]]] = {}
@@ -127,28 +127,28 @@ def _columns(points: Sequence[PointSummary]) -> dict[str, Callable[[PointSummary
     """Return header and cell of every figure that at least one point has."""
     columns: dict[str, Callable[[PointSummary], str]] = {
         "n": lambda point: str(point.n),
-        "load s": lambda point: seconds(point.load_s.median if point.load_s else None),
+        "load s": lambda point: format_seconds(point.load_s.median if point.load_s else None),
         "min–max": _range,
     }
     if any(point.ceiling_share is not None for point in points):
         columns["of ceiling"] = lambda point: _percent(point.ceiling_share)
     if any(point.first_token_s is not None for point in points):
-        columns["first token s"] = lambda point: seconds(point.first_token_s)
+        columns["first token s"] = lambda point: format_seconds(point.first_token_s)
     if any(point.cold_start_s is not None for point in points):
-        columns["start to token s"] = lambda point: seconds(point.cold_start_s)
+        columns["start to token s"] = lambda point: format_seconds(point.cold_start_s)
     if any(point.gpu_memory_gib is not None for point in points):
         columns["GPU GiB"] = lambda point: _two_digits(point.gpu_memory_gib)
     elif any(point.host_memory_gib is not None for point in points):
         columns["host GiB"] = lambda point: _two_digits(point.host_memory_gib)
     if any(point.validation_s is not None for point in points):
-        columns["validation s"] = lambda point: seconds(point.validation_s)
+        columns["validation s"] = lambda point: format_seconds(point.validation_s)
     columns["status"] = _status
     return columns
 
 
 def _range(point: PointSummary) -> str:
     load = point.load_s
-    return f"{seconds(load.least)}–{seconds(load.largest)}" if load and load.n > 1 else _NOTHING
+    return f"{format_seconds(load.least)}–{format_seconds(load.largest)}" if load and load.n > 1 else _NOTHING
 
 
 def _two_digits(value: float | None) -> str:
@@ -190,16 +190,16 @@ def _legend(points: Sequence[PointSummary]) -> str:
     if spreads[0] == 1:
         return f"{text}; one sample per configuration says nothing about the spread."
     ns = f"n = {spreads[0]}" if len(spreads) == 1 else f"n = {spreads[0]} (the fewest)"
-    covers = f"a probability of {100 * coverage(spreads[0]):.1f} % at {ns}"
+    covers = f"a probability of {100 * range_coverage(spreads[0]):.1f} % at {ns}"
     return f"{text}; min–max covers the true median of the load with {covers}."
 
 
-def coverage(n: int) -> float:
+def range_coverage(n: int) -> float:
     """Return the probability with which the range of `n` independent values covers their true median."""
     return 1 - 2.0 ** (1 - n)
 
 
-def summarise(results: Sequence[Result], varying: Sequence[str]) -> list[PointSummary]:
+def summarize_points(results: Sequence[Result], varying: Sequence[str]) -> list[PointSummary]:
     """Group `results` by point, sorted by model, cache state and load median; points without a median come last."""
     groups: dict[str, list[Result]] = {}
     for result in results:
@@ -219,7 +219,7 @@ def _summary(group: list[Result], varying: Sequence[str]) -> PointSummary:
         cache=value_of(first, "cache"),
         values=varying_values(first, varying),
         counts=dict(Counter(result.status for result in group)),
-        problems=dict(Counter((r.status, why(r)) for r in group if r.status is not Status.ok)),
+        problems=dict(Counter((r.status, failure_reason(r)) for r in group if r.status is not Status.ok)),
         load_s=Spread.from_values(metric_of(group, "load/total_s")),
         ceiling_share=_median(group, "load/ceiling_share"),
         cold_start_s=_median(group, "cold_start/first_token_s"),

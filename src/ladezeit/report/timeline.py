@@ -9,8 +9,8 @@ from ladezeit.analysis.comparison import PointFigures
 from ladezeit.analysis.eligibility import LOAD
 from ladezeit.report import canvas, colors
 from ladezeit.report.canvas import Picture
-from ladezeit.results.fields import value_of, why
-from ladezeit.results.format import seconds
+from ladezeit.results.fields import failure_reason, value_of
+from ladezeit.results.format import format_seconds
 from ladezeit.results.records import Phase, Result, Status
 
 _WIDTH_IN = 9.0
@@ -49,7 +49,7 @@ class _Row:
         return max((start + length for start, length in self.spans), default=0.0)
 
 
-def draw(result: Result, path: Path) -> None:
+def draw_timeline(result: Result, path: Path) -> None:
     """Write the timeline of `result` as a PNG to `path`; a result without phases gives a picture that says so."""
     figure_of(result).canvas.print_png(str(path))
 
@@ -65,7 +65,7 @@ def figure_of(result: Result) -> Any:
     FigureCanvasAgg(figure)
     figure.text(0.015, 1 - 0.26 / figure.get_figheight(), _title(result), fontsize=11, weight="bold", va="center")
     if not panels:
-        figure.text(0.015, 0.4, f"no phases were recorded: {why(result)}"[:110], fontsize=9, va="center")
+        figure.text(0.015, 0.4, f"no phases were recorded: {failure_reason(result)}"[:110], fontsize=9, va="center")
     top = height - _HEADER_IN + 0.1
     left = _left_margin(panels)
     for title, rows in panels:
@@ -80,7 +80,7 @@ def _title(result: Result) -> str:
     parts = [value_of(result, "model"), result.identity.label]
     total = result.metrics.get("load/total_s")
     if total is not None:
-        parts.append(f"load {seconds(total)} s")
+        parts.append(f"load {format_seconds(total)} s")
     if result.status is not Status.ok:
         parts.append(result.status.value)
     return " · ".join(part for part in parts if part)
@@ -145,7 +145,7 @@ def _draw_panel(axes: Any, title: str, rows: list[_Row]) -> None:
         first = min(start for start, _ in row.spans)
         inside = not to_the_right and first < 0.12 * end_s
         axes.annotate(
-            f"{seconds(row.total_s)} s",
+            f"{format_seconds(row.total_s)} s",
             (row.end_s if to_the_right or inside else first, index),
             xytext=(4 if to_the_right else -4, 0),
             textcoords="offset points",
@@ -195,11 +195,11 @@ def draw_point(point: PointFigures, role: str, name: str) -> Picture | None:
     if result is None or not result.phases:
         return None
     longest = sorted(result.phases, key=lambda phase: -phase.self_s)[:4]
-    said = ", ".join(f"{phase.path} {seconds(phase.self_s)} s" for phase in longest)
-    return canvas.picture(
+    said = ", ".join(f"{phase.path} {format_seconds(phase.self_s)} s" for phase in longest)
+    return canvas.render_picture(
         figure_of(result),
         name,
         alt=f"Timeline of sample {result.identity.sample} of {point.name}: the longest phases are {said}.",
         caption=f"{role}, {point.name}: its median sample (#{result.identity.sample}, "
-        f"{seconds(result.metrics[LOAD])} s), from the start of its process.",
+        f"{format_seconds(result.metrics[LOAD])} s), from the start of its process.",
     )

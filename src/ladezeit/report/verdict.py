@@ -8,14 +8,14 @@ from ladezeit.analysis import recommendations
 from ladezeit.analysis.attribution import Attribution
 from ladezeit.analysis.comparison import PointFigures
 from ladezeit.analysis.decision import Current, Decision
-from ladezeit.analysis.eligibility import claim_of, figure
-from ladezeit.analysis.recommendations import steps
+from ladezeit.analysis.eligibility import claim_of, format_value
+from ladezeit.analysis.recommendations import recommend_steps
 from ladezeit.analysis.standing import NEGLIGIBLE, Standing, State
 from ladezeit.analysis.statistics import LEAST_TO_RANK, LEVEL, Ratio, samples_needed
 from ladezeit.errors import LadezeitError
-from ladezeit.report.comparison_table import apart_text_of, cut, p_said
+from ladezeit.report.comparison_table import apart_text_of, p_said, truncate_text
 from ladezeit.report.sweep_table import sweep_as_markdown
-from ladezeit.results.format import seconds
+from ladezeit.results.format import format_seconds
 from ladezeit.results.records import Result
 
 _MOST_NAMES = 4
@@ -27,21 +27,21 @@ def as_markdown(decisions: Sequence[Decision], notes: Sequence[str], head: str) 
     """Return the whole verdict; `head` says what was read (sweep, machine, counts)."""
     parts = [f"# Verdict\n\n{head}"]
     if len(decisions) > 1:
-        parts.append("\n".join(f"- **{decision.title}**: {answer(decision)}" for decision in decisions))
+        parts.append("\n".join(f"- **{decision.title}**: {describe_answer(decision)}" for decision in decisions))
     for decision in decisions:
         parts.append(f"## {decision.title}")
-        parts += section(decision, decisions)
+        parts += describe_section(decision, decisions)
     parts += [f"Note: {note}." for note in notes]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def answer(decision: Decision) -> str:
+def describe_answer(decision: Decision) -> str:
     """Return the answer for a section in one sentence: which method loads fastest, or why that cannot be said."""
     load = decision.load
     leader = load.leader
     if leader is None or leader.spread is None:
         return "nothing can be said: no method has a verified sample."
-    took = f"{seconds(leader.spread.median)} s"
+    took = f"{format_seconds(leader.spread.median)} s"
     if load.state is State.best:
         significance = f"({p_said(load.p, '≤')}, Holm-adjusted)"
         return f"load with `{leader.name}` ({took}): significantly faster than {_all_others(load)} {significance}."
@@ -54,7 +54,7 @@ def answer(decision: Decision) -> str:
         beaten = [point for point in load.others if point.rank is not None]
         rest = f" `{leader.name}` is significantly faster than {_names(beaten)}." if beaten else ""
         medians = [point.spread.median for point in load.best if point.spread]
-        span = f"medians {seconds(min(medians))} to {seconds(max(medians))} s"
+        span = f"medians {format_seconds(min(medians))} to {format_seconds(max(medians))} s"
         return f"{_names(load.best)} are not distinguishable ({span}).{rest}"
     if load.state is State.alone:
         return f"`{leader.name}` ({took}) is the only method with enough verified samples: there is nothing to compare."
@@ -76,19 +76,21 @@ def in_short(decisions: Sequence[Decision]) -> list[str]:
     lines = []
     for decision in decisions:
         about = f"{decision.title}: " if len(decisions) > 1 else ""
-        lines.append(f"{about}{answer(decision) if about else _capital(answer(decision))}")
+        lines.append(f"{about}{describe_answer(decision) if about else _capital(describe_answer(decision))}")
         lines += [" ".join(attribution.sentences) for attribution in decision.attributions]
         lines += decision.additions
     return lines
 
 
-def section(decision: Decision, decisions: Sequence[Decision]) -> list[str]:
+def describe_section(decision: Decision, decisions: Sequence[Decision]) -> list[str]:
     """Return the paragraphs about one of `decisions`, without a heading of their own; subheadings have three signs."""
-    parts = [f"**{_capital(answer(decision))}**"]
+    parts = [f"**{_capital(describe_answer(decision))}**"]
     if decision.current and decision.load.leader:
         parts.append(_current(decision.current, decision.load))
     if distrusted := decision.current_apart:
-        parts.append(f"The current config, `{distrusted.name}`, **is not ranked**: {cut(distrusted.excluded or '')}.")
+        parts.append(
+            f"The current config, `{distrusted.name}`, **is not ranked**: {truncate_text(distrusted.excluded or '')}."
+        )
     parts.append(_objectives(decision))
     if decision.best_at_all and len(decision.best_at_all) < len([*decision.load.best, *decision.load.others]):
         parts.append(f"Among the best at all of these: {_names(decision.best_at_all)}.")
@@ -97,7 +99,7 @@ def section(decision: Decision, decisions: Sequence[Decision]) -> list[str]:
         parts.append(f"No method is best at everything. None of these is beaten in every respect: {names}.")
     if where := _where(decision):
         parts.append("### Where the time goes\n\n" + where)
-    todo = steps(decision, decisions)
+    todo = recommend_steps(decision, decisions)
     if todo:
         lines = [f"{number}. {step.text}." for number, step in enumerate(todo, 1)]
         parts.append("### What to do, largest gain first\n\n" + "\n".join(lines))
@@ -124,7 +126,7 @@ def _current(current: Current, load: Standing) -> str:
         return f"{name} cannot be judged yet: it, or the method it is compared with, has too few verified samples."
     times = f", {current.ratio.estimate:.3g} times as long ({_range(current.ratio)})" if current.ratio else ""
     significance = f"{p_said(current.p)} (Holm-adjusted)"
-    cost = f"{name} **costs {seconds(current.cost_s)} s more per load**{times}, {significance}."
+    cost = f"{name} **costs {format_seconds(current.cost_s)} s more per load**{times}, {significance}."
     if (current.cost_s or 0.0) < NEGLIGIBLE * spread.median:
         cost += " That is significant, but hardly matters."
     return cost
@@ -156,8 +158,8 @@ def _objectives(decision: Decision) -> str:
         if standing.state is State.too_few:
             better = f"too few samples (n = {leader.spread.n})"
         lines.append(
-            f"| {title} | {best} | {figure(leader.spread.median, metric)} {unit} | "
-            f"{figure(within.low, metric)}–{figure(within.high, metric)} | {better} |"
+            f"| {title} | {best} | {format_value(leader.spread.median, metric)} {unit} | "
+            f"{format_value(within.low, metric)}–{format_value(within.high, metric)} | {better} |"
         )
     said = [] if len(lines) == 2 else ["\n".join(lines)]
     said += [f"Not measured: {'; '.join(absent)}."] if absent else []
@@ -169,13 +171,16 @@ def _where(decision: Decision) -> str:
     lines += [f"- {addition}" for addition in decision.additions]
     leader = decision.load.leader
     if leader and decision.phases:
-        spent = ", ".join(f"{path} {seconds(own_s)} s ({100 * share:.0f} %)" for path, own_s, share in decision.phases)
+        spent = ", ".join(
+            f"{path} {format_seconds(own_s)} s ({100 * share:.0f} %)" for path, own_s, share in decision.phases
+        )
         lines.append(f"- The best, {leader.name}, spends its time in {spent}.")
     room = decision.room
     if room:
         lines.append(
             f"- At the machine's limit ({room.ceiling}, {room.gb_per_s:.3g} GB/s) this load would take "
-            f"{seconds(room.at_ceiling_s)} s: {seconds(room.left_s)} s is all that any method could still gain."
+            f"{format_seconds(room.at_ceiling_s)} s: {format_seconds(room.left_s)} s is all that any method could "
+            f"still gain."
         )
     return "\n".join(lines)
 
@@ -219,7 +224,8 @@ def _how_sure(decision: Decision) -> str:
     lines += _claims(points)
     for point in decision.failing:
         lines.append(
-            f"- `{point.name}` is ranked by its good samples, but: {'; '.join(cut(p) for p in point.problems)}"
+            f"- `{point.name}` is ranked by its good samples, but: "
+            f"{'; '.join(truncate_text(p) for p in point.problems)}"
         )
     few = [p for p in load.others if p.rank is None and p.spread and p.spread.median < load.leader.spread.median]
     if few and load.state is not State.too_few:
@@ -264,7 +270,7 @@ def _decision(decision: Decision, decisions: Sequence[Decision]) -> dict[str, An
     current, room = decision.current, decision.room
     return {
         "conditions": decision.conditions,
-        "answer": answer(decision),
+        "answer": describe_answer(decision),
         "objectives": {standing.objective.name: _standing(standing) for standing in decision.standings},
         "best_at_all": [point.name for point in decision.best_at_all],
         "pareto": [point.name for point in decision.pareto],
@@ -282,7 +288,7 @@ def _decision(decision: Decision, decisions: Sequence[Decision]) -> dict[str, An
         "additions": decision.additions,
         "best_phases": [{"path": path, "self_s": own_s, "share": share} for path, own_s, share in decision.phases],
         "ceiling": room and asdict(room),
-        "what_to_do": recommendations.as_plain(recommendations.steps(decision, decisions)),
+        "what_to_do": recommendations.as_plain(recommendations.recommend_steps(decision, decisions)),
         "not_ranked": [{"name": point.name, "reason": point.excluded} for point in decision.apart],
         "failing": [{"name": point.name, "problems": point.problems} for point in decision.failing],
     }
@@ -326,12 +332,12 @@ def _attribution(attribution: Attribution) -> dict[str, Any]:
 
 def closing_words(results: Sequence[Result], varying: Sequence[str]) -> list[str]:
     """Return the verdict in a few lines of Markdown: what is best in each section, and where the others' time goes."""
-    from ladezeit.analysis.decision import decide
-    from ladezeit.results.fields import found_varying
+    from ladezeit.analysis.decision import decide_methods
+    from ladezeit.results.fields import infer_varying_keys
 
     declared = [key for key in varying if key != "sample"]
     try:
-        decisions, _ = decide(results, found_varying(results, declared))
+        decisions, _ = decide_methods(results, infer_varying_keys(results, declared))
     except LadezeitError as error:
         return [f"There is no verdict: {error}."]
     lines = in_short(decisions)
@@ -339,7 +345,7 @@ def closing_words(results: Sequence[Result], varying: Sequence[str]) -> list[str
     return lines[:_MOST_LINES] + ([f"… and {more} more lines in the report"] if more > 0 else [])
 
 
-def summary(results: Sequence[Result], varying: Sequence[str]) -> str:
+def summarize_sweep(results: Sequence[Result], varying: Sequence[str]) -> str:
     """Return the closing words and the table of all configurations as Markdown."""
     words = "\n".join(f"- {line}" for line in closing_words(results, varying))
     return f"{words}\n\n{sweep_as_markdown(results, varying)}"

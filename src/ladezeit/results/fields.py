@@ -39,7 +39,7 @@ def parse_conditions(texts: Iterable[str]) -> list[Condition]:
     return pairs
 
 
-def matches(result: Result, conditions: Sequence[Condition]) -> bool:
+def matches_conditions(result: Result, conditions: Sequence[Condition]) -> bool:
     """Say whether the sample meets all conditions."""
     return all(property_of(result, key) == value for key, value in conditions)
 
@@ -53,7 +53,7 @@ def property_of(result: Result, key: str) -> str:
     return str(known.sample) if key == "sample" else value_of(result, key)
 
 
-def select(results: Sequence[Result], conditions: Sequence[Condition]) -> list[Result]:
+def select_samples(results: Sequence[Result], conditions: Sequence[Condition]) -> list[Result]:
     """Return the samples that meet all conditions.
 
     Raises:
@@ -119,7 +119,7 @@ def _from_overrides(result: Result, key: str) -> str:
 # Which config keys tell points apart, found in the results themselves: for results that come from several sweeps.
 
 
-def found_varying(results: Sequence[Result], declared: Sequence[str] = ()) -> list[str]:
+def infer_varying_keys(results: Sequence[Result], declared: Sequence[str] = ()) -> list[str]:
     """Return the keys of `declared` and those groups and values that differ between points, in the order of a table.
 
     A group (``loading``) is named where its options differ; a value inside it (``loading.threads``) where it differs
@@ -170,7 +170,7 @@ def metric_of(results: Iterable[Result], name: str) -> list[float]:
     return [r.metrics[name] for r in results if r.status is Status.ok and name in r.metrics]
 
 
-def why(result: Result) -> str:
+def failure_reason(result: Result) -> str:
     """Return in one line why a sample is not `ok`."""
     text = result.reason or (f"{result.error.type}: {result.error.message}" if result.error else "no reason given")
     return " ".join(text.split())

@@ -3,7 +3,7 @@
 NOTHING = "–"
 
 
-def seconds(value: float | None) -> str:
+def format_seconds(value: float | None) -> str:
     """Return a duration in seconds with four digits, three after the point at most; a dash for None."""
     if value is None:
         return NOTHING

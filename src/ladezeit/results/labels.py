@@ -17,7 +17,7 @@ _LEAST_LIMIT = 12
 _WORD_BORDERS = re.compile(r"[_\-./:\s]+")
 
 
-def label(varying_values: Mapping[str, str], sample: int, limit: int = LIMIT) -> str:
+def make_label(varying_values: Mapping[str, str], sample: int, limit: int = LIMIT) -> str:
     """Return a name such as ``cold·streamed·#2``.
 
     Args:
@@ -29,13 +29,13 @@ def label(varying_values: Mapping[str, str], sample: int, limit: int = LIMIT) ->
     return _compose(_ordered(varying_values), f"#{sample}", limit)
 
 
-def labels(points: Sequence[tuple[Mapping[str, str], int]], limit: int = LIMIT) -> list[str]:
+def make_labels(points: Sequence[tuple[Mapping[str, str], int]], limit: int = LIMIT) -> list[str]:
     """Return one label for each (varying values, sample), in the order given and all different.
 
     Where shortening makes two points look alike, both get a few characters of a digest of their values
     (``cold·dma~3f·#0``).
     """
-    names = [label(values, sample, limit) for values, sample in points]
+    names = [make_label(values, sample, limit) for values, sample in points]
     for digits in range(2, _LEAST_LIMIT):
         alike = {name for name, count in Counter(names).items() if count > 1}
         if not alike:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ladezeit.errors import LadezeitError
-from ladezeit.results.fields import found_varying
-from ladezeit.results.records import FILE_NAME, SWEEP_FILE_NAME, Result, SweepRecord, read
-from ladezeit.system.gc_pause import collector_paused
+from ladezeit.results.fields import infer_varying_keys
+from ladezeit.results.records import FILE_NAME, SWEEP_FILE_NAME, Result, SweepRecord, read_result
+from ladezeit.system.gc_pause import pause_gc
 
 _WANTED = f"the folder of a sweep (outputs/sweeps/<date>), of a run, a {FILE_NAME}, or kept results (.jsonl)"
 
@@ -46,7 +46,7 @@ class Samples:
     def varying(self) -> list[str]:
         """The config keys that tell the points apart: those the sweeps declare, then what else is found to differ."""
         declared = dict.fromkeys(key for record in self.sweeps for key in record.varying if key != "sample")
-        return found_varying(self.results, list(declared))
+        return infer_varying_keys(self.results, list(declared))
 
     def left_out_by_reason(self) -> dict[str, list[str]]:
         """Return the places of what was left out, by the reason."""
@@ -79,7 +79,7 @@ def read_paths(paths: Sequence[Path], *, with_profiled: bool = False) -> Samples
     """
     samples = Samples(with_profiled=with_profiled)
     seen: set[tuple[object, ...]] = set()
-    with collector_paused():
+    with pause_gc():
         for path in paths:
             _read_path(path, samples, seen)
         gc.freeze()  # what was read has no cycles, and need not be walked again and again
@@ -108,11 +108,11 @@ def _read_path(path: Path, samples: Samples, seen: set[tuple[object, ...]]) -> N
         _read_lines(path, samples, seen)
         return
     if path.is_file():
-        samples.add_result(read(path), str(path.parent), seen)
+        samples.add_result(read_result(path), str(path.parent), seen)
         return
     if not path.exists():
         raise LadezeitError(f"{path} does not exist: give {_WANTED}")
-    gathered = gather(path)
+    gathered = gather_results(path)
     for folder, result in gathered.by_folder.items():
         samples.add_result(result, str(folder), seen)
     samples.unreadable += gathered.problems
@@ -172,7 +172,7 @@ def sample_folders(folder: Path) -> Iterator[Path]:
             yield own
 
 
-def gather(folder: Path) -> Gathered:
+def gather_results(folder: Path) -> Gathered:
     """Read every ``result.json`` at or below `folder`; a file that cannot be read is reported, not fatal.
 
     Raises:
@@ -184,7 +184,7 @@ def gather(folder: Path) -> Gathered:
     found: list[tuple[Path, Result]] = []
     for sample in sample_folders(folder):
         try:
-            found.append((sample, read(sample)))
+            found.append((sample, read_result(sample)))
         except LadezeitError as cause:
             gathered.unreadable[sample / FILE_NAME] = " ".join(str(cause).split())
     found.sort(key=lambda pair: (pair[1].identity.sweep or "", pair[1].identity.job, pair[1].started_at))

@@ -159,14 +159,14 @@ class SweepRecord:
             raise LadezeitError(f"{path} is not the record of a sweep: {cause}") from cause
 
 
-def save(result: Result, folder: Path) -> Path:
+def save_result(result: Result, folder: Path) -> Path:
     """Write `result` to ``folder/result.json`` atomically and return that path."""
     path = folder / FILE_NAME
     write_atomically(path, json.dumps(result.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     return path
 
 
-def read(path: Path) -> Result:
+def read_result(path: Path) -> Result:
     """Read a ``result.json`` (or the folder that holds one); raises `LadezeitError` where it cannot be read."""
     path = path / FILE_NAME if path.is_dir() else path
     try:

@@ -11,7 +11,7 @@ _QUERY = re.compile(
 )
 
 
-def redact(text: str) -> str:
+def redact_text(text: str) -> str:
     """Return `text` with ``user:password@`` taken out of every address and secrets out of its query.
 
     >>> redact("postgresql://me:pw@db:5432/runs?password=pw")
@@ -24,4 +24,4 @@ def redact(text: str) -> str:
 
 def without_credentials(uri: str) -> str:
     """Return an address that a browser can open: user and password are gone altogether."""
-    return redact(uri).replace("://***@", "://")
+    return redact_text(uri).replace("://***@", "://")

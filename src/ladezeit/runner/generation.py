@@ -36,7 +36,7 @@ class Generation:
     prompt_tokens: int
 
 
-def generate(model: Any, folder: Path, config: InferenceConfig, clock: Clock) -> Generation:
+def generate_tokens(model: Any, folder: Path, config: InferenceConfig, clock: Clock) -> Generation:
     """Continue the prompt greedily by up to `config.new_tokens` tokens; end of sequence ends it earlier.
 
     Args:

@@ -43,7 +43,7 @@ def make_request(
     )
 
 
-def waits_for(loading: LoadingConfig) -> Callable[[str], None]:
+def completion_waiter(loading: LoadingConfig) -> Callable[[str], None]:
     """Return what a clock on a GPU calls at the end of a span: all GPUs are waited for where several may be used.
 
     On one GPU a phase of the load waits for the stream of its own thread alone: what an engine copies meanwhile on
@@ -52,13 +52,13 @@ def waits_for(loading: LoadingConfig) -> Callable[[str], None]:
     """
     import torch
 
-    from ladezeit.timing.resources import synchronise_gpus
+    from ladezeit.timing.resources import synchronize_gpus
 
     single = single_device(loading)
 
     def wait(path: str) -> None:
         if not single:
-            synchronise_gpus()
+            synchronize_gpus()
         elif path.startswith(f"{LOAD}/"):
             torch.cuda.current_stream().synchronize()
         else:
@@ -67,7 +67,7 @@ def waits_for(loading: LoadingConfig) -> Callable[[str], None]:
     return wait
 
 
-def load(engine: "Engine", request: "LoadRequest", clock: Clock) -> "EngineModel":
+def load_model(engine: "Engine", request: "LoadRequest", clock: Clock) -> "EngineModel":
     """Load, inside the span whose duration is ``load/total_s``; `engine` was prepared for `request` before."""
     with clock.span(LOAD):
         return engine.load(request, clock)
@@ -89,7 +89,7 @@ def effective_of(loaded: "EngineModel") -> dict[str, Any]:
     return effective
 
 
-def expected(config: LoadConfig, checkpoint: "Checkpoint", device: str, proof_files: "ProofFiles") -> "Expected":
+def make_expected(config: LoadConfig, checkpoint: "Checkpoint", device: str, proof_files: "ProofFiles") -> "Expected":
     """Return what `config` asks of the loaded model, and have at hand what it is proven with.
 
     Raises:
@@ -115,6 +115,6 @@ def expected(config: LoadConfig, checkpoint: "Checkpoint", device: str, proof_fi
         quantization=quantization.scheme_asked(loading)
         or (quantization.CHECKPOINTS_OWN if "quantization_config" in checkpoint.config else None),
         generation_config=stored_generation_config(checkpoint.folder),
-        manifest=manifest.read(proof_files.manifest) if proof_files.manifest else None,
-        reference=logits.read(proof_files.reference) if proof_files.reference else None,
+        manifest=manifest.read_manifest(proof_files.manifest) if proof_files.manifest else None,
+        reference=logits.read_reference(proof_files.reference) if proof_files.reference else None,
     )

@@ -26,7 +26,7 @@ from ladezeit.errors import OutOfMemoryError, WorkerError, exit_where_memory_end
 from ladezeit.runner import worker
 from ladezeit.system.lifetime import die_with_parent
 from ladezeit.system.limits import ended_for_memory, kernel_kills
-from ladezeit.system.processes import variables
+from ladezeit.system.processes import set_variables
 
 _MESSAGE_BYTES = 1 << 20
 _END_S = 5.0
@@ -116,7 +116,7 @@ class PrewarmServer:
         return f"the server for prewarmed samples has ended (exit code {self._process.poll()}): see {self.log}"
 
 
-def serve(connection: socket.socket) -> None:
+def serve_requests(connection: socket.socket) -> None:
     """Answer requests until the other side closes."""
     gc.freeze()
     while True:
@@ -156,7 +156,7 @@ def _import_torchao() -> None:
 
     `transformers` imports it with any model. Only this import must not see the GPU: others remember what they saw.
     """
-    with variables({"CUDA_VISIBLE_DEVICES": ""}), contextlib.suppress(ImportError, AttributeError):
+    with set_variables({"CUDA_VISIBLE_DEVICES": ""}), contextlib.suppress(ImportError, AttributeError):
         import_module("torchao.prototype.safetensors.safetensors_support")
         import_module("torch.utils._triton").has_triton.cache_clear()
 
@@ -191,7 +191,7 @@ def _be_worker(spec: Path, origin_ns: int, events: int, log: int) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        code = worker.run(spec, events, origin_ns, started_ns)
+        code = worker.run_worker(spec, events, origin_ns, started_ns)
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:
@@ -225,7 +225,7 @@ def main(arguments: list[str]) -> None:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with exit_where_memory_ends():
-        serve(socket.socket(fileno=int(arguments[0])))
+        serve_requests(socket.socket(fileno=int(arguments[0])))
 
 
 if __name__ == "__main__":

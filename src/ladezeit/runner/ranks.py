@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ladezeit.errors import LoadError
-from ladezeit.model.tensors import ways
+from ladezeit.model.tensors import shard_specs
 from ladezeit.results.records import Status
 from ladezeit.runner.rank_launcher import rank_folder
 from ladezeit.runner.sample import Sample
@@ -46,7 +46,7 @@ class RankSample(Sample):
     def _prove(self, loaded: "EngineModel", wanted: "Expected") -> "Proof | None":
         """Prove this rank's part; the model is proven only where every rank's part is, and all split it alike."""
         proof = super()._prove(loaded, replace(wanted, rank=self.rank))
-        verdicts = _gather((proof is not None, self.result.reason, ways(loaded.model)))
+        verdicts = _gather((proof is not None, self.result.reason, shard_specs(loaded.model)))
         for rank, (right, reason, _) in enumerate(verdicts):
             if not right:
                 self._wrong(f"rank {rank}: {reason}")

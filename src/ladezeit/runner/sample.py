@@ -64,7 +64,7 @@ class Sample:
         return self.result
 
     def _measure(self) -> None:
-        from ladezeit.loading.registry import engine
+        from ladezeit.loading.registry import make_engine
 
         self._import()
         device = self._open_device()
@@ -72,9 +72,9 @@ class Sample:
         from ladezeit.timing.resources import ResourceMeter
 
         with self.clock.span("runtime"):
-            self.result.effective["runtime"] = torch_settings.apply(self.spec.config.runtime, device)
+            self.result.effective["runtime"] = torch_settings.apply_settings(self.spec.config.runtime, device)
         request = self._request()
-        chosen = engine(self.spec.config.loading.engine)
+        chosen = make_engine(self.spec.config.loading.engine)
         chosen.prepare(request)
         meter = ResourceMeter(device)
         if not self._cache_is_as_asked():
@@ -106,7 +106,7 @@ class Sample:
                 torch.zeros(1, device=device)
                 torch.cuda.synchronize()
             self._check_gpu()
-            self.clock.synchronise = pipeline.waits_for(self.spec.config.loading)
+            self.clock.synchronise = pipeline.completion_waiter(self.spec.config.loading)
         return device
 
     def _check_gpu(self) -> None:
@@ -118,11 +118,11 @@ class Sample:
             check_opened(self.spec.device, Gpu(**found["gpu"]))
 
     def _request(self) -> "LoadRequest":
-        from ladezeit.loading.progress import told_rarely
+        from ladezeit.loading.progress import throttle_progress
 
         scratch = self.spec.folder / SCRATCH
         scratch.mkdir(exist_ok=True)
-        progress = told_rarely(lambda text: self._notify(f"load/read: {text}")) if self.clock.detail else None
+        progress = throttle_progress(lambda text: self._notify(f"load/read: {text}")) if self.clock.detail else None
         spec = self.spec
         return pipeline.make_request(
             spec.config, spec.checkpoint, spec.device, scratch, conversion=spec.conversion, progress=progress
@@ -132,7 +132,7 @@ class Sample:
         from ladezeit.validation.references import ProofFiles
 
         proof_files = ProofFiles(self.spec.manifest, self.spec.reference)
-        return pipeline.expected(self.spec.config, self.spec.checkpoint, self.spec.device, proof_files)
+        return pipeline.make_expected(self.spec.config, self.spec.checkpoint, self.spec.device, proof_files)
 
     def _cache_is_as_asked(self) -> bool:
         """Read the page cache's state back: what was set before this process started may have been undone since.
@@ -140,15 +140,15 @@ class Sample:
         What a system takes back of a warm file while a process starts is read in again: that takes no longer than to
         start another one.
         """
-        from ladezeit.system.page_cache import verify, warm
+        from ladezeit.system.page_cache import verify_state, warm_pages
 
         files, state = self.spec.files, self.spec.config.cache.state
         with self.clock.span(CACHE_CHECK):
-            share, as_asked, reason = verify(files, state)
+            share, as_asked, reason = verify_state(files, state)
             if not as_asked and state is CacheState.warm:
                 self.result.effective["warmed_again_from_share"] = share
-                warm(files)
-                share, as_asked, reason = verify(files, state)
+                warm_pages(files)
+                share, as_asked, reason = verify_state(files, state)
         self.result.metrics["cache/resident_before_share"] = share
         if not as_asked:
             self.result.status = Status.invalid
@@ -176,7 +176,7 @@ class Sample:
         meter.mark_load_start()
         try:
             with self._sampled("load"):
-                loaded = pipeline.load(chosen, request, self.clock)
+                loaded = pipeline.load_model(chosen, request, self.clock)
         finally:
             meter.mark_load_end()
             self.result.metrics.update(meter.read_metrics())
@@ -198,16 +198,16 @@ class Sample:
 
     def _prove(self, loaded: "EngineModel", wanted: "Expected") -> "Proof | None":
         """Validate as far as asked; None where the model is not what was asked for."""
-        from ladezeit.validation.levels import prove
+        from ladezeit.validation.levels import verify_model
 
         with self._sampled("validation"):
-            proof = prove(loaded, wanted, self.spec.config.validation, self.clock)
+            proof = verify_model(loaded, wanted, self.spec.config.validation, self.clock)
         return proof if self._passed(proof) else None
 
     def _prove_spoken(self, loaded: "EngineModel", wanted: "Expected", before: "Proof") -> bool:
-        from ladezeit.validation.levels import prove_spoken
+        from ladezeit.validation.levels import verify_generation
 
-        return self._passed(prove_spoken(loaded, wanted, before, self.clock))
+        return self._passed(verify_generation(loaded, wanted, before, self.clock))
 
     def _passed(self, proof: "Proof") -> bool:
         """Note the proof; False where it found something: then all of it is in a file of its own too."""
@@ -226,7 +226,9 @@ class Sample:
 
         if self.spec.config.inference.new_tokens == 0:
             return
-        spoken = generation.generate(loaded.model, self.spec.checkpoint.folder, self.spec.config.inference, self.clock)
+        spoken = generation.generate_tokens(
+            loaded.model, self.spec.checkpoint.folder, self.spec.config.inference, self.clock
+        )
         self.result.metrics.update(spoken.metrics)
         self.result.effective["inference"] = {
             "text": spoken.text,

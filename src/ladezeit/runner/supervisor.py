@@ -21,7 +21,7 @@ from typing import Protocol
 
 from ladezeit.config import ProcessKind, TensorParallelLoading, to_plain
 from ladezeit.errors import WorkerError, says_out_of_memory
-from ladezeit.results.records import FILE_NAME, ErrorReport, Result, Status, read, save
+from ladezeit.results.records import FILE_NAME, ErrorReport, Result, Status, read_result, save_result
 from ladezeit.runner.prewarm import PrewarmServer
 from ladezeit.runner.rank_launcher import lost_rank
 from ladezeit.runner.sample import status_of
@@ -144,7 +144,7 @@ class Supervisor:
         except WorkerError as error:
             self.close()  # the next sample starts with a new server
             result = _result(spec, status_of(error), str(error), 0.0)
-            save(result, spec.folder)
+            save_result(result, spec.folder)
             return result
 
     def _apart(self, spec: WorkerSpec, progress: Progress) -> Result:
@@ -190,7 +190,7 @@ def _inline(spec: WorkerSpec, progress: Progress) -> Result:
     from ladezeit.runner.sample import Sample
 
     result = Sample(spec, time.monotonic_ns(), progress).run_sample()
-    save(result, spec.folder)
+    save_result(result, spec.folder)
     return result
 
 
@@ -201,15 +201,15 @@ def _watch(worker: Worker, events: int, spec: WorkerSpec, origin_ns: int, progre
         reason = _sleep_until_end(worker, events, spec.config.process.time_limit_s, progress)
     except BaseException:
         _end(worker)
-        save(_without_result(spec, Ended(worker.exit_code(), Status.killed), origin_ns), spec.folder)
+        save_result(_without_result(spec, Ended(worker.exit_code(), Status.killed), origin_ns), spec.folder)
         raise
     if reason is not None:
         _end(worker)
     ended = Ended(worker.exit_code(), reason, kernel_kills() > killed_before)
     if reason is None and (spec.folder / FILE_NAME).exists():
-        return read(spec.folder)
+        return read_result(spec.folder)
     result = _without_result(spec, ended, origin_ns)
-    save(result, spec.folder)
+    save_result(result, spec.folder)
     return result
 
 

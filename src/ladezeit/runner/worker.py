@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ladezeit.config import TensorParallelLoading
-from ladezeit.results.records import save
+from ladezeit.results.records import save_result
 from ladezeit.runner.sample import Sample
 from ladezeit.runner.spec import WorkerSpec
 from ladezeit.system.lifetime import die_with_parent
@@ -28,7 +28,7 @@ STACKS_SIGNAL = signal.SIGUSR1
 RANK_FAILED = 3
 
 
-def run(spec_path: Path, event_descriptor: int, origin_ns: int, started_ns: int) -> int:
+def run_worker(spec_path: Path, event_descriptor: int, origin_ns: int, started_ns: int) -> int:
     """Be a worker process: measure one sample and return the exit code.
 
     0: a result was written, whatever it says. `RANK_FAILED`: this is a rank whose error ends the others too.
@@ -46,7 +46,7 @@ def run(spec_path: Path, event_descriptor: int, origin_ns: int, started_ns: int)
     sample = _sample(spec, origin_ns, notify)
     sample.clock.record_phase("process_start", origin_ns, started_ns)
     result = sample.run_sample()
-    save(result, sample.spec.folder)
+    save_result(result, sample.spec.folder)
     is_rank = sample.spec is not spec
     return RANK_FAILED if is_rank and result.error is not None else 0
 
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     """Entry of ``python -m ladezeit.runner.worker``."""
     started_ns = time.monotonic_ns()
     die_with_parent()
-    code = run(Path(arguments[0]), int(arguments[1]), int(arguments[2]), started_ns)
+    code = run_worker(Path(arguments[0]), int(arguments[1]), int(arguments[2]), started_ns)
     sys.stdout.flush()
     sys.stderr.flush()
     return code

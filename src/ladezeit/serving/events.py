@@ -124,7 +124,7 @@ class Telemetry:
     """Tells each event to the log, to OpenTelemetry, and to every listener in turn."""
 
     def __init__(self, listeners: Iterable[Listener]) -> None:
-        self._listeners = [tell_log, tell_spans, *listeners]
+        self._listeners = [log_event, trace_event, *listeners]
 
     def emit_event(self, event: Event) -> None:
         """Tell all; in the thread that calls, and never failing it."""
@@ -142,7 +142,7 @@ class Telemetry:
                 end()
 
 
-def tell_log(event: Event) -> None:
+def log_event(event: Event) -> None:
     """Write the event as one line to the logger ``ladezeit``."""
     match event:
         case LoadStarted():
@@ -170,7 +170,7 @@ def now_ns() -> int:
 # Loads as OpenTelemetry spans: the load below the span of whoever asked for it, its phases below the load.
 
 
-def tell_spans(event: Event) -> None:
+def trace_event(event: Event) -> None:
     """Write the event as a span, or nothing where OpenTelemetry is not installed; see `ladezeit.serving.events`."""
     if not isinstance(event, LoadFinished | LoadFailed | Unloaded) or find_spec("opentelemetry") is None:
         return

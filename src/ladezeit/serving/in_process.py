@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ladezeit.checkpoint.resolve import Checkpoint, prepare
+from ladezeit.checkpoint.resolve import Checkpoint, prepare_checkpoint
 from ladezeit.config import DType, LoadConfig, LoadingConfig, RuntimeConfig, TransformersLoading
 from ladezeit.errors import ConfigError
 from ladezeit.loading import device_map
@@ -25,15 +25,15 @@ from ladezeit.serving.events import (
     Telemetry,
     now_ns,
 )
-from ladezeit.serving.load import Holding, LoadedModel, load_as_configured
+from ladezeit.serving.load import LoadedModel, StorageWatch, load_as_configured
 from ladezeit.serving.manager_config import ManagerSettings, ModelSettings
-from ladezeit.serving.model_cache import NOTHING, BudgetError, Resident, Rooms, bytes_of
+from ladezeit.serving.model_cache import NOTHING, BudgetError, ModelCache, Resident, bytes_of
 from ladezeit.serving.protocols import Bytes
-from ladezeit.serving.request import Asked, config_of, loading_of
+from ladezeit.serving.request import LoadArguments, config_of, loading_of
 from ladezeit.system import torch_settings
 from ladezeit.system.files import cache_folder
 from ladezeit.system.gpus import ResolvedDevice, resolve_device
-from ladezeit.system.processes import give_back
+from ladezeit.system.processes import trim_allocators
 
 if TYPE_CHECKING:
     from ladezeit.serving.protocols import Loaded, Loader
@@ -52,7 +52,7 @@ class InProcessLoader:
     def estimate_needs(self, settings: ModelSettings) -> Bytes:
         """See `Loader.needs`; a model that is not on this machine is made, converted or downloaded first."""
         config, device = self._config(settings)
-        return _needs(config, device, prepare(config.model, cache_folder()))
+        return _needs(config, device, prepare_checkpoint(config.model, cache_folder()))
 
     def load_model(self, settings: ModelSettings) -> LoadedModel:
         """See `Loader.load`."""
@@ -67,8 +67,8 @@ class InProcessLoader:
         return replace(config, model=model, runtime=RuntimeConfig(attn_implementation=attention)), device
 
 
-def _asked(settings: ModelSettings) -> Asked:
-    return Asked(
+def _asked(settings: ModelSettings) -> LoadArguments:
+    return LoadArguments(
         settings.source,
         loading=None if settings.profile is not None else _loading(settings),
         profile=settings.profile,
@@ -135,7 +135,7 @@ class Performance:
             if self.applied:
                 return
             device = "cpu" if settings.device == "cpu" else _device()
-            self.effective = torch_settings.apply(self.config, device)
+            self.effective = torch_settings.apply_settings(self.config, device)
             self.applied += 1
 
 
@@ -145,7 +145,7 @@ class Performance:
 class LoadingTurn:
     """Loads for one manager; `failures` holds the last error of each model that is not loaded because of it."""
 
-    def __init__(self, loader: "Loader", performance: Performance, rooms: Rooms, telemetry: Telemetry) -> None:
+    def __init__(self, loader: "Loader", performance: Performance, rooms: ModelCache, telemetry: Telemetry) -> None:
         self.performance = performance
         self.failures: dict[str, str] = {}
         self.loads: Counter[str] = Counter()
@@ -220,7 +220,7 @@ class LoadingTurn:
                 f"{name} took {size}, {over} more than the budget leaves, although its checkpoint promised less: it "
                 f"was unloaded. Raise the budget, or load it with a smaller dtype"
             )
-        return Resident(name, charge, loaded, size, Holding(loaded.model), seconds, used_at)
+        return Resident(name, charge, loaded, size, StorageWatch(loaded.model), seconds, used_at)
 
     def _failed(self, name: str, charge: str, error: BaseException) -> None:
         """Free what the failed load left: the frames of its traceback hold tensors as long as the error is kept."""
@@ -229,7 +229,7 @@ class LoadingTurn:
             self._rooms.budget.release_charge(charge)
             self.failures[name] = str(error) or type(error).__name__
             self._rooms.changed.notify_all()
-        give_back()
+        trim_allocators()
 
 
 def _events(resident: Resident, loaded: "Loaded", began_ns: int) -> list[Event]:

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ladezeit.checkpoint.cache import Progress
-from ladezeit.checkpoint.resolve import Checkpoint, prepare
+from ladezeit.checkpoint.resolve import Checkpoint, prepare_checkpoint
 from ladezeit.config import LoadConfig, LoadingConfig, ModelConfig, RuntimeConfig, TransformersLoading
 from ladezeit.config.device_map import offload_folder
 from ladezeit.errors import OutOfMemoryError, ran_out_of_memory
 from ladezeit.results.records import Phase
 from ladezeit.runner import pipeline
 from ladezeit.serving.protocols import Bytes
-from ladezeit.serving.request import Asked, config_of
+from ladezeit.serving.request import LoadArguments, config_of
 from ladezeit.system.files import cache_folder
 from ladezeit.system.gpus import ResolvedDevice, resolve_device
-from ladezeit.system.processes import give_back
+from ladezeit.system.processes import trim_allocators
 from ladezeit.timing.clock import LOAD, Clock
 from ladezeit.validation.proof import ValidationError
 
@@ -128,7 +128,7 @@ def load(
     with clock.span("config"):
         found = resolve_device(device)
         own = Path(config_dir).expanduser() if config_dir is not None else None
-        asked = Asked(model, loading, profile, validation, max_memory, allow_offload, own)
+        asked = LoadArguments(model, loading, profile, validation, max_memory, allow_offload, own)
         config, chosen_by = config_of(asked, found)
     return _Load(config, chosen_by, found, clock, progress).run_load()
 
@@ -154,7 +154,7 @@ class _Load:
 
     def run_load(self) -> LoadedModel:
         with self.clock.span("checkpoint"):
-            checkpoint = prepare(self.config.model, cache_folder(), self.progress)
+            checkpoint = prepare_checkpoint(self.config.model, cache_folder(), self.progress)
         self._import(checkpoint)
         scratch = Path(tempfile.mkdtemp(prefix="ladezeit-"))
         try:
@@ -190,7 +190,7 @@ class _Load:
                 torch.zeros(1, device=self.device.name)
                 torch.cuda.synchronize()
             self.device = resolve_device(self.device.name)  # only now torch tells which of the GPUs that is
-            self.clock.synchronise = pipeline.waits_for(self.config.loading)
+            self.clock.synchronise = pipeline.completion_waiter(self.config.loading)
             yield
 
     @contextlib.contextmanager
@@ -201,7 +201,7 @@ class _Load:
         except BaseException as error:
             _clear(error)
             gc.collect()
-            give_back()
+            trim_allocators()
             if isinstance(error, Exception) and ran_out_of_memory(error) and not isinstance(error, OutOfMemoryError):
                 raise self._too_large(error) from error
             raise
@@ -215,17 +215,17 @@ class _Load:
         )
 
     def _make(self, checkpoint: Checkpoint, scratch: Path) -> LoadedModel:
-        from ladezeit.loading.registry import engine
+        from ladezeit.loading.registry import make_engine
 
         with self.clock.span("prepare"):
             request = self._prepare(checkpoint, scratch)
-            chosen = engine(self.config.loading.engine)
+            chosen = make_engine(self.config.loading.engine)
             chosen.prepare(request)
             wanted = self._expected(checkpoint)
         with self.clock.span("turn"):
             _ONE_LOAD.acquire()
         try:
-            loaded = pipeline.load(chosen, request, self.clock)
+            loaded = pipeline.load_model(chosen, request, self.clock)
         finally:
             _ONE_LOAD.release()
         with self.clock.span("look"):
@@ -246,16 +246,16 @@ class _Load:
     def _prepare(self, checkpoint: Checkpoint, scratch: Path) -> "LoadRequest":
         """Check what can be checked before a weight is read, and make what the engine needs besides."""
         from ladezeit.loading import registry
-        from ladezeit.loading.preflight import check_fits, check_on_machine
+        from ladezeit.loading.preflight import check_memory, check_on_machine
 
         config = self.config
-        registry.check(config.loading.engine, self.device.name, checkpoint.file_format)
+        registry.check_engine(config.loading.engine, self.device.name, checkpoint.file_format)
         check_on_machine(config.loading, self.device)
         self._apply_runtime()
-        check_fits(config, checkpoint, self.device.name)
+        check_memory(config, checkpoint, self.device.name)
         conversion = None
         engine = config.loading.engine
-        if registry.converter(engine) is not None:
+        if registry.make_converter(engine) is not None:
             from ladezeit.loading.conversion import conversion_for
 
             with self.clock.span("prepare/convert"):
@@ -274,34 +274,34 @@ class _Load:
         if self.config.runtime != RuntimeConfig():
             from ladezeit.system import torch_settings
 
-            self.effective["runtime"] = torch_settings.apply(self.config.runtime, self.device.name)
+            self.effective["runtime"] = torch_settings.apply_settings(self.config.runtime, self.device.name)
 
     def _expected(self, checkpoint: Checkpoint) -> Any:
         from ladezeit.system.environment import cpu_model
-        from ladezeit.validation.references import NEED_MANIFEST, NEED_REFERENCE, ProofFiles, subject_of
-        from ladezeit.validation.references import prepare as make_proof_files
+        from ladezeit.validation.references import NEED_MANIFEST, NEED_REFERENCE, ProofFiles, reference_key_of
+        from ladezeit.validation.references import prepare_references as make_proof_files
 
         proof_files = ProofFiles()
         if self.config.validation.level in (*NEED_MANIFEST, *NEED_REFERENCE):
             with self.clock.span("prepare/proof_files"):
                 hardware = self.device.gpu.name if self.device.gpu is not None else str(cpu_model())
-                subject = subject_of(
+                subject = reference_key_of(
                     self.config, checkpoint, device=self.device.name, hardware=hardware, cache=cache_folder()
                 )
                 proof_files = make_proof_files(self.config, subject, self._making)
-        return pipeline.expected(self.config, checkpoint, self.device.name, proof_files)
+        return pipeline.make_expected(self.config, checkpoint, self.device.name, proof_files)
 
     def _making(self, what: str) -> None:
         """Make room for a reference load: another process cannot have what this one's allocators keep."""
-        give_back()
+        trim_allocators()
         self.progress(what, 0, 0)
 
     def _prove(self, loaded: "EngineModel", wanted: Any) -> "Proof":
-        from ladezeit.validation.levels import prove, prove_spoken
+        from ladezeit.validation.levels import verify_generation, verify_model
 
-        proof = prove(loaded, wanted, self.config.validation, self.clock)
+        proof = verify_model(loaded, wanted, self.config.validation, self.clock)
         if proof.passed or not proof.ran:
-            proof = prove_spoken(loaded, wanted, proof, self.clock)
+            proof = verify_generation(loaded, wanted, proof, self.clock)
         if proof.ran and not proof.passed:
             raise ValidationError(
                 f"{self.config.model.name} by {self.config.loading.name} is not what was asked for "
@@ -336,17 +336,17 @@ def _clear(error: BaseException) -> None:
 # Whether a model's memory is really given back: watched at the storages themselves, whoever holds them.
 
 
-class Holding:
+class StorageWatch:
     """The storages behind a model's tensors, watched without being held."""
 
     def __init__(self, model: Any) -> None:
         from torch.multiprocessing.reductions import StorageWeakRef
 
-        from ladezeit.model.tensors import held
+        from ladezeit.model.tensors import iter_storage_tensors
 
         storages = {
             tensor.untyped_storage()._cdata: tensor.untyped_storage()
-            for tensor in held(model)
+            for tensor in iter_storage_tensors(model)
             if not tensor.is_meta and tensor.numel() > 0
         }
         self._storages: list[Any] = [StorageWeakRef(storage) for storage in storages.values()]  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from ladezeit.errors import ConfigError, LadezeitError, LoadError, did_you_mean
 from ladezeit.serving.events import Listener, Telemetry, Unloaded, Why, now_ns
 from ladezeit.serving.in_process import InProcessLoader, LoadingTurn, Performance, method_of
 from ladezeit.serving.manager_config import ManagerSettings, ModelSettings, read_settings
-from ladezeit.serving.model_cache import NOTHING, Account, Budget, Machine, Resident, Rooms
+from ladezeit.serving.model_cache import NOTHING, Account, Budget, Machine, ModelCache, Resident
 from ladezeit.serving.protocols import Bytes
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class ModelManager:
         self.settings = read_settings(config, validation)
         self.wait_s = wait_s
         self._telemetry = Telemetry(listeners)
-        self._rooms = Rooms(Budget(gpu_budget, host_budget, machine), self._evicted)
+        self._rooms = ModelCache(Budget(gpu_budget, host_budget, machine), self._evicted)
         loads: Loader = loader or InProcessLoader(self.settings)
         self._turn = LoadingTurn(loads, Performance(loads.runtime), self._rooms, self._telemetry)
         self._pending: dict[str, Pending] = {}
@@ -376,7 +376,9 @@ class ManagerStatus:
         return asdict(self)
 
 
-def status_of(settings: ManagerSettings, rooms: Rooms, pending: "Collection[str]", turn: LoadingTurn) -> ManagerStatus:
+def status_of(
+    settings: ManagerSettings, rooms: ModelCache, pending: "Collection[str]", turn: LoadingTurn
+) -> ManagerStatus:
     """Return the status; the caller holds the manager's lock."""
     account: Account = rooms.budget.account
     models = {

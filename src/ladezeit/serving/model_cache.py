@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ladezeit.errors import ConfigError, NotRunnableError
-from ladezeit.serving.load import Holding, taken_bytes
+from ladezeit.serving.load import StorageWatch, taken_bytes
 from ladezeit.serving.protocols import Bytes, in_words
-from ladezeit.system.processes import give_back
+from ladezeit.system.processes import trim_allocators
 
 if TYPE_CHECKING:
     from ladezeit.serving.protocols import Loaded
@@ -125,7 +125,7 @@ class Resident:
     charge: str
     loaded: "Loaded"
     size: Bytes
-    storage_watch: Holding
+    storage_watch: StorageWatch
     seconds: float
     used_at: int
     leases: Counter[int] = field(default_factory=Counter)
@@ -153,14 +153,14 @@ class Resident:
             del self.leases[thread]
 
 
-class Rooms:
+class ModelCache:
     """The models in memory and their account. `changed` guards everything; what takes long is done without it."""
 
     def __init__(self, budget: Budget, on_progress: Callable[[Resident, Bytes, int, bool], None]) -> None:
         self.budget = budget
         self.changed = threading.Condition()
         self.residents: dict[str, Resident] = {}
-        self.given_up: dict[str, Holding] = {}  # by charge: out of the manager, in somebody's hands
+        self.given_up: dict[str, StorageWatch] = {}  # by charge: out of the manager, in somebody's hands
         self._told = on_progress
         self._uses = 0
 
@@ -262,7 +262,7 @@ class Rooms:
         del resident.loaded
         gone = resident.storage_watch.is_gone_after_collection()
         if gone:
-            give_back()
+            trim_allocators()
         return gone
 
     def _least_recently_used(self, lacking: Bytes) -> Resident | None:

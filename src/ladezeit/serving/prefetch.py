@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.checkpoint.cache import Progress
-from ladezeit.checkpoint.resolve import Checkpoint, inspect, locate, prepare
+from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint, locate_checkpoint, prepare_checkpoint
 from ladezeit.config import LoadingConfig, ModelConfig
 from ladezeit.errors import CheckpointError, ConfigError
 from ladezeit.loading.conversion import conversion_for
@@ -17,8 +17,8 @@ from ladezeit.loading.preflight import TooLittleMemoryError
 from ladezeit.serving.request import loading_of, model_of
 from ladezeit.system.files import cache_folder
 from ladezeit.system.limits import available_memory_bytes
-from ladezeit.system.page_cache import COLD_BELOW, WARM_ABOVE, drop, resident_share
-from ladezeit.system.prefetch import bring_in, missing_pieces
+from ladezeit.system.page_cache import COLD_BELOW, WARM_ABOVE, drop_pages, resident_share
+from ladezeit.system.prefetch import missing_ranges, read_ranges
 
 _READS = 3
 
@@ -80,14 +80,14 @@ def prefetch(
     own = _folder(config_dir)
     config = model_of(model, own)
     told = progress or (lambda what, done, total: None)
-    files = _files(prepare(config, cache_folder(), told), config, loading, own, told)
+    files = _files(prepare_checkpoint(config, cache_folder(), told), config, loading, own, told)
     started = time.monotonic()
     before = resident_share(files)
     _check_memory(config.name, int(_bytes_of(files) * (1 if math.isnan(before) else 1 - before)))
     read_bytes = 0
     for _ in range(_READS):  # the system may take some pages back while the others are being read
-        missing = missing_pieces(files)
-        read_bytes += bring_in(missing, rate, lambda done, total: told(f"reading {config.name}", done, total))
+        missing = missing_ranges(files)
+        read_bytes += read_ranges(missing, rate, lambda done, total: told(f"reading {config.name}", done, total))
         after = resident_share(files)
         if not after < WARM_ABOVE:
             break
@@ -107,12 +107,12 @@ def evict(
     config, files = _there(model, loading, config_dir)
     started = time.monotonic()
     before = resident_share(files)
-    drop(files)
+    drop_pages(files)
     after = resident_share(files)
     return Residency(config.name, files, _bytes_of(files), before, after, seconds=time.monotonic() - started)
 
 
-def residency(
+def measure_residency(
     model: str | os.PathLike[str] | ModelConfig,
     *,
     loading: str | Mapping[str, Any] | LoadingConfig | None = None,
@@ -131,10 +131,10 @@ def _there(
 ) -> tuple[ModelConfig, tuple[Path, ...]]:
     own = _folder(config_dir)
     config = model_of(model, own)
-    folder = locate(config, cache_folder())
+    folder = locate_checkpoint(config, cache_folder())
     if folder is None:
         raise CheckpointError(f"model={config.name} is not on this machine, so nothing of it is in memory")
-    return config, _files(inspect(folder, config.name), config, loading, own, lambda what, done, total: None)
+    return config, _files(inspect_checkpoint(folder, config.name), config, loading, own, lambda what, done, total: None)
 
 
 def _files(

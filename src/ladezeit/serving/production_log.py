@@ -15,7 +15,7 @@ from typing import Any
 
 from ladezeit.analysis.eligibility import PRODUCTION
 from ladezeit.config import CacheState, FolderModel, ModelConfig, TrackingConfig, TrackingKind, to_plain
-from ladezeit.results.records import Identity, Result, Status, save
+from ladezeit.results.records import Identity, Result, Status, save_result
 from ladezeit.runner.sample import load_metrics
 from ladezeit.serving.events import Event, LoadFinished, LoadRecord
 from ladezeit.timing.clock import Clock
@@ -73,7 +73,7 @@ class ProductionLog:
         began = datetime.fromtimestamp(event.start_ns / 1e9, UTC)
         folder = self.outputs / "production" / f"{began:%Y-%m-%d_%H-%M-%S.%f}-{event.model}"
         folder.mkdir(parents=True)
-        save(result, folder)
+        save_result(result, folder)
         if self._tracker is None:
             from ladezeit.tracking import open_tracker
 
@@ -83,10 +83,10 @@ class ProductionLog:
     def _environment(self, record: LoadRecord) -> dict[str, Any]:
         """Return what a sweep says of its machine; asked once for each folder that models lie in."""
         if record.folder not in self._environments:
-            from ladezeit.system.environment import collect
+            from ladezeit.system.environment import collect_environment
             from ladezeit.system.gpus import resolve_device
 
-            self._environments[record.folder] = collect(resolve_device(record.config.device), record.folder)
+            self._environments[record.folder] = collect_environment(resolve_device(record.config.device), record.folder)
         return dict(self._environments[record.folder])
 
 

@@ -25,7 +25,7 @@ from ladezeit.config import (
     ValidationLevel,
     check_load_values,
 )
-from ladezeit.config.compose import from_mapping, options, read_option
+from ladezeit.config.compose import from_mapping, list_options, read_option
 from ladezeit.config.device_map import is_strategy
 from ladezeit.config.loading_profile import Profile
 from ladezeit.config.rules import check_load
@@ -38,7 +38,7 @@ _FOLDER_OPTION = "folder"
 
 
 @dataclass(frozen=True)
-class Asked:
+class LoadArguments:
     """The arguments of `ladezeit.load` that say what is loaded and how; see there."""
 
     model: str | os.PathLike[str] | ModelConfig
@@ -50,7 +50,7 @@ class Asked:
     config_dir: Path | None = None
 
 
-def config_of(requested: Asked, device: ResolvedDevice) -> tuple[LoadConfig, str]:
+def config_of(requested: LoadArguments, device: ResolvedDevice) -> tuple[LoadConfig, str]:
     """Return the checked config, and who chose its method: ``loading``, ``profile`` or ``auto``.
 
     Raises:
@@ -87,7 +87,7 @@ def model_of(requested: str | os.PathLike[str] | ModelConfig, config_dir: Path |
     if isinstance(requested, ModelConfig):
         return requested
     text = os.fspath(requested)
-    known = [name for name in options("model", config_dir) if name != _FOLDER_OPTION]
+    known = [name for name in list_options("model", config_dir) if name != _FOLDER_OPTION]
     if isinstance(requested, str) and requested in known:
         model = read_option("model", requested, config_dir)
         assert isinstance(model, ModelConfig)
@@ -137,7 +137,7 @@ def level_of(requested: str) -> ValidationLevel:
     return ValidationLevel[requested]
 
 
-def _permitted(loading: LoadingConfig, requested: Asked) -> LoadingConfig:
+def _permitted(loading: LoadingConfig, requested: LoadArguments) -> LoadingConfig:
     """Return the method with what the caller permits and limits; nothing is offloaded that was not allowed."""
     if isinstance(loading, TensorParallelLoading):
         raise NotRunnableError(

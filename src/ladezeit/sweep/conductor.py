@@ -13,20 +13,20 @@ from pathlib import Path
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from ladezeit.config import RunConfig, build
+from ladezeit.config import RunConfig, build_config
 from ladezeit.config.serialize import point_id
 from ladezeit.errors import REFUSALS, ConfigError, NotRunnableError, TrackingError
 from ladezeit.loading.preflight import TooLittleMemoryError
 from ladezeit.report.sweep_table import as_rich
-from ladezeit.report.verdict import closing_words, summary
+from ladezeit.report.verdict import closing_words, summarize_sweep
 from ladezeit.results.fields import varying_values
-from ladezeit.results.labels import labels
-from ladezeit.results.reader import gather
+from ladezeit.results.labels import make_labels
+from ladezeit.results.reader import gather_results
 from ladezeit.results.records import SWEEP_FILE_NAME, Identity, Result, SweepRecord
 from ladezeit.sweep import job as one_job
 from ladezeit.sweep.plan import Job, in_blocks, varying_keys
 from ladezeit.sweep.progress import Display
-from ladezeit.sweep.session import Session, current
+from ladezeit.sweep.session import Session, current_session
 from ladezeit.system.environment import git_state
 from ladezeit.tracking import MARKER, SweepStatus, Tracker
 
@@ -43,7 +43,7 @@ Compose = Callable[[list[str]], DictConfig]
 Launch = Callable[[list[list[str]]], Sequence[JobReturn]]
 
 
-def conduct(overrides: list[list[str]], compose: Compose, launch: Launch, folder: Path) -> Sequence[JobReturn]:
+def run_sweep(overrides: list[list[str]], compose: Compose, launch: Launch, folder: Path) -> Sequence[JobReturn]:
     """Measure all samples of a sweep into `folder`.
 
     Args:
@@ -56,8 +56,8 @@ def conduct(overrides: list[list[str]], compose: Compose, launch: Launch, folder
         ConfigError: a point cannot be composed or has no meaning; nothing was started.
         CheckpointError, NotRunnableError, OutOfMemoryError: none of the points can run here; nothing was started.
     """
-    session = current()
-    jobs = plan(session, overrides, compose)
+    session = current_session()
+    jobs = plan_jobs(session, overrides, compose)
     _make(folder)
     record = _record(jobs, folder)
     session.planned = len(jobs)
@@ -76,7 +76,7 @@ def conduct(overrides: list[list[str]], compose: Compose, launch: Launch, folder
         return returns
 
 
-def plan(session: Session, overrides: list[list[str]], compose: Compose) -> list[Job]:
+def plan_jobs(session: Session, overrides: list[list[str]], compose: Compose) -> list[Job]:
     """Compose and check every job, and return them in the order they are measured in."""
     jobs = _checked(session, overrides, compose)
     smaller = jobs[0].config.smaller_model
@@ -103,7 +103,7 @@ def _checked(session: Session, overrides: list[list[str]], compose: Compose) -> 
     jobs = []
     for own in overrides:
         try:
-            config = build(compose(own))
+            config = build_config(compose(own))
             try:
                 jobs.append(Job(own, config, prepared=session.prepare(config)))
             except REFUSALS as refusal:
@@ -129,7 +129,7 @@ def _record(jobs: Sequence[Job], folder: Path) -> SweepRecord:
         started_at=now.isoformat(timespec="milliseconds"),
         host=socket.gethostname(),
         pid=os.getpid(),
-        labels=labels(named),
+        labels=make_labels(named),
         git_commit=source["commit"] if source else None,
     )
 
@@ -166,12 +166,12 @@ def _tracked(session: Session, config: RunConfig, record: SweepRecord, folder: P
 
 
 def _summarise(session: Session, tracker: Tracker, record: SweepRecord, status: SweepStatus, folder: Path) -> None:
-    gathered = gather(folder)
+    gathered = gather_results(folder)
     results = [result for result in gathered.results if result.identity.sweep == record.id]
     for problem in gathered.problems:
         session.display.print_note(f"not in the table: {problem}", "yellow")
     session.results = results
-    said, files = _tell(session, results, record, folder) if results else ("", [])
+    said, files = _report(session, results, record, folder) if results else ("", [])
     try:
         for at, result in gathered.by_folder.items():
             if result.identity.sweep == record.id and not (at / MARKER).exists():  # interrupted, or the store was away
@@ -183,12 +183,12 @@ def _summarise(session: Session, tracker: Tracker, record: SweepRecord, status: 
     session.display.print_note(f"results: {folder}", "default")
 
 
-def _tell(session: Session, results: Sequence[Result], record: SweepRecord, folder: Path) -> tuple[str, list[Path]]:
+def _report(session: Session, results: Sequence[Result], record: SweepRecord, folder: Path) -> tuple[str, list[Path]]:
     """Show the table and the verdict's words, write both and the report; return the words and what was written."""
     session.display.print_renderable(as_rich(results, record.varying))
     for line in closing_words(results, record.varying):
         session.display.print_note(line.replace("`", ""), "default")
-    said = summary(results, record.varying)
+    said = summarize_sweep(results, record.varying)
     (folder / SUMMARY_FILE).write_text(said, encoding="utf-8")
     report = write_report(folder, session.display)
     return said, [folder / SUMMARY_FILE, *([report] if report else [])]
@@ -205,13 +205,15 @@ def _warm_up(session: Session, jobs: Sequence[Job], folder: Path) -> None:
         return job.prepared.checkpoint.file_bytes if job.prepared else -1
 
     job = max(jobs, key=demand)
-    assert job.prepared is not None  # `plan` raises where no job can run
+    assert job.prepared is not None  # `plan_jobs` raises where no job can run
     own = folder / WARM_UP_FOLDER
     own.mkdir()
-    identity = Identity(point_id(job.config), 0, -1, "warm-up", job.overrides, one_job.command(job.overrides, True))
+    identity = Identity(
+        point_id(job.config), 0, -1, "warm-up", job.overrides, one_job.rerun_command(job.overrides, True)
+    )
     session.display.show_sample("warm-up")
     with suppress(*REFUSALS):  # its samples will say why
-        session.display.show_result(one_job.measure(session, job.prepared, identity, own), counted=False)
+        session.display.show_result(one_job.measure_sample(session, job.prepared, identity, own), counted=False)
 
 
 def _make_proof_files(session: Session, jobs: Sequence[Job]) -> None:
@@ -241,11 +243,11 @@ def write_report(folder: Path, display: Display) -> Path | None:
     None where there is no report; why is said on the display.
     """
     try:
-        from ladezeit.report.document import build
-        from ladezeit.report.render import write
+        from ladezeit.report.document import build_report
+        from ladezeit.report.render import write_report
         from ladezeit.results.reader import read_paths
 
-        page = write(build(read_paths([folder])), folder / FOLDER, NAME)[1]
+        page = write_report(build_report(read_paths([folder])), folder / FOLDER, NAME)[1]
     except Exception as error:  # a picture of the results must never cost the results
         display.print_note(
             f"no report was written ({type(error).__name__}: {error}); "

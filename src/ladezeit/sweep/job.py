@@ -10,19 +10,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ladezeit.config import RunConfig, TransformersLoading, build, to_plain
+from ladezeit.config import RunConfig, TransformersLoading, build_config, to_plain
 from ladezeit.config.device_map import offload_folder
 from ladezeit.config.serialize import point_id
 from ladezeit.errors import REFUSALS, LadezeitError, TrackingError, ran_out_of_memory
-from ladezeit.loading.preflight import converts, weights_bytes
-from ladezeit.report.timeline import draw
-from ladezeit.results.labels import label
-from ladezeit.results.records import FILE_NAME, Identity, Result, Status, SweepRecord, save
+from ladezeit.loading.preflight import converts_dtype, weights_bytes
+from ladezeit.report.timeline import draw_timeline
+from ladezeit.results.labels import make_label
+from ladezeit.results.records import FILE_NAME, Identity, Result, Status, SweepRecord, save_result
 from ladezeit.runner.spec import FILE_NAME as SPEC_FILE_NAME
 from ladezeit.runner.spec import SCRATCH, WorkerSpec
 from ladezeit.sweep.prepared import PreparedConfiguration
-from ladezeit.sweep.session import Session, current
-from ladezeit.system.bandwidth import Ceilings, binding
+from ladezeit.sweep.session import Session, current_session
+from ladezeit.system.bandwidth import Ceilings, binding_ceiling
 from ladezeit.system.gpus import ResolvedDevice, wait_until_drained
 from ladezeit.system.page_cache import set_state
 
@@ -31,19 +31,19 @@ FIRST_ATTEMPT_FILE = "result.invalid.json"
 _DRAIN_LIMIT_S = 20.0
 
 
-def run(composed: DictConfig) -> float:
+def run_job(composed: DictConfig) -> float:
     """Measure one composed point; return ``load/total_s``, infinite where there is none (sweepers may minimize it).
 
     Raises:
         ConfigError, CheckpointError, NotRunnableError, OutOfMemoryError: outside of a sweep, where nothing can be
             measured; inside of one the sample is `skipped` (`oom` where memory ran out) with that reason.
     """
-    config = build(composed)
+    config = build_config(composed)
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     sweep = SweepRecord.read_record(Path(hydra.sweep.dir)) if hydra.mode is RunMode.MULTIRUN else None
     identity = _identity(config, list(hydra.overrides.task), hydra.job.num if sweep else 0, sweep)
-    session = current()
+    session = current_session()
     if (folder / FILE_NAME).exists():
         raise LadezeitError(f"{folder} holds a result already: choose another folder, nothing measured is overwritten")
     if sweep is None:
@@ -56,19 +56,19 @@ def run(composed: DictConfig) -> float:
             session.enter_context(session.hold_all(prepared.devices, "sweeps"))
             if config.ceilings:
                 session.get_ceilings(prepared.device, prepared.checkpoint)
-        result = measure(session, prepared, identity, folder)
+        result = measure_sample(session, prepared, identity, folder)
     except REFUSALS as refusal:
         if sweep is None:
             raise
         result = not_started(config, identity, refusal)
-        save(result, folder)
+        save_result(result, folder)
     session.results.append(result)
     session.display.show_result(result)
-    track(session, config, result, folder, sweep)
+    track_sample(session, config, result, folder, sweep)
     return result.metrics.get("load/total_s", float("inf")) if result.status is Status.ok else float("inf")
 
 
-def measure(session: Session, prepared: PreparedConfiguration, identity: Identity, folder: Path) -> Result:
+def measure_sample(session: Session, prepared: PreparedConfiguration, identity: Identity, folder: Path) -> Result:
     """Measure one sample into `folder`; where it cannot be proven, that is said before anything is written."""
     config, device, checkpoint, conversion = prepared.config, prepared.device, prepared.checkpoint, prepared.conversion
     proof_files = session.proof_files(prepared)
@@ -97,9 +97,9 @@ def measure(session: Session, prepared: PreparedConfiguration, identity: Identit
     finally:
         _remove_scratch(config, folder)
     if ceilings is not None and _add_ceiling(result, spec, ceilings):
-        save(result, folder)
+        save_result(result, folder)
     (folder / SPEC_FILE_NAME).unlink(missing_ok=True)
-    draw(result, folder / TIMELINE_FILE)
+    draw_timeline(result, folder / TIMELINE_FILE)
     return result
 
 
@@ -121,11 +121,11 @@ def _remove_scratch(config: RunConfig, folder: Path) -> None:
 def _add_ceiling(result: Result, spec: WorkerSpec, ceilings: Ceilings) -> bool:
     """Add the ceiling that limited this load, and the share of it that was reached; False where one is not known."""
     loading, checkpoint = spec.config.loading, spec.checkpoint
-    found = binding(
+    found = binding_ceiling(
         ceilings,
         spec.config.cache.state,
         spec.device,
-        not converts(loading, checkpoint.dtype),
+        not converts_dtype(loading, checkpoint.dtype),
         resident_share=result.metrics.get("cache/resident_before_share"),
         written_per_read=weights_bytes(loading, 1000, checkpoint.dtype) / 1000,
     )
@@ -157,7 +157,7 @@ def _set_the_stage(session: Session, spec: WorkerSpec, devices: Sequence[Resolve
     }
 
 
-def track(session: Session, config: RunConfig, result: Result, folder: Path, sweep: SweepRecord | None) -> None:
+def track_sample(session: Session, config: RunConfig, result: Result, folder: Path, sweep: SweepRecord | None) -> None:
     """Log the sample; a store that fails costs the sample nothing: its files are the truth and can be imported."""
     varying = sweep.varying if sweep else [override.partition("=")[0] for override in result.identity.overrides]
     try:
@@ -180,7 +180,9 @@ def not_started(config: RunConfig, identity: Identity, refusal: LadezeitError) -
 
 def _identity(config: RunConfig, overrides: list[str], number: int, sweep: SweepRecord | None) -> Identity:
     named = (
-        sweep.labels[number] if sweep else label({"cache": config.cache.state.value, "loading": config.loading.name}, 0)
+        sweep.labels[number]
+        if sweep
+        else make_label({"cache": config.cache.state.value, "loading": config.loading.name}, 0)
     )
     return Identity(
         point=point_id(config),
@@ -188,11 +190,11 @@ def _identity(config: RunConfig, overrides: list[str], number: int, sweep: Sweep
         job=number,
         label=named,
         overrides=overrides,
-        command=command(overrides, in_sweep=sweep is not None),
+        command=rerun_command(overrides, in_sweep=sweep is not None),
         sweep=sweep.id if sweep else None,
     )
 
 
-def command(overrides: list[str], in_sweep: bool) -> str:
+def rerun_command(overrides: list[str], in_sweep: bool) -> str:
     """Return the command that measures the sample again, alone, whatever mode its experiment asks for."""
     return shlex.join(["ladezeit", *overrides, *(["hydra.mode=RUN"] if in_sweep else [])])

@@ -11,7 +11,7 @@ from typing import Any
 from rich.status import Status
 
 from ladezeit.checkpoint.cache import Progress
-from ladezeit.checkpoint.resolve import Checkpoint, prepare
+from ladezeit.checkpoint.resolve import Checkpoint, prepare_checkpoint
 from ladezeit.checkpoint.synthetic import synthetic_sizes
 from ladezeit.config import CacheState, ModelConfig, RunConfig, SyntheticModel, TrackingConfig
 from ladezeit.config.rules import check_combination
@@ -20,28 +20,28 @@ from ladezeit.errors import REFUSALS, LadezeitError, NotRunnableError
 from ladezeit.loading.base import Conversion
 from ladezeit.loading.conversion import conversion_for
 from ladezeit.loading.preflight import Sizes, check_on_model, check_runnable, devices_used, ranks_of
-from ladezeit.loading.quantization import scheme
-from ladezeit.loading.registry import converter
+from ladezeit.loading.quantization import loading_scheme
+from ladezeit.loading.registry import make_converter
 from ladezeit.results.records import Result
 from ladezeit.runner.supervisor import Supervisor
 from ladezeit.sweep.prepared import PreparedConfiguration
 from ladezeit.sweep.progress import Display
 from ladezeit.system.bandwidth import Ceilings, measure_apart
-from ladezeit.system.device_lock import Against, Holder, lock
-from ladezeit.system.environment import collect
+from ladezeit.system.device_lock import Against, Holder, lock_device
+from ladezeit.system.environment import collect_environment
 from ladezeit.system.files import cache_folder, write_atomically
 from ladezeit.system.gpus import ResolvedDevice, gpu_memory_used_bytes, resolve_device
 from ladezeit.system.nvml import Gpu
 from ladezeit.system.page_cache import why_never_cold, why_untold
 from ladezeit.tracking import Tracker, open_tracker
-from ladezeit.validation.references import NEED_MANIFEST, NEED_REFERENCE, ProofFiles, subject_of
-from ladezeit.validation.references import prepare as make_proof_files
+from ladezeit.validation.references import NEED_MANIFEST, NEED_REFERENCE, ProofFiles, reference_key_of
+from ladezeit.validation.references import prepare_references as make_proof_files
 
 CEILINGS_FILE = "ceilings.json"
 
 
 class Session:
-    """Opened once a process; everything it holds is let go in `close`, in the reverse order."""
+    """Opened once a process; everything it holds is let go in `close_session`, in the reverse order."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -73,13 +73,13 @@ class Session:
         key = repr(model)
         if key not in self._checkpoints:
             with self.display.console.status(f"{model.name}: looking at the checkpoint") as status:
-                self._checkpoints[key] = prepare(model, cache_folder(), _told(status, model.name))
+                self._checkpoints[key] = prepare_checkpoint(model, cache_folder(), _told(status, model.name))
         return self._checkpoints[key]
 
     def get_conversion(self, config: RunConfig) -> Conversion | None:
         """Return the model in its engine's own format, converted where it was not there; None where it needs none."""
         model, engine = config.model, config.loading.engine
-        target = converter(engine)
+        target = make_converter(engine)
         if target is None:
             return None
         key = (repr(model), target)
@@ -182,13 +182,13 @@ class Session:
             who = f"process {holder.pid} ({holder.command})" if holder else "another process"
             self.display.print_note(f"waiting for {device.name}: {who} is measuring on it", "yellow")
 
-        return lock(device, waiting, against=against)
+        return lock_device(device, waiting, against=against)
 
     def get_environment(self, device: ResolvedDevice, folder: Path) -> dict[str, Any]:
         """Return the facts about machine and libraries; collected once a process."""
         key = (device.name, folder)
         if key not in self._environments:
-            self._environments[key] = collect(device, folder)
+            self._environments[key] = collect_environment(device, folder)
         return dict(self._environments[key])
 
     def get_ceilings(self, device: ResolvedDevice, checkpoint: Checkpoint) -> Ceilings | None:
@@ -236,7 +236,7 @@ class Session:
             CheckpointError, NotRunnableError, OutOfMemoryError: it cannot be made; the same at every call.
         """
         config, loading, device = prepared.config, prepared.config.loading, prepared.device
-        made = (loading.dtype, scheme(loading), ranks_of(loading))
+        made = (loading.dtype, loading_scheme(loading), ranks_of(loading))
         key = tuple(map(repr, (config.validation.level, config.model, made, config.runtime, device.name)))
         if key not in self._proof_files:
             try:
@@ -259,7 +259,7 @@ class Session:
             self.display.console.status(f"{config.model.name}: reference") as status,
         ):
             hardware = device.gpu.name if device.gpu is not None else str(cpu)
-            subject = subject_of(config, checkpoint, device=device.name, hardware=hardware, cache=cache_folder())
+            subject = reference_key_of(config, checkpoint, device=device.name, hardware=hardware, cache=cache_folder())
             return make_proof_files(config, subject, lambda what: status.update(f"{config.model.name}: {what}"))
 
     def get_tracker(self, config: RunConfig) -> Tracker:
@@ -285,16 +285,16 @@ def _told(status: Status, name: str) -> Progress:
 _current: Session | None = None
 
 
-def current() -> Session:
+def current_session() -> Session:
     """Return this process's session, opened at the first call (launchers may run jobs in processes of their own)."""
     global _current
     if _current is None:
         _current = Session()
-        atexit.register(close)
+        atexit.register(close_session)
     return _current
 
 
-def close() -> None:
+def close_session() -> None:
     """Close this process's session, if there is one."""
     global _current
     if _current is not None:

@@ -25,8 +25,8 @@ from ladezeit.config import CacheState, RuntimeConfig
 from ladezeit.errors import CheckpointError, LadezeitError, WorkerError
 from ladezeit.system import rates
 from ladezeit.system.limits import available_cpus
-from ladezeit.system.page_cache import COLD_BELOW, WARM_ABOVE, drop, resident_share, warm
-from ladezeit.system.residency import filesystem
+from ladezeit.system.page_cache import COLD_BELOW, WARM_ABOVE, drop_pages, resident_share, warm_pages
+from ladezeit.system.residency import filesystem_type
 from ladezeit.system.staged_transfer import to_cuda
 
 #: A process that imports torch from a cold disk needs most of this; the measurement itself takes some seconds.
@@ -73,7 +73,7 @@ class Ceilings:
         return cls(**plain)
 
 
-def binding(
+def binding_ceiling(
     ceilings: Ceilings,
     cache_state: CacheState,
     device: str,
@@ -135,7 +135,7 @@ def _slowest(ceilings: Ceilings, parts: list[str], written_per_read: float) -> t
     return min(found, key=lambda one: one[1])
 
 
-def measure(device: str, shards: Sequence[Path]) -> Ceilings:
+def measure_ceilings(device: str, shards: Sequence[Path]) -> Ceilings:
     """Measure in this process, in about 5 s without and 15 s with a GPU; what cannot be measured is None with a reason.
 
     Args:
@@ -154,16 +154,18 @@ def measure(device: str, shards: Sequence[Path]) -> Ceilings:
             reasons[name] = str(cause).strip().split("\n")[0][:200] or type(cause).__name__
 
     attempt("storage", lambda: _storage(shards))
-    attempt("page_cache", lambda: _cached(shards, lambda files: rates.page_cache(files, cpus)))
-    attempt("mapping", lambda: _cached(shards, lambda files: rates.mapping(files, cpus)))
-    attempt("memcpy", lambda: rates.memory(cpus))
+    attempt("page_cache", lambda: _cached(shards, lambda files: rates.measure_page_cache(files, cpus)))
+    attempt("mapping", lambda: _cached(shards, lambda files: rates.measure_mapping(files, cpus)))
+    attempt("memcpy", lambda: rates.measure_memory(cpus))
     for name, pinned in (("host_to_device_pinned", True), ("host_to_device_pageable", False)):
         if device.startswith("cuda"):
-            attempt(name, partial(rates.host_to_device, device, pinned))
+            attempt(name, partial(rates.measure_host_to_device, device, pinned))
         else:
             reasons[name] = _ON_CPU
     if device.startswith("cuda"):  # last: the driver may refuse to pin so much, and torch would meet that error again
-        attempt("staged", lambda: _cached(shards, lambda files: rates.staged(files, cpus, partial(to_cuda, device))))
+        attempt(
+            "staged", lambda: _cached(shards, lambda files: rates.measure_staged(files, cpus, partial(to_cuda, device)))
+        )
     else:
         reasons["staged"] = _ON_CPU
     best = {f"{name}_gb_per_s": max(one.gb_per_s for one in tries) for name, tries in found.items()}
@@ -203,21 +205,21 @@ def _told(tries: list[rates.Try]) -> dict[str, float]:
 
 
 def _storage(shards: Sequence[Path]) -> list[rates.Try]:
-    kinds = {filesystem(shard) for shard in shards} & set(_IN_MEMORY)
+    kinds = {filesystem_type(shard) for shard in shards} & set(_IN_MEMORY)
     if kinds:
         raise CheckpointError(f"the checkpoint lies on {min(kinds)}, which is memory")
     before = resident_share(shards)
     try:
         with _opened(shards, os.O_DIRECT) as files:
-            tries = rates.storage(files)
+            tries = rates.measure_storage(files)
     except OSError as cause:
         if cause.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
-        raise CheckpointError(f"{filesystem(shards[0])} refuses direct reads") from cause
+        raise CheckpointError(f"{filesystem_type(shards[0])} refuses direct reads") from cause
     if resident_share(shards) > before + COLD_BELOW:
         if before == 0:
-            drop(shards)
-        raise CheckpointError(f"{filesystem(shards[0])} reads through the page cache when asked for direct reads")
+            drop_pages(shards)
+        raise CheckpointError(f"{filesystem_type(shards[0])} reads through the page cache when asked for direct reads")
     return tries
 
 
@@ -233,8 +235,8 @@ def _cached(shards: Sequence[Path], tries: Callable[[list[int]], list[rates.Try]
             stand_in.write(piece)
         # As cache=warm brings a checkpoint in: pages that were written lie in larger pieces than pages that were read.
         own = Path(f"/proc/self/fd/{stand_in.fileno()}")
-        drop([own])
-        warm([own])
+        drop_pages([own])
+        warm_pages([own])
         return tries([stand_in.fileno()])
 
 
@@ -254,7 +256,7 @@ def main(arguments: list[str]) -> int:
 
     die_with_parent()
     request = json.loads(Path(arguments[0]).read_text())
-    found = measure(request["device"], [Path(shard) for shard in request["shards"]])
+    found = measure_ceilings(request["device"], [Path(shard) for shard in request["shards"]])
     Path(arguments[1]).write_text(json.dumps(found.to_plain()))
     return 0
 

@@ -52,7 +52,7 @@ def lock_path(device: ResolvedDevice, folder: Path | None = None, against: Again
 
 
 @contextmanager
-def lock(
+def lock_device(
     device: ResolvedDevice,
     waiting: Callable[[Holder | None], None] = lambda holder: None,
     folder: Path | None = None,

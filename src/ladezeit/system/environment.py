@@ -38,7 +38,7 @@ _SECRET_VALUE = re.compile(r"(?<=//)[^/@\s]+(?=@)|\bhf_[A-Za-z0-9]{8,}")
 _GIT_LIMIT_S = 5.0
 
 
-def collect(device: ResolvedDevice, checkpoint_folder: Path) -> dict[str, Any]:
+def collect_environment(device: ResolvedDevice, checkpoint_folder: Path) -> dict[str, Any]:
     """Return the facts about this machine and its software as nested plain data, ready for JSON.
 
     What this machine does not tell is None or left out; nothing here fails for want of a fact.
@@ -57,11 +57,11 @@ def collect(device: ResolvedDevice, checkpoint_folder: Path) -> dict[str, Any]:
         "device": {"name": device.name, "note": device.note, "gpu": asdict(device.gpu) if device.gpu else None},
         "libraries": _libraries(),
         "git": git_state(Path(__file__).parent),
-        "variables": telling_variables(dict(os.environ)),
+        "variables": relevant_variables(dict(os.environ)),
     }
 
 
-def telling_variables(variables: dict[str, str]) -> dict[str, str]:
+def relevant_variables(variables: dict[str, str]) -> dict[str, str]:
     """Return those of `variables` that can change what a load does.
 
     None whose name speaks of a secret is among them; a password in a URL and a hub token in a value are struck out.

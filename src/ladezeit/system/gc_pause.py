@@ -16,7 +16,7 @@ _was_on = False
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
+def pause_gc() -> Iterator[None]:
     """Pause the collector in the block, if it is on; it goes on when the last of several threads has left its block."""
     global _paused_by, _was_on
     with _LOCK:

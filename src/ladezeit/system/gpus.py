@@ -2,7 +2,8 @@
 
 The driver and CUDA number GPUs each in a way of their own. A process that has opened CUDA has its numbers for good,
 whatever its environment says since: there, torch is asked which GPU each of them is, by UUID. Elsewhere the numbers are
-those that CUDA gives in the order of PCI addresses, the driver's, and `numbering` has a new process give the same.
+those that CUDA gives in the order of PCI addresses, the driver's, and `numbering_variables` has a new process give the
+same.
 """
 
 import ast
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.errors import ConfigError, NotRunnableError, did_you_mean
-from ladezeit.system.nvml import Card, Gpu, cards, describe, instances_of, memory_of, nvml
+from ladezeit.system.nvml import Card, Gpu, describe_gpu, instances_of, list_cards, memory_of, open_nvml
 
 #: Memory that may stay in use on a drained GPU above what was in use before: the driver gives its own back lazily.
 DRAIN_SLACK_BYTES = 64 * 2**20
@@ -66,7 +67,7 @@ def cuda_devices() -> list[Gpu]:
     return _inventory().gpus
 
 
-def numbering() -> dict[str, str]:
+def numbering_variables() -> dict[str, str]:
     """Return the environment variables with which a new process numbers its GPUs as `cuda_devices` does."""
     found = _inventory()
     told = {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in found.gpus)} if found.told and found.gpus else {}
@@ -150,7 +151,7 @@ def _driver_memory(gpu: Gpu) -> Any:
     import pynvml
 
     try:
-        with nvml():
+        with open_nvml():
             return memory_of(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
     except pynvml.NVMLError as cause:
         raise NotRunnableError(f"the driver does not tell how full {gpu.name} ({gpu.uuid}) is: {cause}") from cause
@@ -210,8 +211,8 @@ def _inventory() -> _Inventory:
         return _Inventory(opened, told=True)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
-        with nvml():
-            found = _shown(visible, cards())
+        with open_nvml():
+            found = _shown(visible, list_cards())
     except pynvml.NVMLError as cause:
         return _Inventory([], f"no NVIDIA driver answers ({cause})")
     if found.gpus:
@@ -252,7 +253,7 @@ def _opened_by_torch() -> list[Gpu] | None:
     if not all(hasattr(properties, "uuid") for properties in every):
         return None
     try:
-        with nvml():
+        with open_nvml():
             return [_of_torch(number, properties) for number, properties in enumerate(every)]
     except pynvml.NVMLError:
         return [_by_torch_alone(number, properties) for number, properties in enumerate(every)]
@@ -262,12 +263,12 @@ def _of_torch(number: int, properties: Any) -> Gpu:
     import pynvml
 
     with suppress(pynvml.NVMLError):
-        return describe(pynvml.nvmlDeviceGetHandleByUUID(f"MIG-{properties.uuid}"), number)
+        return describe_gpu(pynvml.nvmlDeviceGetHandleByUUID(f"MIG-{properties.uuid}"), number)
     with suppress(pynvml.NVMLError):
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
         instances = instances_of(handle)
         if instances is None:
-            return describe(handle, number)
+            return describe_gpu(handle, number)
         if len(instances) == 1:  # torch has told the GPU that its instance is part of
             return replace(instances[0], index=number)
     return _by_torch_alone(number, properties)
@@ -291,7 +292,7 @@ def _mig(entry: str, gpus: list[Gpu]) -> Gpu | None:
     import pynvml
 
     try:
-        return describe(pynvml.nvmlDeviceGetHandleByUUID(entry), 0, uuid=entry)
+        return describe_gpu(pynvml.nvmlDeviceGetHandleByUUID(entry), 0, uuid=entry)
     except pynvml.NVMLError:
         driver = gpus[0].driver if gpus else ""
         return Gpu(0, entry, "MIG instance", 0, driver, None, None)

@@ -35,7 +35,7 @@ class Card:
 
 
 @contextmanager
-def nvml() -> Iterator[None]:
+def open_nvml() -> Iterator[None]:
     """Have the driver answer for the block; raises `pynvml.NVMLError` where there is none."""
     import pynvml
 
@@ -46,7 +46,7 @@ def nvml() -> Iterator[None]:
         pynvml.nvmlShutdown()
 
 
-def cards() -> list[Card | str]:
+def list_cards() -> list[Card | str]:
     """Return the GPUs that the driver lists; in place of one that cannot be used, why.
 
     What a control group keeps from this process is not among them: CUDA does not count it.
@@ -66,7 +66,7 @@ def _card(number: int) -> Card | str:
     unusable = f"GPU {number} of the driver cannot be used"
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(number)
-        card = Card(describe(handle, number), instances_of(handle))
+        card = Card(describe_gpu(handle, number), instances_of(handle))
     except pynvml.NVMLError_NoPermission:
         raise
     except pynvml.NVMLError as cause:
@@ -86,11 +86,11 @@ def instances_of(handle: Any) -> tuple[Gpu, ...] | None:
     found = []
     for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         with suppress(pynvml.NVMLError_NotFound, pynvml.NVMLError_NoPermission):  # there could be more than there are
-            found.append(describe(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number), 0))
+            found.append(describe_gpu(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number), 0))
     return tuple(found)
 
 
-def describe(handle: Any, index: int, uuid: str | None = None) -> Gpu:
+def describe_gpu(handle: Any, index: int, uuid: str | None = None) -> Gpu:
     """Return what the driver says of a GPU or MIG instance; raises `pynvml.NVMLError`."""
     import pynvml
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ladezeit.config import CacheState
 from ladezeit.errors import CheckpointError, NotRunnableError
-from ladezeit.system.residency import filesystem, may_ask, resident_pages
+from ladezeit.system.residency import filesystem_type, may_ask, resident_pages
 
 #: Resident shares that count as cold (below) and as warm (above).
 COLD_BELOW = 0.01
@@ -60,7 +60,7 @@ def resident_bytes(path: Path) -> int:
         return 0
     if not may_ask(path):
         raise CheckpointError(f"which pages of {path} are in memory is unknown{_ONLY_OWNERS}")
-    with opened(path) as descriptor:
+    with open_file(path) as descriptor:
         found = resident_pages(descriptor, path, [(0, os.fstat(descriptor).st_size)])
     if found is None:
         raise CheckpointError(f"the system does not tell which pages of {path} are in memory")
@@ -75,10 +75,10 @@ def resident_share(paths: Sequence[Path]) -> float:
     return sum(resident_bytes(path) for path in paths) / total if total else 1.0
 
 
-def drop(paths: Sequence[Path]) -> None:
+def drop_pages(paths: Sequence[Path]) -> None:
     """Ask the kernel to forget the pages of `paths`, written back first; pages that a process has mapped stay."""
     for path in paths:
-        with opened(path) as descriptor:
+        with open_file(path) as descriptor:
             os.fsync(descriptor)
             for _ in range(_DROPS):  # pages still on their way into the kernel's lists escape the first time
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -87,7 +87,7 @@ def drop(paths: Sequence[Path]) -> None:
                 time.sleep(0.02)
 
 
-def warm(paths: Sequence[Path]) -> None:
+def warm_pages(paths: Sequence[Path]) -> None:
     """Read every byte of `paths` once, a few threads into one buffer each.
 
     Raises:
@@ -100,19 +100,19 @@ def warm(paths: Sequence[Path]) -> None:
             pass
 
 
-def half(paths: Sequence[Path]) -> None:
+def halve_pages(paths: Sequence[Path]) -> None:
     """Leave every other block of `paths` in the page cache, as a cache that was too small does; blocks are at most
     `_BLOCK_BYTES` long.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
-    drop(paths)
+    drop_pages(paths)
     buffer = mmap.mmap(-1, _BLOCK_BYTES)
     for path in paths:
         size = _size(path)
         block = min(_BLOCK_BYTES, -(-size // _LEAST_BLOCKS // mmap.PAGESIZE) * mmap.PAGESIZE)
-        with opened(path) as descriptor, memoryview(buffer) as view:
+        with open_file(path) as descriptor, memoryview(buffer) as view:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # or the kernel reads ahead into the other half
             for start in range(0, size, 2 * block):
                 position, end = start, min(start + block, size)
@@ -121,29 +121,29 @@ def half(paths: Sequence[Path]) -> None:
 
 
 def set_state(paths: Sequence[Path], state: CacheState) -> CacheReport:
-    """Bring `paths` into `state` as far as the system lets us; whether it worked, `verify` tells.
+    """Bring `paths` into `state` as far as the system lets us; whether it worked, `verify_state` tells.
 
     Raises:
-        NotRunnableError: `warm` was asked, and the files are larger than the memory that can be had.
+        NotRunnableError: `warm_pages` was asked, and the files are larger than the memory that can be had.
         CheckpointError: a file cannot be read.
     """
     started = time.monotonic()
     before = resident_share(paths)
     if state is CacheState.cold and before != 0:
-        drop(paths)
+        drop_pages(paths)
     if state is CacheState.half:
-        half(paths)
+        halve_pages(paths)
     if state is CacheState.warm and before != 1:
         _check_memory(paths)
         for _ in range(_READS):  # the system may take some pages back while the others are being read
-            warm(paths)
+            warm_pages(paths)
             if resident_share(paths) > WARM_ABOVE:
                 break
     after = before if state is CacheState.as_is else resident_share(paths)
     return CacheReport(state, before, after, time.monotonic() - started)
 
 
-def verify(paths: Sequence[Path], state: CacheState) -> tuple[float, bool, str | None]:
+def verify_state(paths: Sequence[Path], state: CacheState) -> tuple[float, bool, str | None]:
     """Return the resident share, whether that is `state`, and if not, why; what cannot be known is not `state`."""
     share = resident_share(paths)
     if math.isnan(share) and state is not CacheState.as_is:
@@ -169,13 +169,13 @@ def why_never_cold(folder: Path) -> str | None:
 
     It is tried on a small file of our own there. None is returned where it works, and where no file can be made.
     """
-    kind = filesystem(folder)
+    kind = filesystem_type(folder)
     if kind in _IN_MEMORY:
         return f"{folder} lies on {kind}, which is memory and never cold. Put it on a disk (LADEZEIT_CACHE)"
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".ladezeit-probe-", buffering=0) as probe:
             probe.write(os.urandom(_PROBE_BYTES))
-            drop([Path(probe.name)])
+            drop_pages([Path(probe.name)])
             # What only in part is out may be next time: a busy system has reasons of its own to keep pages.
             if resident_bytes(Path(probe.name)) < WARM_ABOVE * _PROBE_BYTES:
                 return None
@@ -203,7 +203,7 @@ def _check_memory(paths: Sequence[Path]) -> None:
 def _read_span(path: Path, start: int, buffers: threading.local) -> None:
     if not hasattr(buffers, "one"):
         buffers.one = mmap.mmap(-1, _READ_BYTES)
-    with opened(path) as descriptor:
+    with open_file(path) as descriptor:
         position, end = start, min(start + _WINDOW_BYTES, os.fstat(descriptor).st_size)
         while position < end:
             position += read_at(descriptor, buffers.one, position, path)
@@ -221,7 +221,7 @@ def read_at(descriptor: int, buffer: mmap.mmap | memoryview, position: int, path
 
 
 def _why(paths: Sequence[Path]) -> str:
-    kinds = {filesystem(path) for path in paths}
+    kinds = {filesystem_type(path) for path in paths}
     if kinds & set(_IN_MEMORY):
         kind = min(kinds & set(_IN_MEMORY))
         return f": it lies on {kind}, which is memory and never cold. Put it on a disk (LADEZEIT_CACHE)"
@@ -245,7 +245,7 @@ def _unusable(path: Path, cause: OSError) -> CheckpointError:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[int]:
+def open_file(path: Path) -> Iterator[int]:
     """Open a file of a checkpoint to be read; raises `CheckpointError` where it cannot be."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

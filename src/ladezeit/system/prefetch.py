@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ladezeit.system.page_cache import opened, read_at
+from ladezeit.system.page_cache import open_file, read_at
 from ladezeit.system.residency import may_ask, resident_pages
 
 #: Read at once: large enough for any disk, small enough for an even rate.
@@ -18,7 +18,7 @@ _READERS = 4
 
 
 @dataclass(frozen=True)
-class Piece:
+class FileRange:
     """Bytes ``begin`` to ``end`` of a file, some of which are not in the page cache."""
 
     path: Path
@@ -26,32 +26,32 @@ class Piece:
     end: int
 
 
-def missing_pieces(paths: Sequence[Path]) -> list[Piece]:
+def missing_ranges(paths: Sequence[Path]) -> list[FileRange]:
     """Return what of `paths` has pages that are not in the page cache; all of it where the system does not tell."""
     missing = []
     for path in paths:
-        with opened(path) as descriptor:
+        with open_file(path) as descriptor:
             size = os.fstat(descriptor).st_size
             ranges = [(begin, min(begin + _PIECE_BYTES, size)) for begin in range(0, size, _PIECE_BYTES)]
             found = resident_pages(descriptor, path, ranges) if ranges and may_ask(path) else None
         pages = found[0] if found is not None else [0] * len(ranges)
         missing += [
-            Piece(path, begin, end)
+            FileRange(path, begin, end)
             for (begin, end), there in zip(ranges, pages, strict=True)
             if there < -(-(end - begin) // mmap.PAGESIZE)
         ]
     return missing
 
 
-def bring_in(
-    pieces: Sequence[Piece],
+def read_ranges(
+    pieces: Sequence[FileRange],
     bytes_per_s: float | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Read all `pieces` through the page cache and return how many bytes that were.
 
     Args:
-        pieces: see `missing_pieces`.
+        pieces: see `missing_ranges`.
         bytes_per_s: the most that is read in a second over all threads, on average from the start; None for no limit.
         on_progress: bytes done and in all, after each piece.
 
@@ -95,11 +95,11 @@ class _Pace:
         self._ended.set()
 
 
-def _bring(piece: Piece, pace: _Pace, buffers: threading.local) -> int:
+def _bring(piece: FileRange, pace: _Pace, buffers: threading.local) -> int:
     if not hasattr(buffers, "one"):
         buffers.one = mmap.mmap(-1, _PIECE_BYTES)
     pace.wait(piece.end - piece.begin)
-    with opened(piece.path) as descriptor, memoryview(buffers.one) as view:
+    with open_file(piece.path) as descriptor, memoryview(buffers.one) as view:
         position = piece.begin
         while position < piece.end:
             position += read_at(descriptor, view[: piece.end - position], position, piece.path)

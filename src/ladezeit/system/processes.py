@@ -22,7 +22,9 @@ from ladezeit.system.limits import ended_for_memory, kernel_kills
 LIMIT_S = 1800.0
 
 
-def run_apart(module: str, request: dict[str, Any], who: str, runtime: RuntimeConfig | None = None) -> dict[str, Any]:
+def run_module_json(
+    module: str, request: dict[str, Any], who: str, runtime: RuntimeConfig | None = None
+) -> dict[str, Any]:
     """Run ``python -m module request.json output.json`` and return what it wrote.
 
     Args:
@@ -43,7 +45,7 @@ def run_apart(module: str, request: dict[str, Any], who: str, runtime: RuntimeCo
         environment = {**os.environ, **import_environment(runtime or RuntimeConfig())}
         kills_before = kernel_kills()
         try:
-            code, said = start(module, [str(asked), str(output)], environment, LIMIT_S)
+            code, said = run_module(module, [str(asked), str(output)], environment, LIMIT_S)
         except subprocess.TimeoutExpired:
             raise CheckpointError(f"{who}: its reference load was not done within {LIMIT_S:g} s") from None
         if code != 0:
@@ -57,7 +59,7 @@ def run_apart(module: str, request: dict[str, Any], who: str, runtime: RuntimeCo
     return dict(answer)
 
 
-def start(module: str, arguments: list[str], environment: dict[str, str], limit_s: float) -> tuple[int, str]:
+def run_module(module: str, arguments: list[str], environment: dict[str, str], limit_s: float) -> tuple[int, str]:
     """Run ``python -m module arguments…`` to its end; return its exit code and what it said on its standard error.
 
     Raises:
@@ -74,8 +76,10 @@ def start(module: str, arguments: list[str], environment: dict[str, str], limit_
     return ended.returncode, ended.stderr
 
 
-def answer(make: Callable[[dict[str, Any]], dict[str, Any]], arguments: list[str]) -> int:
-    """Be the process that `run_apart` started: read the request, write what `make` made of it, return the exit code."""
+def answer_request(make: Callable[[dict[str, Any]], dict[str, Any]], arguments: list[str]) -> int:
+    """Be the process that `run_module_json` started: read the request, write what `make` made of it, return the exit
+    code.
+    """
     from ladezeit.system.lifetime import die_with_parent
 
     die_with_parent()
@@ -94,7 +98,7 @@ def answer(make: Callable[[dict[str, Any]], dict[str, Any]], arguments: list[str
 
 
 @contextmanager
-def variables(values: Mapping[str, str | None]) -> Iterator[None]:
+def set_variables(values: Mapping[str, str | None]) -> Iterator[None]:
     """Set `values` while the block runs, and put back what was there, whatever happens.
 
     None sets nothing; what the block makes of that variable is put back too.
@@ -111,7 +115,7 @@ def variables(values: Mapping[str, str | None]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def give_back() -> None:
+def trim_allocators() -> None:
     """Have the allocators return to the machine what they keep for later: torch's on the GPUs, the C library's."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -61,7 +61,7 @@ class Try:
         return self.moved_bytes / 1e9 / self.seconds
 
 
-def storage(descriptors: Sequence[int]) -> list[Try]:
+def measure_storage(descriptors: Sequence[int]) -> list[Try]:
     """Read files that were opened with ``O_DIRECT``, at most 2 GB or 2.5 s in all, a part of them a number of threads.
 
     Raises:
@@ -77,13 +77,13 @@ def storage(descriptors: Sequence[int]) -> list[Try]:
     return tries
 
 
-def page_cache(descriptors: Sequence[int], cpus: int) -> list[Try]:
+def measure_page_cache(descriptors: Sequence[int], cpus: int) -> list[Try]:
     """Copy the first GiB of files that are wholly in the page cache into one buffer a thread."""
     spans = _spans(descriptors, _CACHED_BYTES)
     return [_read(spans, threads, _TRY_S) for threads in _counts(cpus) for _ in range(_REPETITIONS)]
 
 
-def mapping(descriptors: Sequence[int], cpus: int) -> list[Try]:
+def measure_mapping(descriptors: Sequence[int], cpus: int) -> list[Try]:
     """Map the first GiB of files that are wholly in the page cache and bring in their pages.
 
     Raises:
@@ -99,7 +99,7 @@ def mapping(descriptors: Sequence[int], cpus: int) -> list[Try]:
     return tries
 
 
-def memory(cpus: int) -> list[Try]:
+def measure_memory(cpus: int) -> list[Try]:
     """Copy 256 MiB from memory to memory; what counts is the bytes copied, each of which is read and written."""
     with mmap.mmap(-1, COPY_BYTES) as source, mmap.mmap(-1, COPY_BYTES) as target:
         from_address, to_address = _touched(source), _touched(target)
@@ -117,7 +117,7 @@ def memory(cpus: int) -> list[Try]:
     return tries
 
 
-def host_to_device(device: str, pinned: bool) -> list[Try]:
+def measure_host_to_device(device: str, pinned: bool) -> list[Try]:
     """Copy 256 MiB to the GPU `device` (``cuda:N``), from page-locked memory or from ordinary memory."""
     import torch
 
@@ -135,7 +135,7 @@ def host_to_device(device: str, pinned: bool) -> list[Try]:
     return tries
 
 
-def staged(descriptors: Sequence[int], cpus: int, device: Device) -> list[Try]:
+def measure_staged(descriptors: Sequence[int], cpus: int, device: Device) -> list[Try]:
     """Copy the first GiB of files that are wholly in the page cache to a device, again and again, through pinned slots.
 
     Each thread fills one of its two slots while the device empties the other: copy and transfer go on at the same time

@@ -114,7 +114,7 @@ class ResidencyProbe:
             found = pages_by_cachestat(self._descriptor, [(begin, end)])
             if found is not None and found[0] == 0 and self._by_mincore is None:
                 # Looking up the file system costs more than all else here, so it is asked once, where it matters.
-                self._by_mincore = filesystem(self._path) in _STACKED
+                self._by_mincore = filesystem_type(self._path) in _STACKED
             if found is not None and not self._by_mincore:
                 self.teller = "cachestat"
                 return found[0]
@@ -140,13 +140,13 @@ def resident_pages(descriptor: int, path: Path, ranges: Sequence[tuple[int, int]
     """
     pages = pages_by_cachestat(descriptor, ranges)
     # Looking up the file system takes as long as all else here: a cache that is not empty needs no second opinion.
-    if pages is not None and (any(pages) or filesystem(path) not in _STACKED):
+    if pages is not None and (any(pages) or filesystem_type(path) not in _STACKED):
         return pages, "cachestat"
     pages = pages_by_mincore(descriptor, ranges)
     return None if pages is None else (pages, "mincore")
 
 
-def filesystem(path: Path) -> str:
+def filesystem_type(path: Path) -> str:
     """Return the type of the file system that `path` lies on, as the system calls it (ext4, overlay, tmpfs, …)."""
     real = f"{os.path.realpath(path)}/"
     best, kind = -1, "unknown"

@@ -9,7 +9,7 @@ from typing import Any
 
 from ladezeit.config import RuntimeConfig
 from ladezeit.errors import ConfigError, did_you_mean
-from ladezeit.system.gpus import numbering
+from ladezeit.system.gpus import numbering_variables
 
 #: Options of torch's CUDA caching allocator, as of torch 2.9 to 2.13. Torch itself lets a name it does not know pass.
 ALLOCATOR_OPTIONS = (
@@ -43,7 +43,7 @@ def import_environment(config: RuntimeConfig) -> dict[str, str]:
     Raises:
         ConfigError: `config.allocator` is not what torch's allocator understands.
     """
-    variables = numbering()
+    variables = numbering_variables()
     if config.threads is not None:
         variables["OMP_NUM_THREADS"] = str(config.threads)
     if config.allocator is not None:
@@ -52,7 +52,7 @@ def import_environment(config: RuntimeConfig) -> dict[str, str]:
     return variables
 
 
-def apply(config: RuntimeConfig, device: str) -> dict[str, Any]:
+def apply_settings(config: RuntimeConfig, device: str) -> dict[str, Any]:
     """Apply the settings to this process and return what torch says is in effect.
 
     `allocator` in the answer is the options string of the CUDA allocator, empty where it has none, and None on the

@@ -159,7 +159,7 @@ def phase(name: str) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def marks_on(clock: "Clock") -> Iterator[None]:
+def enable_phases(clock: "Clock") -> Iterator[None]:
     """Let marks count on `clock` for the time of the block."""
     global _clock
     before, _clock = _clock, clock

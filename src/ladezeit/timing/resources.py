@@ -125,7 +125,7 @@ class ResourceMeter:
         return torch if used else None
 
 
-def synchronise_gpus() -> None:
+def synchronize_gpus() -> None:
     """Wait until every GPU that this process has memory on has done what it was given; opens no context elsewhere."""
     import torch
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ladezeit.analysis.attribution import UNATTRIBUTED, self_times
 from ladezeit.errors import ConfigError, did_you_mean
-from ladezeit.results.format import seconds
+from ladezeit.results.format import format_seconds
 from ladezeit.results.records import Result, Status
 
 _MOST_NAMED = 3
@@ -60,10 +60,10 @@ def trace(
     Raises:
         LadezeitError: the checkpoint or a config is not what it should be. What `load` raises is in the result.
     """
-    from ladezeit.loading.instrumentation import definition
-    from ladezeit.tracing.in_process import measured
+    from ladezeit.loading.instrumentation import unwrap_function
+    from ladezeit.tracing.in_process import measure_in_process
 
-    known = definition(load)
+    known = unwrap_function(load)
     called = f"{known.__module__}:{known.__qualname__}"
     own = name or called.partition(":")[2]
     if repeats < 1:
@@ -71,7 +71,7 @@ def trace(
     folder = Path(output or Path("outputs") / "traces" / time.strftime("%Y-%m-%d_%H-%M-%S")).resolve()
     words = [*checkpoint_words(checkpoint), "loading=traced", f"loading.function={_quoted(called)}"]
     words += [f"loading.name={_quoted(own)}", "tracking=none", "inference=none", *(overrides or [])]
-    results = measured(load, words, folder, repeats)
+    results = measure_in_process(load, words, folder, repeats)
     return Trace(own, results, folder)
 
 
@@ -107,11 +107,11 @@ def _lines(name: str, result: Result) -> str:
         return f"{name}: {result.status.value}: {result.reason}"
     places = result.effective.get("functions", {})
     spent = {path: values[0] for path, values in self_times([result]).items()}
-    lines = [f"{name} takes {seconds(total_s)} s ({result.config['model']['name']}, in this process)"]
+    lines = [f"{name} takes {format_seconds(total_s)} s ({result.config['model']['name']}, in this process)"]
     for path, own_s in sorted(spent.items(), key=lambda pair: -pair[1])[:_MOST_NAMED]:
         where = f" ({places[path]})" if path in places else ""
         what = "no phase that is known (profile=true looks into it)" if path == UNATTRIBUTED else path
-        lines.append(f"  {seconds(own_s)} s ({100 * own_s / total_s:.0f} %) in {what}{where}")
+        lines.append(f"  {format_seconds(own_s)} s ({100 * own_s / total_s:.0f} %) in {what}{where}")
     proof = result.proof or {}
     lines.append(f"  verification: {proof.get('level')}: {proof.get('reason')}")
     return "\n".join(lines)

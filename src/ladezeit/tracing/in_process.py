@@ -12,18 +12,18 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from ladezeit.config import RunConfig, build
-from ladezeit.config.hydra_support import explain, register
+from ladezeit.config import RunConfig, build_config
+from ladezeit.config.hydra_support import explain_error, register_schemas
 from ladezeit.config.serialize import point_id
 from ladezeit.errors import ConfigError, LadezeitError
 from ladezeit.loading.engines.traced import loader_given
-from ladezeit.results.labels import label
+from ladezeit.results.labels import make_label
 from ladezeit.results.records import FILE_NAME, Identity, Result
 from ladezeit.sweep import job
 from ladezeit.sweep.session import Session
 
 
-def measured(load: Callable[..., Any], words: list[str], folder: Path, repeats: int) -> list[Result]:
+def measure_in_process(load: Callable[..., Any], words: list[str], folder: Path, repeats: int) -> list[Result]:
     """Measure `load` `repeats` times in this process, into ``folder/0``, ``folder/1``, …
 
     Raises:
@@ -45,10 +45,12 @@ def _measure(session: Session, own: RunConfig, words: list[str], folder: Path) -
     if (folder / FILE_NAME).exists():
         raise LadezeitError(f"{folder} holds a result already: choose another output, nothing measured is overwritten")
     folder.mkdir(parents=True, exist_ok=True)
-    named = label({"cache": own.cache.state.value, "loading": own.loading.name}, own.sample)
-    again = job.command([*words, "process=fresh"], in_sweep=False)
+    named = make_label({"cache": own.cache.state.value, "loading": own.loading.name}, own.sample)
+    again = job.rerun_command([*words, "process=fresh"], in_sweep=False)
     prepared = session.prepare(own)
-    return job.measure(session, prepared, Identity(point_id(own), own.sample, own.sample, named, words, again), folder)
+    return job.measure_sample(
+        session, prepared, Identity(point_id(own), own.sample, own.sample, named, words, again), folder
+    )
 
 
 def compose_here(words: list[str], outputs: Path) -> RunConfig:
@@ -59,15 +61,15 @@ def compose_here(words: list[str], outputs: Path) -> RunConfig:
     """
     try:
         with _hydra():
-            return build(compose("config", overrides=[*words, f"outputs='{outputs}'"]))
+            return build_config(compose("config", overrides=[*words, f"outputs='{outputs}'"]))
     except (OmegaConfBaseException, HydraException) as error:
-        raise ConfigError(explain(error)) from error
+        raise ConfigError(explain_error(error)) from error
 
 
 @contextmanager
 def _hydra() -> Iterator[None]:
     """Have Hydra composed from ladezeit's own options for the block."""
-    register()
+    register_schemas()
     plugins = Plugins.instance()
     from hydra_plugins.ladezeit_sweeper.sweeper import LadezeitSweeper
 

@@ -2,7 +2,7 @@
 
 from ladezeit.tracking.mlflow_tracker import MARKER
 from ladezeit.tracking.open import open_tracker
-from ladezeit.tracking.sync import import_unlogged, unlogged
+from ladezeit.tracking.sync import import_unlogged, pending_samples
 from ladezeit.tracking.tracker import SweepStatus, Tracker, Untracked
 
-__all__ = ["MARKER", "SweepStatus", "Tracker", "Untracked", "import_unlogged", "open_tracker", "unlogged"]
+__all__ = ["MARKER", "SweepStatus", "Tracker", "Untracked", "import_unlogged", "open_tracker", "pending_samples"]

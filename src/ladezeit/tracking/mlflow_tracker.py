@@ -13,14 +13,14 @@ from typing import Any
 
 from ladezeit.errors import TrackingError
 from ladezeit.results.records import FILE_NAME, Result, SweepRecord
-from ladezeit.results.redaction import redact
+from ladezeit.results.redaction import redact_text
 from ladezeit.system.files import write_atomically
 from ladezeit.tracking import projection, views
 from ladezeit.tracking.owner import Owner
 from ladezeit.tracking.projection import PHASES_FILE, phases_table
-from ladezeit.tracking.store import Store, check_answers, check_reachable, reported
+from ladezeit.tracking.store import Store, check_answers, check_reachable, report_errors
 from ladezeit.tracking.tracker import SweepStatus
-from ladezeit.tracking.views import address
+from ladezeit.tracking.views import comparison_address
 
 _LIBRARIES = ("ladezeit", "mlflow", "torch", "transformers", "accelerate", "safetensors")
 
@@ -61,7 +61,7 @@ class MlflowTracker:
                 parent = self._client.create_run(
                     self.store.experiment_id,
                     start_time=projection.started_ms(record.started_at),
-                    run_name=projection.cut(redact(record.title), 200) or record.id,
+                    run_name=projection.truncate_text(redact_text(record.title), 200) or record.id,
                     tags={**projection.parent_tags(record, _versions()), **own, "mlflow.user": _user()},
                 )
             else:
@@ -119,7 +119,7 @@ class MlflowTracker:
             TrackingError: the run could not be written.
         """
         with self._asking(f"closing the run {run_id}"):
-            self._client.set_tag(run_id, projection.REASON_TAG, projection.cut(redact(reason)))
+            self._client.set_tag(run_id, projection.REASON_TAG, projection.truncate_text(redact_text(reason)))
             if end:
                 self._client.set_tag(run_id, projection.NOTE_TAG, projection.as_note(f"**killed**: {reason}"))
                 self._client.set_terminated(run_id, "KILLED")
@@ -130,7 +130,7 @@ class MlflowTracker:
         if isinstance(of, SweepRecord):
             with self._asking("reading the experiment"):
                 saved = self._client.get_experiment(self.store.experiment_id).tags
-        return address(self.store, of, views_saved=saved)
+        return comparison_address(self.store, of, views_saved=saved)
 
     def _create(self, result: Result, sweep: SweepRecord | None, folder: Path) -> Any:
         tags = {
@@ -157,7 +157,7 @@ class MlflowTracker:
 
         ended_ms = projection.ended_ms(result)
         with TemporaryDirectory(prefix="ladezeit-") as staging:
-            files = collect(result, folder, Path(staging))
+            files = collect_files(result, folder, Path(staging))
             note = projection.note_of(result, run_id, with_timeline=TIMELINE_FILE in files)
             tags = {**projection.tags_of(result, sweep), projection.NOTE_TAG: note}
             # A fixed time and step make a metric that is written twice the same metric.
@@ -173,9 +173,9 @@ class MlflowTracker:
     def save_view(self, record: SweepRecord) -> None:
         """Write the ready-made comparison into the experiment; a comfort that must not fail anything."""
         try:
-            views.save(self._client, self.store.experiment_id, record)
+            views.save_views(self._client, self.store.experiment_id, record)
         except Exception as cause:
-            _log.warning("the saved view of sweep %s was not written: %s", record.id, redact(str(cause))[:200])
+            _log.warning("the saved view of sweep %s was not written: %s", record.id, redact_text(str(cause))[:200])
 
     @contextmanager
     def _asking(self, doing: str) -> Iterator[None]:
@@ -184,7 +184,7 @@ class MlflowTracker:
         was_suspect, self._suspect = self._suspect, True
         if was_suspect:
             check_answers(self.store.uri)
-        with reported(doing):
+        with report_errors(doing):
             yield
         self._suspect = False
 
@@ -198,7 +198,7 @@ class MlflowTracker:
 
 
 def _place(folder: Path) -> str:
-    return projection.cut(redact(str(folder.absolute())))
+    return projection.truncate_text(redact_text(str(folder.absolute())))
 
 
 def _versions() -> dict[str, str]:
@@ -237,7 +237,7 @@ def newest_sweep(store: Store) -> Any:
     return _first(store, f"tags.`{projection.ROLE_TAG}` = 'sweep'", order_by=["attributes.start_time DESC"])
 
 
-def complete(store: Store, sweep: SweepRecord) -> set[str]:
+def complete_samples(store: Store, sweep: SweepRecord) -> set[str]:
     """Return the identities (`projection.identity_of`) of the sweep's samples whose runs are closed."""
     found = _all(store, f"tags.`{projection.SWEEP_TAG}` = '{projection.sweep_tag(sweep.id)}'")
     closed = (run for run in found if run.info.status != "RUNNING")
@@ -270,7 +270,7 @@ def _all(store: Store, condition: str) -> list[Any]:
 # The files of a sample that go with its run, copied without credentials.
 
 
-def collect(result: Result, folder: Path, staging: Path) -> set[str]:
+def collect_files(result: Result, folder: Path, staging: Path) -> set[str]:
     """Copy what there is of a sample's files into `staging` and return the names.
 
     Texts are copied without credentials, and only their last megabyte (a profile whole); what is missing is
@@ -279,14 +279,14 @@ def collect(result: Result, folder: Path, staging: Path) -> set[str]:
     texts = {Path(name).name: folder / name for name in _TEXTS}
     for name, source in texts.items():
         if source.is_file():
-            (staging / name).write_text(redact(_end_of(source)), encoding="utf-8")
+            (staging / name).write_text(redact_text(_end_of(source)), encoding="utf-8")
     for name in _WHOLE_TEXTS:
         if (folder / name).is_file():
-            (staging / name).write_text(redact((folder / name).read_text(encoding="utf-8")), encoding="utf-8")
+            (staging / name).write_text(redact_text((folder / name).read_text(encoding="utf-8")), encoding="utf-8")
     if (folder / TIMELINE_FILE).is_file():
         shutil.copyfile(folder / TIMELINE_FILE, staging / TIMELINE_FILE)
     if result.error is not None and result.error.trace:
-        (staging / TRACE_FILE).write_text(redact(result.error.trace), encoding="utf-8")
+        (staging / TRACE_FILE).write_text(redact_text(result.error.trace), encoding="utf-8")
     (staging / PHASES_FILE).write_text(phases_table(result.phases), encoding="utf-8")
     return {path.name for path in staging.iterdir()}
 

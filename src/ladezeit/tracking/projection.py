@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ladezeit.config import NOT_MEASURED
-from ladezeit.results.fields import as_text, varying_values, why
-from ladezeit.results.format import seconds
+from ladezeit.results.fields import as_text, failure_reason, varying_values
+from ladezeit.results.format import format_seconds
 from ladezeit.results.records import Phase, Result, Status, SweepRecord
-from ladezeit.results.redaction import redact
+from ladezeit.results.redaction import redact_text
 
 RUN_STATUS = dict.fromkeys(Status, "FAILED") | {
     Status.ok: "FINISHED",
@@ -71,7 +71,7 @@ def params_of(result: Result, varying: Sequence[str]) -> dict[str, str]:
     """Return the varying config keys with their values, and the sample's number."""
     params = {key: value for key, value in varying_values(result, varying).items() if value}
     params["sample"] = str(result.identity.sample)
-    return {_key(key): cut(redact(value)) for key, value in params.items()}
+    return {_key(key): truncate_text(redact_text(value)) for key, value in params.items()}
 
 
 def metrics_of(result: Result) -> dict[str, float]:
@@ -96,7 +96,7 @@ def tags_of(result: Result, sweep: SweepRecord | None) -> dict[str, str]:
         "mlflow.loggedArtifacts": json.dumps([{"path": PHASES_FILE, "type": "table"}]),
     }
     if result.status is not Status.ok:
-        tags[REASON_TAG] = why(result)
+        tags[REASON_TAG] = failure_reason(result)
     if result.error is not None:
         tags["ladezeit.error"] = result.error.type
     if sweep is not None:
@@ -107,7 +107,7 @@ def tags_of(result: Result, sweep: SweepRecord | None) -> dict[str, str]:
     known = {"config": measured, "environment": result.environment, "effective": result.effective}
     for prefix, node in {**known, "proof": result.proof or {}}.items():
         tags |= dict(_flat(node, prefix))
-    return {_key(key): cut(redact(value)) for key, value in tags.items() if value}
+    return {_key(key): truncate_text(redact_text(value)) for key, value in tags.items() if value}
 
 
 def _flat(node: Mapping[str, Any], prefix: str, depth: int = 2) -> Iterator[tuple[str, str]]:
@@ -136,22 +136,22 @@ def parent_tags(record: SweepRecord, versions: Mapping[str, str]) -> dict[str, s
     }
     if record.git_commit:
         tags["mlflow.source.git.commit"] = record.git_commit
-    return {_key(key): cut(redact(value)) for key, value in tags.items()}
+    return {_key(key): truncate_text(redact_text(value)) for key, value in tags.items()}
 
 
 def run_name(result: Result) -> str:
     """Return the sample's label in as many characters as MLflow's lists show."""
-    return redact(result.identity.label)[:MOST_NAME] or f"#{result.identity.sample}"
+    return redact_text(result.identity.label)[:MOST_NAME] or f"#{result.identity.sample}"
 
 
 def note_of(result: Result, run_id: str, with_timeline: bool) -> str:
     """Return the run's description in Markdown: what it is, how it ended, how to repeat it, where the time went."""
     total = result.metrics.get("load/total_s")
-    head = [f"**{result.status.value}**", *([f"load **{seconds(total)} s**"] if total is not None else [])]
+    head = [f"**{result.status.value}**", *([f"load **{format_seconds(total)} s**"] if total is not None else [])]
     head += [f"{key} {value}" for key, value in varying_values(result, ("model", "loading", "cache")).items() if value]
     parts = [" · ".join(head)]
     if result.status is not Status.ok:
-        parts.append(f"{why(result)}")
+        parts.append(f"{failure_reason(result)}")
     parts.append(f"Repeat it: `{result.identity.command}`")
     if result.phases:
         parts.append(_phase_lines(result.phases))
@@ -167,15 +167,18 @@ def as_note(markdown: str) -> str:
     """
     lines = [
         line.replace(" | ", "&emsp;| ") if line.startswith("|") and "--" not in line else line
-        for line in redact(markdown).split("\n")
+        for line in redact_text(markdown).split("\n")
     ]
-    return cut("\n".join(lines), MOST_NOTE)
+    return truncate_text("\n".join(lines), MOST_NOTE)
 
 
 def _phase_lines(phases: Sequence[Phase]) -> str:
     longest = sorted(phases, key=lambda phase: -phase.self_s)[:_NOTE_PHASES]
     shown = sorted(longest, key=lambda phase: phase.start_s)
-    rows = [f"| {p.path} | {seconds(p.start_s)} | {seconds(p.duration_s)} | {seconds(p.self_s)} |" for p in shown]
+    rows = [
+        f"| {p.path} | {format_seconds(p.start_s)} | {format_seconds(p.duration_s)} | {format_seconds(p.self_s)} |"
+        for p in shown
+    ]
     return "\n".join(["| phase | start s | duration s | self s |", "| :-- | --: | --: | --: |", *rows])
 
 
@@ -185,7 +188,7 @@ def phases_table(phases: Sequence[Phase]) -> str:
     return json.dumps({"columns": ["path", "start_s", "duration_s", "self_s"], "data": rows})
 
 
-def cut(text: str, most: int = MOST_VALUE) -> str:
+def truncate_text(text: str, most: int = MOST_VALUE) -> str:
     """Return `text`, visibly shortened where it is longer than `most` characters (MLflow would cut it silently)."""
     if len(text) <= most:
         return text

@@ -50,11 +50,11 @@ def read_experiment(name: str, uri: str | None = None, *, with_profiled: bool = 
     Raises:
         LadezeitError: there is no such store or experiment, or it holds no sample.
     """
-    from ladezeit.tracking.store import reported
+    from ladezeit.tracking.store import report_errors
 
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_store()
     client = _open(uri)
-    with reported(f"reading the experiment '{name}'"):
+    with report_errors(f"reading the experiment '{name}'"):
         found = client.get_experiment_by_name(name)
         if found is None:
             names = sorted(experiment.name for experiment in client.search_experiments())
@@ -72,11 +72,11 @@ def read_run(run_id: str, uri: str | None = None) -> Samples:
     Raises:
         LadezeitError: there is no such store or run, or it holds no sample.
     """
-    from ladezeit.tracking.store import reported
+    from ladezeit.tracking.store import report_errors
 
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_store()
     client = _open(uri)
-    with reported(f"reading the run {run_id}"):
+    with report_errors(f"reading the run {run_id}"):
         run = client.get_run(run_id)
         own = [_Run(run_id, run.info.status, run.info.artifact_uri)]
         if run.data.tags.get("ladezeit.role") == "sweep":
@@ -93,7 +93,7 @@ def _local_store() -> str:
 
 
 def _open(uri: str) -> Any:
-    from ladezeit.tracking.store import check_reachable, client_class, reported
+    from ladezeit.tracking.store import check_reachable, client_class, report_errors
 
     if uri.startswith(_SQLITE):
         database = Path(uri.removeprefix(_SQLITE))
@@ -104,7 +104,7 @@ def _open(uri: str) -> Any:
             )
     else:
         check_reachable(uri)
-    with reported("opening the store"):
+    with report_errors("opening the store"):
         return client_class()(uri)
 
 
@@ -237,7 +237,7 @@ def read_baseline(source: str, uri: str | None) -> Samples:
         raise LadezeitError(f"--baseline {source} is no path here, and as an MLflow name: {cause}") from None
 
 
-def without(baseline: Samples, new: Samples) -> Samples:
+def exclude_samples(baseline: Samples, new: Samples) -> Samples:
     """Return the baseline without the samples that are to be checked: an experiment often holds both.
 
     Raises:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass, urlopen
 
 from ladezeit.errors import TrackingError
-from ladezeit.results.redaction import redact, without_credentials
+from ladezeit.results.redaction import redact_text, without_credentials
 
 DATABASE_FILE = "mlflow.db"
 ARTIFACTS_FOLDER = "artifacts"
@@ -65,7 +65,7 @@ def client_class() -> Any:
 
 
 @contextmanager
-def reported(doing: str) -> Iterator[None]:
+def report_errors(doing: str) -> Iterator[None]:
     """Turn whatever MLflow raises into a `TrackingError` that says what was being done, without any credentials."""
     try:
         yield
@@ -86,7 +86,7 @@ def open_sqlite(outputs: Path, experiment: str, uri: str | None) -> Store:
     _check_path(database)
     database.parent.mkdir(parents=True, exist_ok=True)
     artifacts = (database.parent / ARTIFACTS_FOLDER).as_uri()
-    with reported(f"opening {database}"):
+    with report_errors(f"opening {database}"):
         open_client = client_class()
         with _locked(database.parent / _LOCK_FILE):
             if not database.exists():
@@ -107,7 +107,7 @@ def open_remote(uri: str, experiment: str, outputs: Path) -> Store:
     Raises:
         TrackingError: nothing answers there within seconds, or it refuses.
     """
-    with reported(f"opening {redact(uri)}"):
+    with report_errors(f"opening {redact_text(uri)}"):
         client = client_class()(uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
@@ -155,7 +155,7 @@ def _database_of(uri: str) -> Path:
     path = uri.removeprefix("sqlite:///")
     if path == uri or not path:
         raise TrackingError(
-            f"tracking.uri={redact(uri)} is not a sqlite file: use sqlite:////absolute/path.db, or tracking=server"
+            f"tracking.uri={redact_text(uri)} is not a sqlite file: use sqlite:////absolute/path.db, or tracking=server"
         )
     return Path(path).absolute()
 
@@ -199,7 +199,7 @@ def _unquoted(path: str) -> str:
 
 def _explained(cause: Exception) -> str:
     """Return the cause in a line or two, with what to do where that is known."""
-    text = redact(" ".join(str(cause).split())) or type(cause).__name__
+    text = redact_text(" ".join(str(cause).split())) or type(cause).__name__
     if "out-of-date database schema" in text or "Can't locate revision" in text:
         return (
             "the store has the schema of another MLflow version. Use the version that wrote it, or, if this one is "
@@ -224,21 +224,21 @@ def check_reachable(uri: str) -> None:
     scheme = parts.scheme.split("+")[0]
     if scheme not in _PORTS:
         if scheme in ("", "file", "sqlite"):
-            raise TrackingError(f"tracking.uri={redact(uri)} is no server's address: use http://host:5000")
+            raise TrackingError(f"tracking.uri={redact_text(uri)} is no server's address: use http://host:5000")
         return
     try:
         host, port = parts.hostname, parts.port or _PORTS[scheme]
     except ValueError:
         host, port = None, 0
     if not host:
-        raise TrackingError(f"tracking.uri={redact(uri)} names no host: use http://host:5000")
+        raise TrackingError(f"tracking.uri={redact_text(uri)} names no host: use http://host:5000")
     if scheme in getproxies() and not proxy_bypass(host):
         return  # the way there leads over a proxy: connecting directly would prove nothing
     try:
         socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as cause:
         raise TrackingError(
-            f"nothing answers at {redact(uri)} ({cause.strerror or cause}): start the server there, correct the "
+            f"nothing answers at {redact_text(uri)} ({cause.strerror or cause}): start the server there, correct the "
             f"address, or use tracking=sqlite; tracking=none measures without MLflow"
         ) from None
 
@@ -257,6 +257,6 @@ def check_answers(uri: str) -> None:
         return
     except OSError as cause:
         raise TrackingError(
-            f"the server at {redact(uri)} does not answer ({cause}): it may hang; the results "
+            f"the server at {redact_text(uri)} does not answer ({cause}): it may hang; the results "
             f"can be imported when it does"
         ) from None

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.errors import LadezeitError, TrackingError
-from ladezeit.report.verdict import summary
-from ladezeit.results.reader import gather, sample_folders
-from ladezeit.results.records import FILE_NAME, SWEEP_FILE_NAME, Result, SweepRecord, read
+from ladezeit.report.verdict import summarize_sweep
+from ladezeit.results.reader import gather_results, sample_folders
+from ladezeit.results.records import FILE_NAME, SWEEP_FILE_NAME, Result, SweepRecord, read_result
 from ladezeit.tracking import mlflow_tracker, projection
 from ladezeit.tracking.mlflow_tracker import MARKER, MlflowTracker
 from ladezeit.tracking.owner import Life, Owner
 from ladezeit.tracking.projection import ended_ms, identity_of
-from ladezeit.tracking.store import reported
+from ladezeit.tracking.store import report_errors
 from ladezeit.tracking.tracker import SweepStatus, Tracker, Untracked
 
 SUMMARY_FILE = "summary.md"
@@ -43,7 +43,7 @@ class Finding:
     folder: Path | None = None
 
 
-def look(tracker: MlflowTracker, sweeps: Path) -> list[Finding]:
+def find_orphans(tracker: MlflowTracker, sweeps: Path) -> list[Finding]:
     """Return what would become of each open run; nothing is changed.
 
     Args:
@@ -53,18 +53,18 @@ def look(tracker: MlflowTracker, sweeps: Path) -> list[Finding]:
     Raises:
         TrackingError: the store did not answer.
     """
-    with reported("looking for open runs"):
+    with report_errors("looking for open runs"):
         runs = mlflow_tracker.left_open(tracker.store)
     return [_finding(run, sweeps) for run in runs]
 
 
-def reap(tracker: MlflowTracker, sweeps: Path) -> list[Finding]:
+def close_orphans(tracker: MlflowTracker, sweeps: Path) -> list[Finding]:
     """Set every run of a dead process to its true end, and return what was found and done.
 
     Raises:
         TrackingError: the store failed; what was set until then stays.
     """
-    found = look(tracker, sweeps)
+    found = find_orphans(tracker, sweeps)
     for finding in found:
         if finding.fate is Fate.from_files and finding.folder is not None:
             _close_from_files(finding, finding.folder, tracker)
@@ -118,12 +118,14 @@ def _sample_folder(tags: dict[str, str], sweeps: Path) -> Path | None:
     of_sweep = _sweep_folder(tags, sweeps) if projection.SWEEP_TAG in tags else None
     if of_sweep is None:
         return None
-    return next((at for at, r in gather(of_sweep).by_folder.items() if projection.identity_of(r) == identity), None)
+    return next(
+        (at for at, r in gather_results(of_sweep).by_folder.items() if projection.identity_of(r) == identity), None
+    )
 
 
 def _identity(folder: Path) -> str | None:
     try:
-        return projection.identity_of(read(folder))
+        return projection.identity_of(read_result(folder))
     except LadezeitError:
         return None
 
@@ -137,7 +139,7 @@ def _close_from_files(finding: Finding, folder: Path, tracker: MlflowTracker) ->
                 finding.run_id, f"{finding.why}: {len(own)} of {sweep.samples_planned} samples", end=False
             )
         return
-    result: Result = read(folder)
+    result: Result = read_result(folder)
     sweep = _sweep_of(result, folder)
     varying = sweep.varying if sweep else [o.lstrip("+~").partition("=")[0] for o in result.identity.overrides]
     tracker.log_sample(result, folder, sweep, varying)
@@ -152,9 +154,9 @@ def _sweep_of(result: Result, folder: Path) -> SweepRecord | None:
 # Samples that no store knows yet, and their way into one later with the times at which they were measured.
 
 
-def unlogged(folder: Path) -> list[Path]:
+def pending_samples(folder: Path) -> list[Path]:
     """Return the folders of samples at or below `folder` that were not logged."""
-    return [sample for sample in gather(folder).by_folder if not (sample / MARKER).exists()]
+    return [sample for sample in gather_results(folder).by_folder if not (sample / MARKER).exists()]
 
 
 def samples_of(folder: Path) -> tuple[SweepRecord | None, dict[Path, Result]]:
@@ -163,7 +165,7 @@ def samples_of(folder: Path) -> tuple[SweepRecord | None, dict[Path, Result]]:
     Raises:
         LadezeitError: `folder` is not a folder, or its ``sweep.json`` cannot be read.
     """
-    gathered = gather(folder)
+    gathered = gather_results(folder)
     sweep = SweepRecord.read_record(folder) if (folder / SWEEP_FILE_NAME).exists() else None
     return sweep, {at: r for at, r in gathered.by_folder.items() if r.identity.sweep == (sweep.id if sweep else None)}
 
@@ -220,7 +222,7 @@ def _close(sweep: SweepRecord, results: list[Result], folder: Path, tracker: Tra
     tracker.end_sweep(
         sweep,
         SweepStatus.FINISHED if complete else SweepStatus.KILLED,
-        said or (summary(results, sweep.varying) if results else "no sample was finished"),
+        said or (summarize_sweep(results, sweep.varying) if results else "no sample was finished"),
         [path for path in (written, folder / REPORT_FOLDER) if path.exists()],
         ended_ms=max((ended_ms(result) for result in results), default=None),
     )
@@ -243,7 +245,7 @@ class Synced:
     sweep: SweepRecord | None = None
 
 
-def folders(path: Path) -> Iterator[Path]:
+def list_folders(path: Path) -> Iterator[Path]:
     """Yield the folders of sweeps and of single runs at or below `path`, in path order.
 
     Raises:
@@ -258,7 +260,7 @@ def folders(path: Path) -> Iterator[Path]:
     yield from sorted([*sweeps, *single])
 
 
-def sync(folder: Path, tracker: MlflowTracker) -> Synced:
+def sync_folder(folder: Path, tracker: MlflowTracker) -> Synced:
     """Write what the store lacks of one sweep, or of one single run; calling it again changes nothing.
 
     Raises:
@@ -274,7 +276,7 @@ def sync(folder: Path, tracker: MlflowTracker) -> Synced:
 
 
 def _sync_single(folder: Path, tracker: MlflowTracker, own: dict[Path, Result]) -> Synced:
-    with reported("looking for the sample"):
+    with report_errors("looking for the sample"):
         wanted = [at for at, result in own.items() if _is_open(mlflow_tracker.run_of(tracker.store, result))]
     if wanted:
         import_samples(folder, tracker, None, own, wanted)
@@ -282,9 +284,9 @@ def _sync_single(folder: Path, tracker: MlflowTracker, own: dict[Path, Result]) 
 
 
 def _sync_sweep(folder: Path, tracker: MlflowTracker, sweep: SweepRecord, own: dict[Path, Result]) -> Synced:
-    with reported(f"looking for sweep {sweep.id}"):
+    with report_errors(f"looking for sweep {sweep.id}"):
         parent = mlflow_tracker.parent_of(tracker.store, sweep)
-        known = mlflow_tracker.complete(tracker.store, sweep)
+        known = mlflow_tracker.complete_samples(tracker.store, sweep)
     is_open = parent is not None and _is_open(parent)
     if is_open and (reason := _still_running(parent.data.tags, sweep, own)):
         return Synced(folder, 0, 0, reason, sweep)

@@ -14,7 +14,7 @@ from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
 from ladezeit.errors import TrackingError
-from ladezeit.results.redaction import redact
+from ladezeit.results.redaction import redact_text
 
 HOST = "127.0.0.1"
 
@@ -31,7 +31,7 @@ _ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EX
 
 
 @contextmanager
-def serving(uri: str, port: int) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+def serve_ui(uri: str, port: int) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Serve the store at `uri` while the block runs; yields its address, which answers, and the process.
 
     Another port is taken where somebody listens on `port`. When the block ends, so do all processes that were started.
@@ -73,7 +73,7 @@ def _wait(process: "subprocess.Popen[bytes]", address: str, log: int) -> None:
             pass
         if process.poll() is not None or time.monotonic() > deadline:
             said = os.pread(log, 1_000_000, 0).decode(errors="replace").strip()
-            raise TrackingError(f"MLflow's interface did not start at {address}: {redact(said)[-_MOST_LOG:]}")
+            raise TrackingError(f"MLflow's interface did not start at {address}: {redact_text(said)[-_MOST_LOG:]}")
         time.sleep(_POLL_S)
 
 

@@ -1,7 +1,7 @@
 """Comparisons that open ready-made in MLflow's interface: the state behind its "save view", written for each sweep.
 
 Each sweep has two: `EVERY_SAMPLE`, a row and a bar a sample, and `AVERAGES`, one a point. The format is MLflow's own
-and undocumented (read off 3.17); whoever calls `save` must live with its failing.
+and undocumented (read off 3.17); whoever calls `save_views` must live with its failing.
 """
 
 import base64
@@ -20,7 +20,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from ladezeit.report.colors import COLOURS
 from ladezeit.results.records import SweepRecord
-from ladezeit.results.redaction import redact, without_credentials
+from ladezeit.results.redaction import redact_text, without_credentials
 from ladezeit.tracking import projection
 from ladezeit.tracking.store import DATABASE_FILE, Store
 
@@ -61,7 +61,7 @@ def tag_key(sweep_id: str, kind: str = EVERY_SAMPLE) -> str:
     return f"mlflow.sharedViewState.{share_key(sweep_id, kind)}"
 
 
-def save(client: Any, experiment_id: str, record: SweepRecord) -> None:
+def save_views(client: Any, experiment_id: str, record: SweepRecord) -> None:
     """Write the sweep's views into its experiment and color its runs by point; raises whatever MLflow raises."""
     condition = sample_condition(record.id)
     runs = client.search_runs([experiment_id], condition, max_results=_MOST_RUNS)
@@ -265,7 +265,7 @@ def _difference() -> _Chart:
 # Where a person finds a sweep or a run in MLflow's interface.
 
 
-def address(store: Store, of: SweepRecord | str | None, *, views_saved: Collection[str]) -> str:
+def comparison_address(store: Store, of: SweepRecord | str | None, *, views_saved: Collection[str]) -> str:
     """Return the lines to print: for a database the command that starts the interface, then the pages to open.
 
     `of` is a sweep (its comparison), a run's id (that run) or None (the experiment); `views_saved` are the keys of the
@@ -280,10 +280,10 @@ def address(store: Store, of: SweepRecord | str | None, *, views_saved: Collecti
     else:
         found = {"run": f"{base}/#/experiments/{store.experiment_id}/runs/{of}?workflowType=machine_learning"}
     start = "" if is_server else f" start\n  {ui_command(store)}\nand open"
-    return f"compare in MLflow:{start}\n{listed(found)}"
+    return f"compare in MLflow:{start}\n{list_pages(found)}"
 
 
-def listed(pages: dict[str, str]) -> str:
+def list_pages(pages: dict[str, str]) -> str:
     """Return pages as lines, one a page, its title first."""
     width = max(map(len, pages))
     return "\n".join(f"  {title:<{width}}  {page}" for title, page in pages.items())
@@ -309,4 +309,4 @@ def ui_command(store: Store) -> str:
     default = Path(os.environ.get("LADEZEIT_OUTPUTS", "outputs")).absolute() / DATABASE_FILE
     if store.database == default and "MLFLOW_TRACKING_URI" not in os.environ:
         return f"{shlex.quote(program)} ui"
-    return f"{shlex.quote(program)} ui --tracking-uri {shlex.quote(redact(store.uri))}"
+    return f"{shlex.quote(program)} ui --tracking-uri {shlex.quote(redact_text(store.uri))}"

@@ -52,7 +52,7 @@ PIECE_BYTES = 16 * 2**20
 
 
 @cache
-def multipliers() -> "np.ndarray[tuple[int], np.dtype[np.uint64]]":
+def make_multipliers() -> "np.ndarray[tuple[int], np.dtype[np.uint64]]":
     """Return m: ROW_WORDS odd numbers of splitmix64 (Steele, Lea, Flood 2014), read-only."""
     found, state = [], _SEED
     for _ in range(ROW_WORDS):
@@ -73,7 +73,7 @@ def rows_of(size_bytes: int) -> int:
 # A tensor's bytes in the order of its elements, whatever its dtype and strides, never copied as a whole.
 
 
-def flat_pieces(tensor: "Tensor", most_bytes: int = PIECE_BYTES) -> Iterator["Tensor"]:
+def flat_chunks(tensor: "Tensor", most_bytes: int = PIECE_BYTES) -> Iterator["Tensor"]:
     """Yield one-dimensional uint8 tensors that are the bytes of `tensor`, in the order of its elements.
 
     A contiguous tensor is one piece and not copied.
@@ -88,7 +88,7 @@ def flat_pieces(tensor: "Tensor", most_bytes: int = PIECE_BYTES) -> Iterator["Te
     slab_bytes = size // plain.shape[0]
     if slab_bytes > most_bytes:
         for slab in plain:
-            yield from flat_pieces(slab, most_bytes)
+            yield from flat_chunks(slab, most_bytes)
         return
     step = max(1, most_bytes // slab_bytes)
     for start in range(0, plain.shape[0], step):

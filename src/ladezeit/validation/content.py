@@ -10,12 +10,12 @@ from ladezeit.config import ValidationConfig
 from ladezeit.errors import ran_out_of_memory
 from ladezeit.loading.base import EngineModel
 from ladezeit.validation import placement
-from ladezeit.validation.digest import digest, digests, summed_by
+from ladezeit.validation.digest import digest_tensor, digest_tensors, summed_by
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.faults import Fault
-from ladezeit.validation.inventory import COMPUTED, QUANTISED, Held, groups, inventory
+from ladezeit.validation.inventory import COMPUTED, QUANTISED, NamedTensor, group_tied, list_tensors
 from ladezeit.validation.manifest import Manifest
-from ladezeit.validation.proof import Finding, Look
+from ladezeit.validation.proof import Finding, LevelReport
 
 #: Every one: whatever differs from the reference load in name, shape, dtype, tie, place or any bit.
 CLAIMS = frozenset(Fault)
@@ -28,19 +28,19 @@ _ROUNDS = 64
 _PATTERN = 0xA5
 
 
-def look(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> Look:
+def check_content(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> LevelReport:
     """Look at the placement, then read every tensor where it lies and compare its digest with the manifest's.
 
     The engine is closed by then. Memory of the sizes that it lent is overwritten first, so that a tensor which still
     lies in what was given back does not pass by luck.
     """
     assert expected.manifest is not None, "validation=content needs a manifest"
-    placed = placement.look(loaded, expected, config)
+    placed = placement.check_placement(loaded, expected, config)
     started = time.perf_counter()
-    scribbled = scribble(loaded.lent_bytes, expected.device)
-    held = inventory(loaded.model)
-    findings, digested = compare(held, expected.manifest, placed.findings, expected)
-    return Look(
+    scribbled = poison_freed_memory(loaded.lent_bytes, expected.device)
+    held = list_tensors(loaded.model)
+    findings, digested = compare_tensors(held, expected.manifest, placed.findings, expected)
+    return LevelReport(
         summary=f"{_claim(placed.summary, digested, expected.manifest)}; {_how(held)}",
         modules_seen=placed.modules_seen,
         tensors_seen=placed.tensors_seen,
@@ -63,15 +63,15 @@ class _Seen:
     shape: tuple[int, ...]
 
 
-def compare(
-    held: list[Held], manifest: Manifest, already: Iterable[Finding], expected: Expected
+def compare_tensors(
+    held: list[NamedTensor], manifest: Manifest, already: Iterable[Finding], expected: Expected
 ) -> tuple[list[Finding], int]:
     """Return what in `held` is not as `manifest` has it, and how many bytes were read for it.
 
     What is in `already` by kind and name is not said twice. Each tensor is read once, however many names it has.
     """
     said = {(finding.kind, finding.name) for finding in already}
-    grouped = groups(held)
+    grouped = group_tied(held)
     seen, read_bytes = _read(grouped)
     findings = _names(held, manifest)
     for one in held:
@@ -85,10 +85,10 @@ def compare(
     return [finding for finding in findings if (finding.kind, finding.name) not in said], read_bytes
 
 
-def _read(grouped: list[list[Held]]) -> tuple[dict[str, _Seen], int]:
+def _read(grouped: list[list[NamedTensor]]) -> tuple[dict[str, _Seen], int]:
     """Read each tensor once, those that are kept elsewhere one after the other, and return what each name holds."""
     here = {group[0].name: group[0].tensor for group in grouped if _is_readable(group[0].tensor)}
-    found = digests(here)
+    found = digest_tensors(here)
     seen: dict[str, _Seen] = {}
     read_bytes = 0
     for group in grouped:
@@ -97,14 +97,14 @@ def _read(grouped: list[list[Held]]) -> tuple[dict[str, _Seen], int]:
             tensor = _fetched(group[0])
             if tensor is None:
                 continue
-            found[group[0].name] = digest(tensor)
+            found[group[0].name] = digest_tensor(tensor)
         one = _Seen(found[group[0].name], str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
         seen.update(dict.fromkeys((held.name for held in group), one))
         read_bytes += tensor.numel() * tensor.element_size()
     return seen, read_bytes
 
 
-def _fetched(held: Held) -> Any:
+def _fetched(held: NamedTensor) -> Any:
     """Return the tensor as a forward would find it, None where there is nothing to find."""
     if held.fetch is None:
         return None
@@ -117,7 +117,7 @@ def _fetched(held: Held) -> Any:
     return tensor if _is_readable(tensor) else None
 
 
-def _names(held: list[Held], manifest: Manifest) -> list[Finding]:
+def _names(held: list[NamedTensor], manifest: Manifest) -> list[Finding]:
     there = {one.name for one in held}
     return [
         *(Finding("missing", name, "is not in the model") for name in manifest.tensors if name not in there),
@@ -178,7 +178,7 @@ def _twin(digest: str, shape: tuple[int, ...], manifest: Manifest) -> str:
     return ""
 
 
-def _ties(grouped: list[list[Held]], manifest: Manifest, expected: Expected) -> list[Finding]:
+def _ties(grouped: list[list[NamedTensor]], manifest: Manifest, expected: Expected) -> list[Finding]:
     """Return a finding for each name that should share a tensor and does not, or shares one and should not.
 
     Offloaded tensors are not judged: each is brought in by itself.
@@ -237,14 +237,14 @@ def _claim(placed: str, read_bytes: int, manifest: Manifest) -> str:
     return claim
 
 
-def _how(held: list[Held]) -> str:
+def _how(held: list[NamedTensor]) -> str:
     """Return what read the tensors on each device, so that a slow proof explains itself."""
     devices = {one.tensor.device for one in held if _is_readable(one.tensor)}
     ways = {f"{device.type} by {summed_by(device)}" for device in devices}
     return "summed on " + " and ".join(sorted(ways)) if ways else "nothing was summed"
 
 
-def _meaning(manifest: Manifest, held: list[Held]) -> str | None:
+def _meaning(manifest: Manifest, held: list[NamedTensor]) -> str | None:
     """Return in one sentence what is proven of weights that are not the checkpoint's as they are."""
     quantiser = _quantiser(manifest)
     if quantiser:
@@ -254,7 +254,7 @@ def _meaning(manifest: Manifest, held: list[Held]) -> str | None:
             f"({quantiser['words']}) makes of the checkpoint's, all other tensors are the checkpoint's; how close the "
             f"quantized weights are to the original is not verified"
         )
-    split = len(groups([one for one in held if one.shard_spec is not None]))
+    split = len(group_tied([one for one in held if one.shard_spec is not None]))
     if split:
         return (
             f"each rank's part of {split} split weights is bit for bit its slice of the checkpoint's, all ranks' parts "
@@ -272,7 +272,7 @@ _libc.malloc.argtypes = [ctypes.c_size_t]
 _libc.free.argtypes = [ctypes.c_void_p]
 
 
-def scribble(sizes_bytes: Sequence[int], device: str, most_bytes: int = MOST_BYTES) -> int:
+def poison_freed_memory(sizes_bytes: Sequence[int], device: str, most_bytes: int = MOST_BYTES) -> int:
     """Fill new blocks of the given sizes, one of each size and then more while they last; return the bytes filled."""
     if device == "cpu":
         once = sorted(set(sizes_bytes), reverse=True)

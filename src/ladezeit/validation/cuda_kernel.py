@@ -18,7 +18,7 @@ import numpy as np
 
 from ladezeit.errors import OutOfMemoryError, ran_out_of_memory
 from ladezeit.system.files import cache_folder, write_atomically
-from ladezeit.validation.checksum import ROW_BYTES, ROW_WORDS, WORD_BYTES, multipliers
+from ladezeit.validation.checksum import ROW_BYTES, ROW_WORDS, WORD_BYTES, make_multipliers
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class DeviceKernel:
 
     Args:
         driver: the CUDA driver's library.
-        image: what `compiled` returned for that device.
+        image: what `compile_kernel` returned for that device.
 
     Raises:
         RuntimeError: the driver refuses the image.
@@ -110,7 +110,7 @@ def device_kernel(device: "torch.device") -> DeviceKernel | None:
         return _made[device]
 
 
-def compiled(source: bytes, architecture: str, compiler: ctypes.CDLL) -> bytes:
+def compile_kernel(source: bytes, architecture: str, compiler: ctypes.CDLL) -> bytes:
     """Return CUDA source as machine code for an architecture (``sm_90``); raises `RuntimeError` where that fails."""
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     _check(compiler.nvrtcCreateProgram(ctypes.byref(program), source, _SOURCE.encode(), 0, None, None), _COMPILER_FULL)
@@ -125,7 +125,7 @@ def compiled(source: bytes, architecture: str, compiler: ctypes.CDLL) -> bytes:
         compiler.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def source() -> bytes:
+def kernel_source() -> bytes:
     """Return the kernel's source."""
     return resources.files(__package__).joinpath(_SOURCE).read_bytes()
 
@@ -150,7 +150,7 @@ def _known(data: "np.ndarray[Any, np.dtype[np.uint8]]") -> "tuple[np.ndarray[Any
     """Return what stands for bytes by the definition in `sums`, without any of the code that is fast at it."""
     filled = np.concatenate([data, np.zeros(-len(data) % ROW_BYTES, dtype=np.uint8)])
     words = filled.view("<u8").reshape(-1, ROW_WORDS)
-    rows, columns = (words * multipliers()).sum(axis=1, dtype=np.uint64), words.sum(axis=0, dtype=np.uint64)
+    rows, columns = (words * make_multipliers()).sum(axis=1, dtype=np.uint64), words.sum(axis=0, dtype=np.uint64)
     return (rows, columns) if len(rows) <= ROW_WORDS else (*_known(rows.view(np.uint8)), columns)
 
 
@@ -160,7 +160,7 @@ def _make(device: "torch.device") -> DeviceKernel | None:
     if device.type != "cuda" or torch.version.cuda is None:
         return None
     major, minor = torch.cuda.get_device_capability(device)
-    architecture, text = f"sm_{major}{minor}", source()
+    architecture, text = f"sm_{major}{minor}", kernel_source()
     path = cache_folder() / _FOLDER / f"sums-{architecture}-{hashlib.sha256(text).hexdigest()[:16]}.cubin"
     # One that is damaged, or that the driver refuses because another version made it, is made again.
     images: list[Callable[[], bytes]] = [lambda: read_image(path), lambda: _compile(text, architecture, path)]
@@ -199,7 +199,9 @@ def _compile(text: bytes, architecture: str, path: Path) -> bytes:
     import torch
 
     # The library by which torch itself finds the compiler, wherever that is installed.
-    image = compiled(text, architecture, ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so")))
+    image = compile_kernel(
+        text, architecture, ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"))
+    )
     with suppress(OSError):  # a folder that cannot be written costs the next process a fifth of a second
         write_image(path, image)
     return image
@@ -264,7 +266,7 @@ class FusedSums:
         import torch
 
         device = self._sums.device
-        there = torch.from_numpy(np.concatenate([multipliers().view(np.int64), *map(np.ravel, tables)])).to(device)
+        there = torch.from_numpy(np.concatenate([make_multipliers().view(np.int64), *map(np.ravel, tables)])).to(device)
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         start = ROW_WORDS
         for table in tables:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ladezeit.system.limits import available_cpus
-from ladezeit.validation.checksum import ROW_BYTES, ROW_WORDS, flat_pieces, multipliers, rows_of, size_bytes
+from ladezeit.validation.checksum import ROW_BYTES, ROW_WORDS, flat_chunks, make_multipliers, rows_of, size_bytes
 from ladezeit.validation.cuda_kernel import FusedSums, device_kernel
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _EXTENSION = "ladezeit.validation._sums"
 CHUNK_BYTES = 32 * 2**20
 
 
-def digests(tensors: "Mapping[str, Tensor]") -> dict[str, str]:
+def digest_tensors(tensors: "Mapping[str, Tensor]") -> dict[str, str]:
     """Return the digest (32 hex digits) of each tensor by its name; every tensor is read, where it lies.
 
     Strided tensors count as their elements in order. Tensors may lie on several devices; none may be on meta.
@@ -63,9 +63,9 @@ def digests(tensors: "Mapping[str, Tensor]") -> dict[str, str]:
     return {name: found[name] for name in tensors}
 
 
-def digest(tensor: "Tensor") -> str:
-    """Return the digest (32 hex digits) of one tensor; see `digests`."""
-    return digests({"": tensor})[""]
+def digest_tensor(tensor: "Tensor") -> str:
+    """Return the digest (32 hex digits) of one tensor; see `digest_tensors`."""
+    return digest_tensors({"": tensor})[""]
 
 
 def summed_by(device: "torch.device") -> str:
@@ -106,7 +106,7 @@ def _on_device(tensors: "Mapping[str, Tensor]", pool: ThreadPoolExecutor, thread
         under_way.append((others, DeviceSums([tensors[name] for name in others])))
     found: dict[str, str] = {}
     if small:  # brought to the host as one tensor: a copy each would wait for the device each time
-        parts = [piece for name in small for piece in flat_pieces(tensors[name])]
+        parts = [piece for name in small for piece in flat_chunks(tensors[name])]
         data = torch.cat(parts).cpu().numpy() if parts else np.empty(0, dtype=np.uint8)
         start = 0
         for name in small:
@@ -131,7 +131,7 @@ def _is_plain(tensor: "Tensor") -> bool:
 
 
 def _raw(tensor: "Tensor") -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    pieces = [piece.numpy() for piece in flat_pieces(tensor)]
+    pieces = [piece.numpy() for piece in flat_chunks(tensor)]
     return pieces[0] if pieces else np.empty(0, dtype=np.uint8)
 
 
@@ -152,7 +152,7 @@ class HostSums:
         self._rows = np.zeros(rows_of(size_bytes(tensor)), dtype=np.uint64)
         self._tasks: list[Future[Words]] = []
         if tensor.is_contiguous():
-            (whole,) = flat_pieces(tensor)
+            (whole,) = flat_chunks(tensor)
             data = whole.numpy()
             for first in range(0, len(self._rows), task_rows):
                 part = data[first * ROW_BYTES : (first + task_rows) * ROW_BYTES]
@@ -161,14 +161,14 @@ class HostSums:
             self._tasks.append(pool.submit(_sum_strided, tensor, self._rows))
 
     def get_result(self) -> "tuple[Words, ...]":
-        """Return what stands for the tensor: see `folded`."""
+        """Return what stands for the tensor: see `fold_sums`."""
         columns = np.zeros(ROW_WORDS, dtype=np.uint64)
         for task in self._tasks:
             columns += task.result()
-        return folded(self._rows, columns)
+        return fold_sums(self._rows, columns)
 
 
-def folded(rows: "Words", columns: "Words") -> "tuple[Words, ...]":
+def fold_sums(rows: "Words", columns: "Words") -> "tuple[Words, ...]":
     """Return (row sums, column sums), or for many row sums (their row sums, their column sums): see `checksum`."""
     if len(rows) <= ROW_WORDS:
         return rows, columns
@@ -196,7 +196,7 @@ def _sum_rows(data: "Bytes", rows: "Words", columns: "Words") -> None:
         chunk = words[first : first + CHUNK_ROWS]
         if not chunk.flags.aligned:  # a tensor may begin anywhere in its file; numpy is fast on whole words only
             chunk = chunk.copy()
-        np.einsum("rc,c->r", chunk, multipliers(), out=rows[first : first + len(chunk)])
+        np.einsum("rc,c->r", chunk, make_multipliers(), out=rows[first : first + len(chunk)])
         columns += np.add.reduce(chunk, axis=0)
 
 
@@ -205,7 +205,7 @@ def _sum_strided(tensor: "Tensor", rows: "Words") -> "Words":
     columns = np.zeros(ROW_WORDS, dtype=np.uint64)
     rest = np.empty(0, dtype=np.uint8)
     done = 0
-    for piece in flat_pieces(tensor):
+    for piece in flat_chunks(tensor):
         data = np.concatenate([rest, piece.numpy()])
         whole = len(data) // ROW_BYTES
         columns += _sum(data[: whole * ROW_BYTES], rows[done : done + whole])
@@ -236,7 +236,7 @@ def native_kernel() -> Kernel | None:
     pointer = ctypes.c_void_p
     function.argtypes = [pointer, ctypes.c_size_t, ctypes.c_size_t, pointer, pointer, pointer]
     function.restype = None
-    factors = multipliers()
+    factors = make_multipliers()
 
     def kernel(data: Bytes, rows: Words, columns: Words) -> None:
         function(data.ctypes.data, len(rows), ROW_WORDS, factors.ctypes.data, rows.ctypes.data, columns.ctypes.data)
@@ -248,7 +248,7 @@ def _is_right(kernel: Kernel) -> bool:
     words = np.random.default_rng(0).integers(0, 2**64, size=(7, ROW_WORDS), dtype=np.uint64)
     rows, columns = np.zeros(7, dtype=np.uint64), words[0].copy()
     kernel(words.view(np.uint8).reshape(-1), rows, columns)
-    expected = (words * multipliers()).sum(axis=1, dtype=np.uint64)
+    expected = (words * make_multipliers()).sum(axis=1, dtype=np.uint64)
     return bool((rows == expected).all() and (columns == words.sum(axis=0, dtype=np.uint64) + words[0]).all())
 
 
@@ -264,7 +264,7 @@ class DeviceSums:
         self._chunk_rows = max(1, chunk_bytes // ROW_BYTES)
         self._counts = [rows_of(size_bytes(tensor)) for tensor in tensors]
         device = tensors[0].device
-        self._multipliers = torch.from_numpy(multipliers().view(np.int64).copy()).to(device)
+        self._multipliers = torch.from_numpy(make_multipliers().view(np.int64).copy()).to(device)
         self._rows = torch.empty(sum(self._counts), dtype=torch.int64, device=device)
         self._columns = torch.zeros((len(tensors), ROW_WORDS), dtype=torch.int64, device=device)
         self._starts = np.concatenate([[0], np.cumsum(self._counts)]).tolist()
@@ -280,11 +280,11 @@ class DeviceSums:
                 self._sum_together(numbers[first : first + most], tensors, rows)
 
     def get_results(self) -> "list[tuple[Words, ...]]":
-        """Return what stands for each tensor, in their order: see `folded`."""
+        """Return what stands for each tensor, in their order: see `fold_sums`."""
         rows = self._rows.cpu().numpy().view(np.uint64)
         columns = self._columns.cpu().numpy().view(np.uint64)
         return [
-            folded(rows[start : start + count], columns[number])
+            fold_sums(rows[start : start + count], columns[number])
             for number, (start, count) in enumerate(zip(self._starts, self._counts, strict=False))
         ]
 
@@ -295,7 +295,7 @@ class DeviceSums:
     def _sum_together(self, numbers: list[int], tensors: "list[Tensor]", rows: int) -> None:
         import torch
 
-        together = torch.stack([next(flat_pieces(tensors[number])) for number in numbers])
+        together = torch.stack([next(flat_chunks(tensors[number])) for number in numbers])
         words = together.view(torch.int64).view(len(numbers), rows, ROW_WORDS)
         row_sums, column_sums = (words * self._multipliers).sum(dim=2), words.sum(dim=1)
         at = torch.tensor(numbers, device=words.device)
@@ -308,7 +308,7 @@ class DeviceSums:
         import torch
 
         done, rest = self._starts[number], None
-        for piece in flat_pieces(tensor):
+        for piece in flat_chunks(tensor):
             data = piece if rest is None or len(rest) == 0 else torch.cat([rest, piece])
             whole = len(data) // ROW_BYTES
             self._sum_rows(number, _words(data[: whole * ROW_BYTES]), done)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ladezeit.model.tensors import named_parts, way_of
+from ladezeit.model.tensors import named_component_tensors, shard_spec_of
 
 PARAMETER = "parameter"
 BUFFER = "buffer"
@@ -16,7 +16,7 @@ QUANTISED = "quantised"
 
 
 @dataclass(frozen=True)
-class Held:
+class NamedTensor:
     """One name of a model and the tensor behind it; `kind` is ``parameter``, ``buffer``, ``computed`` or
     ``quantised``.
 
@@ -31,30 +31,30 @@ class Held:
     shard_spec: str | None = None
 
 
-def inventory(model: Any) -> list[Held]:
+def list_tensors(model: Any) -> list[NamedTensor]:
     """Return all names of `model`, tied ones under each of theirs, in the order of its modules."""
     return [held for path, module in model.named_modules() for held in _of_module(path, module)]
 
 
-def groups(held: list[Held]) -> list[list[Held]]:
+def group_tied(held: list[NamedTensor]) -> list[list[NamedTensor]]:
     """Return the names that share one tensor's memory, in groups; a name that shares with none is a group of its own.
 
     Tensors on meta have no memory: they share where they are one object.
     """
-    found: dict[tuple[Any, ...], list[Held]] = {}
+    found: dict[tuple[Any, ...], list[NamedTensor]] = {}
     for one in held:
-        found.setdefault(place(one.tensor), []).append(one)
+        found.setdefault(storage_key(one.tensor), []).append(one)
     return list(found.values())
 
 
-def place(tensor: Any) -> tuple[Any, ...]:
+def storage_key(tensor: Any) -> tuple[Any, ...]:
     """Return what is equal for two tensors that are the same elements of the same memory."""
     if tensor.is_meta or tensor.numel() == 0:
         return ("object", id(tensor))
     return (str(tensor.device), tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), str(tensor.dtype))
 
 
-def _of_module(path: str, module: Any) -> Iterator[Held]:
+def _of_module(path: str, module: Any) -> Iterator[NamedTensor]:
     for name, parameter in module._parameters.items():
         if parameter is not None:
             yield from _held(_join(path, name), PARAMETER, parameter, module, name)
@@ -64,12 +64,12 @@ def _of_module(path: str, module: Any) -> Iterator[Held]:
             yield from _held(_join(path, name), kind, buffer, module, name)
 
 
-def _held(full: str, kind: str, tensor: Any, module: Any, name: str) -> Iterator[Held]:
+def _held(full: str, kind: str, tensor: Any, module: Any, name: str) -> Iterator[NamedTensor]:
     """Yield a tensor, or what it is made of where it is quantized: codes, scales and code books, by their names."""
-    way = way_of(tensor)
-    for part, plain in named_parts(tensor, module if name == "weight" else None):
+    way = shard_spec_of(tensor)
+    for part, plain in named_component_tensors(tensor, module if name == "weight" else None):
         fetch = None if part else _elsewhere(module, name, tensor)
-        yield Held(part_name(full, part), kind, plain, fetch, way)
+        yield NamedTensor(part_name(full, part), kind, plain, fetch, way)
 
 
 def part_name(full: str, part: str) -> str:

@@ -14,8 +14,8 @@ from ladezeit.timing.clock import Clock
 from ladezeit.validation import content, logits, placement
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.faults import BEFORE_LOADING, Fault
-from ladezeit.validation.model_checks import spoken_claim
-from ladezeit.validation.proof import META, Finding, Look, Proof
+from ladezeit.validation.model_checks import logits_claim
+from ladezeit.validation.proof import META, Finding, LevelReport, Proof
 from ladezeit.validation.references import NEED_REFERENCE
 
 SPAN = "validation"
@@ -43,12 +43,12 @@ CLAIMS: dict[ValidationLevel, frozenset[Fault]] = {
 }
 
 
-def _none(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> Look:
-    return Look("nothing was looked at (validation=none)", ran=False)
+def _none(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> LevelReport:
+    return LevelReport("nothing was looked at (validation=none)", ran=False)
 
 
-def _later(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> Look:
-    return Look("the model was not asked yet", ran=False)
+def _later(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> LevelReport:
+    return LevelReport("the model was not asked yet", ran=False)
 
 
 # The level `all_modules`: meta tensors, looked for in every module and in all that is below it. The origin case's
@@ -56,7 +56,7 @@ def _later(loaded: EngineModel, expected: Expected, config: ValidationConfig) ->
 # the depth of the tree, and with how slowly one look goes.
 
 
-def look_at_all_modules(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> Look:
+def check_all_modules(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> LevelReport:
     """Walk every module with its recursive parameters and buffers; finds meta tensors and nothing else."""
     modules_seen = tensors_seen = 0
     found: dict[str, None] = {}
@@ -66,7 +66,7 @@ def look_at_all_modules(loaded: EngineModel, expected: Expected, config: Validat
             tensors_seen += 1
             if tensor.is_meta:
                 found[f"{path}.{name}" if path else name] = None
-    return Look(
+    return LevelReport(
         summary=f"no parameter or buffer of {modules_seen} modules is on meta; nothing else was looked for",
         modules_seen=modules_seen,
         tensors_seen=tensors_seen,
@@ -77,18 +77,18 @@ def look_at_all_modules(loaded: EngineModel, expected: Expected, config: Validat
 # The level `origin_rule`: the origin case's cure as a whole, skipped on one explicit device, `sampled` otherwise.
 
 
-def look_by_origin_rule(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> Look:
+def check_by_origin_rule(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> LevelReport:
     """Skip the validation where one explicit device was asked for; look at a sample of the modules otherwise."""
     if expected.single_device:
-        return Look(f"skipped: {expected.device} was asked for explicitly, so nothing was looked at", ran=False)
-    look = look_at_sample(loaded, expected, config)
+        return LevelReport(f"skipped: {expected.device} was asked for explicitly, so nothing was looked at", ran=False)
+    look = check_sampled_modules(loaded, expected, config)
     return replace(look, summary=f"sampled, because the placement is not one explicit device: {look.summary}")
 
 
 # The level `sampled`: meta tensors, looked for in the first and last modules only, as the origin case's cure did.
 
 
-def look_at_sample(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> Look:
+def check_sampled_modules(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> LevelReport:
     """Look at the tensors that the first and last `config.k` modules hold themselves; what lies between is not seen."""
     modules = list(loaded.model.named_modules())
     sample = modules if len(modules) <= 2 * config.k else modules[: config.k] + modules[-config.k :]
@@ -99,7 +99,7 @@ def look_at_sample(loaded: EngineModel, expected: Expected, config: ValidationCo
             tensors_seen += 1
             if tensor.is_meta:
                 findings.append(Finding("meta", f"{path}.{name}" if path else name, META))
-    return Look(
+    return LevelReport(
         summary=f"no tensor held by {len(sample)} of {len(modules)} modules is on meta; the others were not looked at",
         modules_seen=len(sample),
         tensors_seen=tensors_seen,
@@ -107,22 +107,23 @@ def look_at_sample(loaded: EngineModel, expected: Expected, config: ValidationCo
     )
 
 
-_LEVELS: dict[ValidationLevel, Callable[[EngineModel, Expected, ValidationConfig], Look]] = {
+_LEVELS: dict[ValidationLevel, Callable[[EngineModel, Expected, ValidationConfig], LevelReport]] = {
     ValidationLevel.none: _none,
-    ValidationLevel.sampled: look_at_sample,
-    ValidationLevel.all_modules: look_at_all_modules,
-    ValidationLevel.origin_rule: look_by_origin_rule,
-    ValidationLevel.placement: placement.look,
-    ValidationLevel.content: content.look,
+    ValidationLevel.sampled: check_sampled_modules,
+    ValidationLevel.all_modules: check_all_modules,
+    ValidationLevel.origin_rule: check_by_origin_rule,
+    ValidationLevel.placement: placement.check_placement,
+    ValidationLevel.content: content.check_content,
     ValidationLevel.logits: _later,
-    ValidationLevel.full: content.look,
+    ValidationLevel.full: content.check_content,
 }
 
 
-def prove(loaded: EngineModel, expected: Expected, config: ValidationConfig, clock: Clock) -> Proof:
+def verify_model(loaded: EngineModel, expected: Expected, config: ValidationConfig, clock: Clock) -> Proof:
     """Look at `loaded` as far as `config.level` says, inside the span ``validation``; changes nothing in the model.
 
-    What is wrong is in the proof's findings; nothing is raised for it. What the model says is proven by `prove_spoken`.
+    What is wrong is in the proof's findings; nothing is raised for it. What the model says is proven by
+    `verify_generation`.
     """
     with clock.span(SPAN):
         look = _LEVELS[config.level](loaded, expected, config)
@@ -140,7 +141,7 @@ def prove(loaded: EngineModel, expected: Expected, config: ValidationConfig, clo
     )
 
 
-def prove_spoken(loaded: EngineModel, expected: Expected, before: Proof, clock: Clock) -> Proof:
+def verify_generation(loaded: EngineModel, expected: Expected, before: Proof, clock: Clock) -> Proof:
     """Return `before` with what the model says proven too, inside a span of its own, where its level asks for that.
 
     Call it after the measured first tokens: they must meet the model as its load left it.
@@ -149,7 +150,7 @@ def prove_spoken(loaded: EngineModel, expected: Expected, before: Proof, clock: 
         return before
     assert expected.reference is not None, f"validation={before.level} needs a reference"
     with clock.span(LOGITS_SPAN):
-        look = logits.look(loaded.model, expected.reference)
+        look = logits.check_logits(loaded.model, expected.reference)
     own_s = clock.phases[-1].duration_s
     findings = [*before.findings, *look.findings]
     claim = f"{before.reason}; {look.summary}" if before.ran else look.summary
@@ -161,7 +162,7 @@ def prove_spoken(loaded: EngineModel, expected: Expected, before: Proof, clock: 
         findings=findings,
         total_s=before.total_s + own_s,
         metrics={**before.metrics, **look.metrics, "validation/logits_s": own_s},
-        claim=None if findings else _joined(before.claim, spoken_claim(expected)),
+        claim=None if findings else _joined(before.claim, logits_claim(expected)),
     )
 
 

@@ -21,11 +21,11 @@ from ladezeit.config import MatmulPrecision, RuntimeConfig
 from ladezeit.errors import CheckpointError
 from ladezeit.loading.quantization import Scheme, quantization_config
 from ladezeit.system.limits import available_cpus
-from ladezeit.system.processes import answer, run_apart
+from ladezeit.system.processes import answer_request, run_module_json
 from ladezeit.validation import reference_cache
 from ladezeit.validation.faults import Fault
-from ladezeit.validation.proof import Finding, Look
-from ladezeit.validation.reference_cache import Subject
+from ladezeit.validation.proof import Finding, LevelReport
+from ladezeit.validation.reference_cache import ReferenceKey
 
 #: In the cache folder.
 FOLDER = "logits"
@@ -54,7 +54,7 @@ NEW_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Spoken:
+class GreedyOutput:
     """Logits of the first new token (float32, one a vocabulary entry) and the ids of `NEW_TOKENS` greedy tokens.
 
     `leads` says of each token how far its logit was ahead of the next best.
@@ -64,7 +64,7 @@ class Spoken:
     token_ids: list[int]
     leads: list[float]
 
-    def max_difference(self, other: "Spoken") -> float:
+    def max_difference(self, other: "GreedyOutput") -> float:
         """Return the greatest difference of two logits, infinite where only one of them is a number."""
         if self.logits.shape != other.logits.shape:
             return float("inf")
@@ -73,7 +73,7 @@ class Spoken:
         same = (self.logits == other.logits) | (np.isnan(self.logits) & np.isnan(other.logits))
         return float(np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart)).max(initial=0.0))
 
-    def count_agreed(self, other: "Spoken") -> int:
+    def count_agreed(self, other: "GreedyOutput") -> int:
         """Return how many tokens the two have in common before the first that differs."""
         pairs = zip(self.token_ids, other.token_ids, strict=True)
         return next((number for number, (own, its) in enumerate(pairs) if own != its), len(self.token_ids))
@@ -84,7 +84,7 @@ class Spoken:
         return {"logits": base64.b64encode(raw).decode(), "token_ids": self.token_ids, "leads": self.leads}
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> "Spoken":
+    def from_plain(cls, plain: dict[str, Any]) -> "GreedyOutput":
         """Rebuild what `to_plain` returned."""
         logits = np.frombuffer(base64.b64decode(plain["logits"]), dtype="<f4")
         return cls(logits, [int(token) for token in plain["token_ids"]], [float(lead) for lead in plain["leads"]])
@@ -97,7 +97,7 @@ class Reference:
     A token is sure where both loads said it, and no difference that is let pass could put another in its place.
     """
 
-    spoken: Spoken
+    spoken: GreedyOutput
     tolerance: float
     noise: float
     sure_tokens: int
@@ -110,10 +110,10 @@ class Reference:
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "Reference":
         """Rebuild what `to_plain` returned."""
-        return cls(**{**plain, "spoken": Spoken.from_plain(plain["spoken"])})
+        return cls(**{**plain, "spoken": GreedyOutput.from_plain(plain["spoken"])})
 
 
-def reference_file(subject: Subject, runtime: RuntimeConfig, building: Callable[[], None] = lambda: None) -> Path:
+def reference_file(subject: ReferenceKey, runtime: RuntimeConfig, building: Callable[[], None] = lambda: None) -> Path:
     """Return the file of the reference for `subject` by these settings, made where there is none for its files.
 
     A quantized one is loaded by transformers with the same quantizer. `runtime` are settings that change what is
@@ -137,17 +137,17 @@ def reference_file(subject: Subject, runtime: RuntimeConfig, building: Callable[
     def build() -> dict[str, Any]:
         building()
         request = {**subject.make_request(), "runtime": settings}
-        return run_apart("ladezeit.validation.logits", request, f"model={subject.name}", runtime)
+        return run_module_json("ladezeit.validation.logits", request, f"model={subject.name}", runtime)
 
-    return reference_cache.ensure(
+    return reference_cache.ensure_file(
         subject.cache / FOLDER, subject.name, {"place": place, "files": subject.files_identity()}, build
     )
 
 
-def read(path: Path) -> Reference:
+def read_reference(path: Path) -> Reference:
     """Read a reference file; raises `CheckpointError` where it is not there, or damaged."""
     try:
-        return Reference.from_plain(reference_cache.read(path))
+        return Reference.from_plain(reference_cache.read_file(path))
     except (ValueError, TypeError, KeyError) as cause:
         raise CheckpointError(f"{path} is no reference: {cause!r}. Remove it, and it is made again") from cause
 
@@ -159,14 +159,14 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
     settings = dict(request["runtime"])
     if settings["matmul_precision"] is not None:
         settings["matmul_precision"] = MatmulPrecision(settings["matmul_precision"])
-    torch_settings.apply(RuntimeConfig(**settings), request["device"])
-    one, other = _said(request), _said(request, _SHIFT_BYTES)
+    torch_settings.apply_settings(RuntimeConfig(**settings), request["device"])
+    one, other = _run_reference(request), _run_reference(request, _SHIFT_BYTES)
     noise = one.max_difference(other)
-    passing = tolerance(one, noise, request["dtype"])
+    passing = compute_tolerance(one, noise, request["dtype"])
     return Reference(one, passing, noise, sure_tokens(one, other, passing)).to_plain()
 
 
-def sure_tokens(one: Spoken, other: Spoken, passing: float) -> int:
+def sure_tokens(one: GreedyOutput, other: GreedyOutput, passing: float) -> int:
     """Return how many of the first tokens every load has to say whose logits differ by no more than `passing`.
 
     Of two logits one may fall by that much and the other rise: a token that is ahead by no more than twice as much may
@@ -176,7 +176,7 @@ def sure_tokens(one: Spoken, other: Spoken, passing: float) -> int:
     return min(one.count_agreed(other), next(leading, len(one.leads)))
 
 
-def tolerance(spoken: Spoken, noise: float, dtype: str) -> float:
+def compute_tolerance(spoken: GreedyOutput, noise: float, dtype: str) -> float:
     """Return the greatest difference that is let pass: four times the noise, at least one step of the greatest logit.
 
     A step is the distance between neighboring numbers of `dtype`, in which the logits are computed.
@@ -188,7 +188,7 @@ def tolerance(spoken: Spoken, noise: float, dtype: str) -> float:
     return max(_TIMES_NOISE * noise, float(finite.max(initial=0.0)) * torch.finfo(getattr(torch, dtype)).eps)
 
 
-def _said(request: dict[str, Any], shift_bytes: int = 0) -> Spoken:
+def _run_reference(request: dict[str, Any], shift_bytes: int = 0) -> GreedyOutput:
     from ladezeit.validation.manifest import reference_load
 
     arguments: dict[str, Any] = {"trust_remote_code": request["trust_remote_code"]}
@@ -198,14 +198,14 @@ def _said(request: dict[str, Any], shift_bytes: int = 0) -> Spoken:
         arguments["quantization_config"] = quantization_config(Scheme(**request["scheme"]), request["dtype"])
     model, _ = reference_load(request["folder"], request["dtype"], request["device"], **arguments)
     if shift_bytes:
-        shift(model, shift_bytes)
-    spoken = speak(model)
+        shift_weights(model, shift_bytes)
+    spoken = run_greedy(model)
     del model
     gc.collect()
     return spoken
 
 
-def shift(model: Any, bytes_: int) -> None:
+def shift_weights(model: Any, bytes_: int) -> None:
     """Move each weight so that it begins `bytes_` into memory of its own; those with a layout of their own stay."""
     import torch
 
@@ -220,9 +220,9 @@ def shift(model: Any, bytes_: int) -> None:
 # The level `logits`: first-token logits and greedy continuation against the reference's, after the sample's tokens.
 
 
-def look(model: Any, reference: Reference) -> Look:
+def check_logits(model: Any, reference: Reference) -> LevelReport:
     """Let the model continue the reference's prompt, and compare."""
-    spoken = speak(model)
+    spoken = run_greedy(model)
     apart = reference.spoken.max_difference(spoken)
     said, sure = reference.spoken.count_agreed(spoken), reference.sure_tokens
     findings = []
@@ -233,7 +233,7 @@ def look(model: Any, reference: Reference) -> Look:
         what = f"{spoken.token_ids} where the reference says {reference.spoken.token_ids}, the first {sure} for sure"
         findings.append(Finding("tokens", "", f"the greedy continuation is {what}"))
     every = len(spoken.token_ids)
-    return Look(
+    return LevelReport(
         summary=f"first-token logits within {apart:.3g} of a reference load on this device "
         f"(two reference loads: {reference.noise:.3g}), {said} of {every} greedy tokens equal ({sure} are sure to be)",
         findings=findings,
@@ -245,7 +245,7 @@ def look(model: Any, reference: Reference) -> Look:
     )
 
 
-def speak(model: Any) -> Spoken:
+def run_greedy(model: Any) -> GreedyOutput:
     """Let a causal `transformers` model continue a prompt of ids spread over its vocabulary; it ends at no token."""
     import torch
 
@@ -271,8 +271,8 @@ def speak(model: Any) -> Spoken:
             leads.append(best - second)
             fed = torch.tensor([said[-1:]], device=fed.device)
     assert first is not None
-    return Spoken(first, said, leads)
+    return GreedyOutput(first, said, leads)
 
 
 if __name__ == "__main__":
-    sys.exit(answer(make, sys.argv[1:]))
+    sys.exit(answer_request(make, sys.argv[1:]))

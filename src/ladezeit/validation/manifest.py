@@ -13,22 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.checkpoint.verify import identity, verify
+from ladezeit.checkpoint.verify import checkpoint_identity, verify
 from ladezeit.errors import CheckpointError, NotRunnableError
 from ladezeit.loading.quantization import TORCHAO, Scheme, quantization_config, rule_of
-from ladezeit.model.tensors import named_parts, state_parts
+from ladezeit.model.tensors import named_component_tensors, state_component_tensors
 from ladezeit.system.limits import available_memory_bytes
-from ladezeit.system.processes import answer, run_apart
+from ladezeit.system.processes import answer_request, run_module_json
 from ladezeit.validation import reference_cache
 from ladezeit.validation.checksum import ARITHMETIC
-from ladezeit.validation.digest import digests
+from ladezeit.validation.digest import digest_tensors
 from ladezeit.validation.inventory import QUANTISED, part_name
-from ladezeit.validation.reference_cache import Subject
+from ladezeit.validation.reference_cache import ReferenceKey
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ladezeit.validation.inventory import Held
+    from ladezeit.validation.inventory import NamedTensor
 
 
 #: In the cache folder.
@@ -45,7 +45,7 @@ _BLOCK = 64
 _MOST_UNSTEADY = 5
 
 
-def manifest_file(subject: Subject, building: Callable[[], None] = lambda: None) -> Path:
+def manifest_file(subject: ReferenceKey, building: Callable[[], None] = lambda: None) -> Path:
     """Return the file of the manifest of `subject`, made where there is none for its checkpoint's files.
 
     `building` is called before a manifest is made, which takes as long as a load and two passes over the weights; for
@@ -76,9 +76,9 @@ def manifest_file(subject: Subject, building: Callable[[], None] = lambda: None)
             "ranks": subject.ranks,
             "asked": asked,
         }
-        return run_apart("ladezeit.validation.manifest", request, f"model={subject.name}")
+        return run_module_json("ladezeit.validation.manifest", request, f"model={subject.name}")
 
-    return reference_cache.ensure(subject.cache / FOLDER, subject.name, asked, build)
+    return reference_cache.ensure_file(subject.cache / FOLDER, subject.name, asked, build)
 
 
 def reference_load(folder: str, dtype: str, device: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
@@ -110,9 +110,9 @@ def reference_load(folder: str, dtype: str, device: str, **arguments: Any) -> tu
 
 def make(request: dict[str, Any]) -> dict[str, Any]:
     """Make the manifest in this process; returns plain data."""
-    from ladezeit.validation.digest import digests
-    from ladezeit.validation.inventory import groups, inventory
-    from ladezeit.validation.provenance import anchor
+    from ladezeit.validation.digest import digest_tensors
+    from ladezeit.validation.inventory import group_tied, list_tensors
+    from ladezeit.validation.provenance import trace_to_files
 
     checkpoint = Checkpoint.from_json(request["checkpoint"])
     model, info = reference_load(
@@ -121,13 +121,13 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
         request["reference_device"],
         trust_remote_code=request["trust_remote_code"],
     )
-    held = inventory(model)
-    grouped = groups(held)
+    held = list_tensors(model)
+    grouped = group_tied(held)
     found: dict[str, str] = {}
-    by_first = digests({group[0].name: group[0].tensor for group in grouped})
+    by_first = digest_tensors({group[0].name: group[0].tensor for group in grouped})
     for group in grouped:
         found.update({one.name: by_first[group[0].name] for one in group})
-    anchors = anchor(checkpoint, held, found)
+    anchors = trace_to_files(checkpoint, held, found)
     entries = {
         one.name: Entry(
             found[one.name], str(one.tensor.dtype).removeprefix("torch."), tuple(one.tensor.shape), one.kind
@@ -137,7 +137,7 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
     split = _split(grouped, request["ranks"], _is_packed(model)) if request["ranks"] else {}
     if request["scheme"]:
         entries = _with_quantised(entries, model, request)
-    if identity(checkpoint) != request["asked"]["files"]:
+    if checkpoint_identity(checkpoint) != request["asked"]["files"]:
         raise CheckpointError(f"the files in {checkpoint.folder} changed while their manifest was made: try again")
     ties = [[one.name for one in group] for group in grouped if len(group) > 1]
     origin = {
@@ -153,7 +153,7 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Entry:
-    """What one name must hold; `kind` as in `inventory.Held`, `dtype` torch's name without ``torch.``."""
+    """What one name must hold; `kind` as in `inventory.NamedTensor`, `dtype` torch's name without ``torch.``."""
 
     digest: str
     dtype: str
@@ -168,21 +168,21 @@ def _with_quantised(entries: dict[str, Entry], model: Any, request: dict[str, An
         CheckpointError: the quantizer does not repeat itself.
     """
 
-    made = quantised_entries(model, Scheme(**request["scheme"]), request["dtype"], request["device"])
+    made = quantized_entries(model, Scheme(**request["scheme"]), request["dtype"], request["device"])
     put: dict[str, Entry] = {}
     for name, entry in entries.items():
         put.update(made.get(name, [(name, entry)]))
     return put
 
 
-def _split(grouped: "Iterable[list[Held]]", ranks: int, packed: bool) -> dict[str, dict[str, list[str]]]:
+def _split(grouped: "Iterable[list[NamedTensor]]", ranks: int, packed: bool) -> dict[str, dict[str, list[str]]]:
     """Return the digests of all ranks' parts of each parameter, for each way in which it may be split.
 
     Which of them a plan uses shows only in the load; a way that is not here is a finding there. `packed`: some tensors
     hold two projections one after the other, each of which is split.
     """
-    from ladezeit.model.tensors import part, way
-    from ladezeit.validation.digest import digests
+    from ladezeit.model.tensors import shard_of, shard_spec
+    from ladezeit.validation.digest import digest_tensors
     from ladezeit.validation.inventory import PARAMETER
 
     found: dict[str, dict[str, list[str]]] = {}
@@ -192,8 +192,8 @@ def _split(grouped: "Iterable[list[Held]]", ranks: int, packed: bool) -> dict[st
             continue
         groups = (1, 2) if packed and tensor.dim() > 1 else (1,)
         ways = {}
-        for one in (way(dimension, count) for dimension in range(tensor.dim()) for count in groups):
-            parts = digests({str(rank): part(tensor, one, rank, ranks) for rank in range(ranks)})
+        for one in (shard_spec(dimension, count) for dimension in range(tensor.dim()) for count in groups):
+            parts = digest_tensors({str(rank): shard_of(tensor, one, rank, ranks) for rank in range(ranks)})
             ways[one] = list(parts.values())
         found.update({one.name: ways for one in group})
     return found
@@ -252,10 +252,10 @@ class Manifest:
         return cls(**{**plain, "tensors": tensors})
 
 
-def read(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
     """Read a manifest file; raises `CheckpointError` where it is not there, or damaged."""
     try:
-        return Manifest.from_plain(reference_cache.read(path))
+        return Manifest.from_plain(reference_cache.read_file(path))
     except (ValueError, TypeError, KeyError) as cause:
         raise CheckpointError(f"{path} is no manifest: {cause!r}. Remove it, and it is made again") from cause
 
@@ -263,7 +263,7 @@ def read(path: Path) -> Manifest:
 # What the library's own quantizer makes of weights that are proven already: the measure for quantized loads.
 
 
-def taken(model: Any, scheme: Scheme, dtype: str) -> list[str]:
+def quantized_names(model: Any, scheme: Scheme, dtype: str) -> list[str]:
     """Return the names of the weights of a plain `model` that the scheme's quantizer takes, by its own list."""
     from transformers.quantizers import AutoHfQuantizer
 
@@ -274,7 +274,7 @@ def taken(model: Any, scheme: Scheme, dtype: str) -> list[str]:
     return [f"{path}.weight" for path, module in model.named_modules() if takes(path, module)]
 
 
-def quantised_entries(model: Any, scheme: Scheme, dtype: str, device: str) -> dict[str, list[tuple[str, Entry]]]:
+def quantized_entries(model: Any, scheme: Scheme, dtype: str, device: str) -> dict[str, list[tuple[str, Entry]]]:
     """Return what each weight that is taken must consist of: the entries of its parts with their names.
 
     Args:
@@ -288,11 +288,11 @@ def quantised_entries(model: Any, scheme: Scheme, dtype: str, device: str) -> di
     """
     made = {}
     unsteady = []
-    for name in taken(model, scheme, dtype):
+    for name in quantized_names(model, scheme, dtype):
         weight = _as_linear(model, name)
-        parts = quantise(weight, scheme, device)
-        found = digests(parts)
-        if digests(quantise(weight, scheme, device)) != found:
+        parts = quantize_weight(weight, scheme, device)
+        found = digest_tensors(parts)
+        if digest_tensors(quantize_weight(weight, scheme, device)) != found:
             unsteady.append(name)
         made[name] = [
             (part_name(name, part), Entry(found[part], _dtype(tensor), tuple(tensor.shape), QUANTISED))
@@ -307,8 +307,10 @@ def quantised_entries(model: Any, scheme: Scheme, dtype: str, device: str) -> di
     return made
 
 
-def quantise(weight: "Tensor", scheme: Scheme, device: str) -> "dict[str, Tensor]":
-    """Return the parts that the library makes of a weight (rows by columns), by their names in `named_parts`."""
+def quantize_weight(weight: "Tensor", scheme: Scheme, device: str) -> "dict[str, Tensor]":
+    """Return the parts that the library makes of a weight (rows by columns), by their names in
+    `named_component_tensors`.
+    """
     import torch
 
     here = weight.detach().to(device).contiguous()
@@ -318,7 +320,7 @@ def quantise(weight: "Tensor", scheme: Scheme, device: str) -> "dict[str, Tensor
         linear = torch.nn.Linear(here.shape[1], here.shape[0], bias=False, device="meta")
         linear.weight = torch.nn.Parameter(here, requires_grad=False)
         quantize_(linear, Int8WeightOnlyConfig())
-        return dict(named_parts(linear.weight))
+        return dict(named_component_tensors(linear.weight))
     from bitsandbytes import functional
 
     if scheme.bits == 8:
@@ -327,7 +329,7 @@ def quantise(weight: "Tensor", scheme: Scheme, device: str) -> "dict[str, Tensor
     codes, state = functional.quantize_4bit(
         here, blocksize=_BLOCK, compress_statistics=scheme.double, quant_type=scheme.quant_type
     )
-    return {"": codes, **dict(state_parts(state))}
+    return {"": codes, **dict(state_component_tensors(state))}
 
 
 def _as_linear(model: Any, name: str) -> "Tensor":
@@ -343,4 +345,4 @@ def _dtype(tensor: "Tensor") -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(answer(make, sys.argv[1:]))
+    sys.exit(answer_request(make, sys.argv[1:]))

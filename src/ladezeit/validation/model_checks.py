@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.errors import CheckpointError
-from ladezeit.loading.quantization import CHECKPOINTS_OWN, dequantised_dtype, rule, scheme_of
-from ladezeit.model.tensors import parts
+from ladezeit.loading.quantization import CHECKPOINTS_OWN, dequantised_dtype, quantizer_rule, scheme_of
+from ladezeit.model.tensors import component_tensors
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.proof import Finding
 
@@ -18,20 +18,20 @@ from ladezeit.validation.proof import Finding
 _ABOUT_THE_FILE = ("transformers_version", "_from_model_config")
 
 
-def spoken_claim(expected: Expected) -> str | None:
+def logits_claim(expected: Expected) -> str | None:
     """Return what it proves that a quantized model says what its reference says; None for one that is not quantized."""
     if expected.quantization is None:
         return None
     return "it generates what another load by the same quantizer generates, which need not be what the original would"
 
 
-class Quantised:
+class QuantizationCheck:
     """Judges the weights of a model one by one; `count` is how many were found quantized as asked."""
 
     def __init__(self, model: Any, expected: Expected) -> None:
         self._asked = expected.quantization
         self._dtype = expected.dtype
-        self._takes = rule(model)
+        self._takes = quantizer_rule(model)
         self._of_scheme = 0
         self.count = 0
 
@@ -82,7 +82,7 @@ class Quantised:
 # Whether weights that the model ties are one tensor in memory, and not two that happen to be equal.
 
 
-def untied(model: Any, expected: Expected) -> list[Finding]:
+def find_untied_weights(model: Any, expected: Expected) -> list[Finding]:
     """Return a finding for each pair of weights that the model or its config ties, and that is not one storage.
 
     A pair that the placement put on two devices is let pass where several devices are legitimate: a copy is the only
@@ -131,7 +131,9 @@ def _tensor(model: Any, name: str) -> Any:
 def _same(one: Any, other: Any) -> bool:
     if one is other:
         return True
-    pairs = zip(parts(one), parts(other), strict=False)  # of two that are not one, the first parts differ already
+    pairs = zip(
+        component_tensors(one), component_tensors(other), strict=False
+    )  # of two that are not one, the first parts differ already
     return bool(one.shape == other.shape and all(_same_memory(part, twin) for part, twin in pairs))
 
 
@@ -142,7 +144,7 @@ def _same_memory(one: Any, other: Any) -> bool:
 # Which weights a model class keeps in float32 whatever dtype is asked for.
 
 
-def kept_float32(model: Any, dtype: str) -> Callable[[str], bool]:
+def fp32_exceptions(model: Any, dtype: str) -> Callable[[str], bool]:
     """Return whether transformers loads the tensor of a name as float32 when `dtype` is asked for.
 
     Model classes list patterns: ``_keep_in_fp32_modules`` for float16, ``_keep_in_fp32_modules_strict`` for bfloat16

@@ -11,18 +11,18 @@ from typing import Any
 from ladezeit.config import ValidationConfig
 from ladezeit.loading.base import EngineModel
 from ladezeit.loading.quantization import scheme_of
-from ladezeit.model.tensors import parts
+from ladezeit.model.tensors import component_tensors
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.faults import Fault
 from ladezeit.validation.model_checks import (
-    Quantised,
+    QuantizationCheck,
     WrongDtype,
-    kept_float32,
+    find_untied_weights,
+    fp32_exceptions,
     not_taken_up,
-    untied,
     without_class_choices,
 )
-from ladezeit.validation.proof import META, Finding, Look
+from ladezeit.validation.proof import META, Finding, LevelReport
 
 #: All that shows without reading values; of the files, what the keys that the load could not match tell.
 CLAIMS = frozenset(
@@ -64,12 +64,12 @@ class _Counts:
     offloaded: int
 
 
-def look(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> Look:
+def check_placement(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> LevelReport:
     """Check meta, device, dtype, ties, offload, generation config and the keys that the load could not match."""
     model = loaded.model
-    places = Places(loaded, expected)
-    kept = kept_float32(model, expected.dtype)
-    quantised = Quantised(model, expected)
+    places = ResolvedDeviceMap(loaded, expected)
+    kept = fp32_exceptions(model, expected.dtype)
+    quantised = QuantizationCheck(model, expected)
     findings = places.find_refused()
     wrong_dtypes: list[WrongDtype] = []
     modules_seen = tensors_seen = offloaded = 0
@@ -92,10 +92,10 @@ def look(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> L
                     wrong_dtypes.append(WrongDtype(held.name, found, wanted))
     findings += _dtypes(without_class_choices(model, expected.dtype, wrong_dtypes))
     findings += quantised.find_missing()
-    findings += untied(model, expected)
+    findings += find_untied_weights(model, expected)
     findings += not_taken_up(model, expected.generation_config)
     findings += _keys(loaded)
-    return Look(
+    return LevelReport(
         summary=_claim(_Counts(tensors_seen, modules_seen, quantised.count, offloaded), expected),
         modules_seen=modules_seen,
         tensors_seen=tensors_seen,
@@ -106,7 +106,7 @@ def look(loaded: EngineModel, expected: Expected, config: ValidationConfig) -> L
 
 def _tensors(path: str, module: Any) -> Iterator[_Held]:
     # The dictionaries themselves, because the named_ iterators build every prefix again and hide which buffers persist.
-    offloaded = offloads(module)
+    offloaded = is_offloaded(module)
     for name, parameter in module._parameters.items():
         if parameter is not None:
             yield _Held(f"{path}.{name}" if path else name, path, parameter, True, offloaded, True)
@@ -119,7 +119,7 @@ def _tensors(path: str, module: Any) -> Iterator[_Held]:
 # Where each module's tensors may be: the resolved placement, held against what was asked for.
 
 
-class Places:
+class ResolvedDeviceMap:
     """The resolved device map of a load (module to device; accelerate's or none), and what of it was asked for."""
 
     def __init__(self, loaded: EngineModel, expected: Expected) -> None:
@@ -168,7 +168,7 @@ class Places:
         return place == _DISK or (place == _CPU and self._expected.device != _CPU)
 
 
-def _place_findings(held: _Held, places: Places, expected: Expected) -> list[Finding]:
+def _place_findings(held: _Held, places: ResolvedDeviceMap, expected: Expected) -> list[Finding]:
     if held.tensor.is_meta:
         if not held.offloaded:
             return [Finding("meta", held.name, META)]
@@ -178,7 +178,7 @@ def _place_findings(held: _Held, places: Places, expected: Expected) -> list[Fin
             Finding("offload", held.name, "is kept elsewhere and brought in for every forward, which was not asked")
         ]
     allowed = places.allowed_devices(held.module, held.offloaded)
-    strays = {str(part.device) for part in parts(held.tensor)} - allowed
+    strays = {str(part.device) for part in component_tensors(held.tensor)} - allowed
     if not strays:
         return []
     if "meta" in strays:
@@ -224,7 +224,7 @@ def device_name(place: Any) -> str:
     return "cuda:0" if text == "cuda" else text
 
 
-def offloads(module: Any) -> bool:
+def is_offloaded(module: Any) -> bool:
     """Say whether accelerate keeps the weights of `module` elsewhere between forwards."""
     hook = getattr(module, "_hf_hook", None)
     if hook is None:
@@ -241,7 +241,7 @@ def offloaded_bytes(loaded: EngineModel) -> dict[str, int]:
     tied = set(getattr(loaded.model, "all_tied_weights_keys", None) or {})
     found: dict[str, int] = {}
     for path, module in loaded.model.named_modules():
-        if not offloads(module):
+        if not is_offloaded(module):
             continue
         above = next((part for part in _upwards(path) if part in mapped), "")
         place = mapped.get(above, _CPU)

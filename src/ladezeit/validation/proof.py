@@ -30,7 +30,7 @@ class Finding:
 
 
 @dataclass
-class Look:
+class LevelReport:
     """What one level looked at and found; `claim` says what it means that nothing was found, or why it did not run.
 
     `meaning` says in one sentence what that proves and what it does not, where a level's name does not say it already.

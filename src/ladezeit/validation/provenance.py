@@ -13,8 +13,8 @@ import numpy as np
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.errors import CheckpointError
 from ladezeit.model.classes import torch_dtype
-from ladezeit.validation.digest import digest, digests
-from ladezeit.validation.inventory import COMPUTED, Held, groups
+from ladezeit.validation.digest import digest_tensor, digest_tensors
+from ladezeit.validation.inventory import COMPUTED, NamedTensor, group_tied
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ _MOST_NAMED = 10
 
 
 @dataclass
-class Anchors:
+class Provenance:
     """How many tensors were traced to the files, by way, and the names of those that were not.
 
     ``exact``: same name, same bytes. ``cast``: same name, the bytes cast to the dtype that was asked for. ``renamed``:
@@ -34,7 +34,7 @@ class Anchors:
     unanchored: list[str]
 
 
-def anchor(checkpoint: Checkpoint, held: list[Held], found: Mapping[str, str]) -> Anchors:
+def trace_to_files(checkpoint: Checkpoint, held: list[NamedTensor], found: Mapping[str, str]) -> Provenance:
     """Trace the parameters and persistent buffers of a reference load to the files of `checkpoint`.
 
     Args:
@@ -47,13 +47,13 @@ def anchor(checkpoint: Checkpoint, held: list[Held], found: Mapping[str, str]) -
     """
     counts = dict.fromkeys(("exact", "cast", "renamed", "merged"), 0)
     stored = file_tensors(checkpoint)
-    stored_digests = digests(stored)
+    stored_digests = digest_tensors(stored)
     names_by_digest: dict[str, list[str]] = {}
     for name, own in stored_digests.items():
         names_by_digest.setdefault(own, []).append(name)
     unanchored: list[str] = []
     differing: list[str] = []
-    for group in groups([one for one in held if one.kind != COMPUTED]):
+    for group in group_tied([one for one in held if one.kind != COMPUTED]):
         ways = {_way(one, stored, stored_digests, found) for one in group}
         way: str | None = next((way for way in ("exact", "cast") if way in ways), None)
         if way is None and "differs" in ways:
@@ -72,7 +72,7 @@ def anchor(checkpoint: Checkpoint, held: list[Held], found: Mapping[str, str]) -
             f"({', '.join(differing[:_MOST_NAMED])}): transformers changes them while loading, or went wrong. Their "
             f"content cannot be verified: use validation=placement, and report it to transformers"
         )
-    return Anchors(counts, unanchored)
+    return Provenance(counts, unanchored)
 
 
 def file_tensors(checkpoint: Checkpoint) -> "dict[str, Tensor]":
@@ -93,14 +93,16 @@ def file_tensors(checkpoint: Checkpoint) -> "dict[str, Tensor]":
     return made
 
 
-def _way(one: Held, stored: "Mapping[str, Tensor]", stored_digests: Mapping[str, str], found: Mapping[str, str]) -> str:
+def _way(
+    one: NamedTensor, stored: "Mapping[str, Tensor]", stored_digests: Mapping[str, str], found: Mapping[str, str]
+) -> str:
     """Return how the tensor agrees with its name's in the files: ``exact``, ``cast``, ``differs`` or ``other``."""
     own = stored.get(one.name)
     if own is None or own.shape != one.tensor.shape:
         return "other"
     if own.dtype == one.tensor.dtype:
         return "exact" if stored_digests[one.name] == found[one.name] else "differs"
-    return "cast" if digest(own.to(one.tensor.dtype)) == found[one.name] else "other"
+    return "cast" if digest_tensor(own.to(one.tensor.dtype)) == found[one.name] else "other"
 
 
 def _is_merged(tensor: "Tensor", names_by_digest: Mapping[str, list[str]]) -> bool:
@@ -109,7 +111,7 @@ def _is_merged(tensor: "Tensor", names_by_digest: Mapping[str, list[str]]) -> bo
         return False
     for number, part in enumerate(tensor):
         if not any(
-            all(_has_number(names_by_digest.get(digest(piece), []), number) for piece in pieces)
+            all(_has_number(names_by_digest.get(digest_tensor(piece), []), number) for piece in pieces)
             for pieces in _splits(part)
         ):
             return False

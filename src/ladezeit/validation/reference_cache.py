@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.checkpoint.verify import identity
+from ladezeit.checkpoint.verify import checkpoint_identity
 from ladezeit.errors import CheckpointError
 from ladezeit.loading.quantization import Scheme
 from ladezeit.system.files import write_atomically
@@ -25,7 +25,7 @@ _SCHEMA = 1
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
-def ensure(folder: Path, name: str, requested: dict[str, Any], build: Callable[[], dict[str, Any]]) -> Path:
+def ensure_file(folder: Path, name: str, requested: dict[str, Any], build: Callable[[], dict[str, Any]]) -> Path:
     """Return the file with what `build` makes of `requested`, calling it where there is none.
 
     Args:
@@ -57,8 +57,8 @@ def ensure(folder: Path, name: str, requested: dict[str, Any], build: Callable[[
     return path
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read what `ensure` wrote.
+def read_file(path: Path) -> dict[str, Any]:
+    """Read what `ensure_file` wrote.
 
     Raises:
         CheckpointError: it is not there, or damaged.
@@ -103,7 +103,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ReferenceKey:
     """A checkpoint, and all of a loading method that changes what its tensors must be.
 
     `name` is the model's, for people. `dtype` is torch's name of the dtype that is asked for, never ``auto``; `device`
@@ -123,7 +123,7 @@ class Subject:
     ranks: int | None = None
 
     def describe_place(self) -> dict[str, Any]:
-        """Return what every reference depends on besides the files' content, plain data for `ensure`."""
+        """Return what every reference depends on besides the files' content, plain data for `ensure_file`."""
         place: dict[str, Any] = {
             "folder": str(self.checkpoint.folder),
             "dtype": self.dtype,
@@ -138,7 +138,7 @@ class Subject:
 
     def files_identity(self) -> dict[str, Any]:
         """Return what is equal as long as the checkpoint's files are what they were."""
-        return identity(self.checkpoint)
+        return checkpoint_identity(self.checkpoint)
 
     def make_request(self) -> dict[str, Any]:
         """Return what every reference process is told."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import DType, LoadConfig, TensorParallelLoading, ValidationLevel
-from ladezeit.loading.quantization import scheme
+from ladezeit.loading.quantization import loading_scheme
 from ladezeit.validation.logits import reference_file
 from ladezeit.validation.manifest import manifest_file
-from ladezeit.validation.reference_cache import Subject
+from ladezeit.validation.reference_cache import ReferenceKey
 
 #: Levels that hold contents against a manifest, and those that hold what the model says against a reference.
 NEED_MANIFEST = (ValidationLevel.content, ValidationLevel.full)
@@ -24,10 +24,12 @@ class ProofFiles:
     reference: Path | None = None
 
 
-def subject_of(config: LoadConfig, checkpoint: Checkpoint, *, device: str, hardware: str, cache: Path) -> Subject:
-    """Return what the config's references are made for; arguments as those of `Subject`."""
+def reference_key_of(
+    config: LoadConfig, checkpoint: Checkpoint, *, device: str, hardware: str, cache: Path
+) -> ReferenceKey:
+    """Return what the config's references are made for; arguments as those of `ReferenceKey`."""
     asked, loading = config.loading.dtype, config.loading
-    return Subject(
+    return ReferenceKey(
         checkpoint=checkpoint,
         name=config.model.name,
         dtype=checkpoint.dtype if asked is DType.auto else asked.value,
@@ -35,12 +37,14 @@ def subject_of(config: LoadConfig, checkpoint: Checkpoint, *, device: str, hardw
         cache=cache,
         hardware=hardware,
         trust_remote_code=config.model.trust_remote_code,
-        scheme=scheme(loading),
+        scheme=loading_scheme(loading),
         ranks=loading.ranks if isinstance(loading, TensorParallelLoading) else None,
     )
 
 
-def prepare(config: LoadConfig, subject: Subject, building: Callable[[str], None] = lambda what: None) -> ProofFiles:
+def prepare_references(
+    config: LoadConfig, subject: ReferenceKey, building: Callable[[str], None] = lambda what: None
+) -> ProofFiles:
     """Return the files for the config's level, made where they are not there for the checkpoint as it is now.
 
     `building` is told what is being made; that takes as long as a load or two.

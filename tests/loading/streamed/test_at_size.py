@@ -20,13 +20,13 @@ from host_runtime import PumpedDevice
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.safetensors_header import TensorEntry, read_header
 from ladezeit.config import CacheState, StreamedLoading
-from ladezeit.loading.base import Arrangement, LoadRequest, Merged, Part
+from ladezeit.loading.base import FusedParameter, LoadRequest, Slice, WeightMapping
 from ladezeit.loading.streamed.device import HostDevice
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.model.classes import torch_dtype
 from ladezeit.system import page_cache
 from ladezeit.timing.clock import Clock
-from ladezeit.validation.digest import digests
+from ladezeit.validation.digest import digest_tensors
 
 EXPERTS = 8
 #: What each load finds in the page cache.
@@ -105,27 +105,27 @@ def make(folder: Path, size: Size) -> Checkpoint:
     )
 
 
-def arrangement_of(checkpoint: Checkpoint) -> Arrangement:
+def arrangement_of(checkpoint: Checkpoint) -> WeightMapping:
     """Return what a mixture of experts in float16 wants: gate above up, cast and stacked; down stacked as it is."""
     by_name = {entry.name: entry for entry in checkpoint.tensors}
 
-    def stacked(name: str, *parts: str) -> Merged:
+    def stacked(name: str, *parts: str) -> FusedParameter:
         first = by_name[f"experts.0.{parts[0]}"]
         rows, columns = first.shape
         found = [
-            Part(by_name[f"experts.{number}.{part}"], (number * len(parts) + above) * rows * columns)
+            Slice(by_name[f"experts.{number}.{part}"], (number * len(parts) + above) * rows * columns)
             for above, part in enumerate(parts)
             for number in range(EXPERTS)
         ]
         names = tuple(tuple(f"experts.{number}.{part}" for number in range(EXPERTS)) for part in parts)
-        return Merged(name, (EXPERTS, len(parts) * rows, columns), first.dtype, tuple(found), names)
+        return FusedParameter(name, (EXPERTS, len(parts) * rows, columns), first.dtype, tuple(found), names)
 
     cast = [name for name in by_name if name.startswith("cast.") or name.endswith((".gate", ".up"))]
     merged = (stacked("experts.gate_up", "gate", "up"), stacked("experts.down", "down"))
-    return Arrangement(merged, dict.fromkeys(cast, torch.float16))
+    return WeightMapping(merged, dict.fromkeys(cast, torch.float16))
 
 
-def wanted_digests(checkpoint: Checkpoint, arrangement: Arrangement) -> dict[str, str]:
+def wanted_digests(checkpoint: Checkpoint, arrangement: WeightMapping) -> dict[str, str]:
     """Return the digest of each tensor as torch itself makes it of the files' bytes, on the host."""
     files = [np.fromfile(shard, dtype=np.uint8) for shard in checkpoint.shards]
 
@@ -140,11 +140,11 @@ def wanted_digests(checkpoint: Checkpoint, arrangement: Arrangement) -> dict[str
     found: dict[str, str] = {}
     for one in arrangement.fused:
         columns = [torch.stack([read(by_name[name]) for name in column]) for column in one.columns]
-        found |= digests({one.name: torch.cat(columns, dim=1)})
+        found |= digest_tensors({one.name: torch.cat(columns, dim=1)})
         for name in (name for column in one.columns for name in column):
             del by_name[name]
     for name, entry in by_name.items():
-        found |= digests({name: read(entry)})
+        found |= digest_tensors({name: read(entry)})
     return found
 
 
@@ -182,7 +182,7 @@ def test_every_load_brings_every_bit(size: Size, readers: str, tmp_path: Path) -
         assert {str(tensor.device) for tensor in tensors.values()} == {size.device}
         assert loaded.effective["readers"] == readers
         assert loaded.effective["ring_bytes"] > 0 and loaded.effective["extents"] > 2 * loaded.effective["threads"]
-        found = digests(tensors)
+        found = digest_tensors(tensors)
         differing = sorted(name for name in wanted if found.get(name) != wanted[name])
         assert found.keys() == wanted.keys() and not differing, f"load {number} ({state.value}): {differing}"
         poison(tensors)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from streamed_for_tests import bits, checkpoint_of
 
 from ladezeit.config import StreamedLoading
-from ladezeit.loading.base import Arrangement, LoadRequest
+from ladezeit.loading.base import LoadRequest, WeightMapping
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.system import page_cache
 from ladezeit.timing.clock import Clock
@@ -37,13 +37,13 @@ def test_every_value_is_cast_as_torch_casts_it(
     save_file(held_weights, shard)
     del held_weights
     checkpoint = checkpoint_of(shard)
-    page_cache.drop([shard]) if state == "cold" else page_cache.warm([shard])
+    page_cache.drop_pages([shard]) if state == "cold" else page_cache.warm_pages([shard])
     request = LoadRequest(
         checkpoint,
         StreamedLoading(name="streamed"),
         "cpu",
         tmp_path,
-        weight_mapping=Arrangement(dtypes={entry.name: asked for entry in checkpoint.tensors}),
+        weight_mapping=WeightMapping(dtypes={entry.name: asked for entry in checkpoint.tensors}),
     )
     with StreamedEngine().open(request, Clock(time.monotonic_ns())) as loaded:
         loaded.wait()

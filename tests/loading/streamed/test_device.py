@@ -13,7 +13,7 @@ from ladezeit.checkpoint.safetensors_header import read_header
 from ladezeit.config import StreamedLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadRequest
-from ladezeit.loading.streamed.device import HostDevice, Lane, Moves, slot_bytes
+from ladezeit.loading.streamed.device import CopyStream, HostDevice, Moves, slot_bytes
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.readers import in_background
 from ladezeit.timing.clock import Clock
@@ -44,7 +44,7 @@ class LateDevice(HostDevice):
     def __init__(self) -> None:
         self.synchronized = self.unpinned = 0
 
-    def make_stream(self) -> Lane:
+    def make_stream(self) -> CopyStream:
         return LateLane()
 
     def synchronize(self) -> None:
@@ -62,7 +62,7 @@ class FailingDevice(LateDevice):
         super().__init__()
         self._left = after
 
-    def make_stream(self) -> Lane:
+    def make_stream(self) -> CopyStream:
         lane = LateLane()
         copy = lane.copy_slot
 

@@ -15,7 +15,7 @@ from streamed_for_tests import EXTENT, assert_same, checkpoint_of, load
 from ladezeit.config import Readers
 from ladezeit.errors import LoadError
 from ladezeit.loading.streamed import pump
-from ladezeit.loading.streamed.layout import Piece
+from ladezeit.loading.streamed.layout import Segment
 from ladezeit.loading.streamed.pump import RUNTIME_FUNCTIONS
 from ladezeit.loading.streamed.readers import in_background
 from ladezeit.system import page_cache
@@ -54,7 +54,7 @@ def test_loads_one_after_the_other_have_every_byte(threads: int, tmp_path: Path)
         save_file({name: tensor for name, tensor in wanted.items() if name.endswith(f".{number}")}, shard)
     for state, slot in itertools.product(("warm", "cold"), (4096, EXTENT)):
         checkpoint = checkpoint_of(*shards)
-        page_cache.drop(shards) if state == "cold" else page_cache.warm(shards)
+        page_cache.drop_pages(shards) if state == "cold" else page_cache.warm_pages(shards)
         loaded = load(checkpoint, "pump", threads=threads, extent_bytes=slot)
         assert_same(loaded.tensors, wanted)
         assert loaded.effective["readers"] == "native"
@@ -98,7 +98,11 @@ def test_pieces_are_cut_where_extents_end() -> None:
     view = pump.np.zeros(3, pump._EXTENT)
     view["begin"], view["end"] = [0, 100, 200], [100, 200, 260]
     kind = torch.uint8
-    pieces = [Piece(10, 30, 0, 0, kind, kind), Piece(40, 230, 0, 512, kind, kind), Piece(230, 260, 0, 1024, kind, kind)]
+    pieces = [
+        Segment(10, 30, 0, 0, kind, kind),
+        Segment(40, 230, 0, 512, kind, kind),
+        Segment(230, 260, 0, 1024, kind, kind),
+    ]
     made, first = pump._copies_of_pieces(view, pieces, {0: arena})
     base = arena.data_ptr()
     found = [(int(one["target"]) - base, int(one["source"]), int(one["size"])) for one in made]

@@ -26,9 +26,9 @@ from ladezeit.errors import CheckpointError, ConfigError, LadezeitError, LoadErr
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.streamed import memory, plan
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.loading.streamed.layout import Piece
+from ladezeit.loading.streamed.layout import Segment
 from ladezeit.loading.streamed.memory import ShardFile, dtype_of
-from ladezeit.loading.streamed.plan import Extent, How
+from ladezeit.loading.streamed.plan import Extent, ReadMethod
 from ladezeit.loading.streamed.readers import in_background
 from ladezeit.system import page_cache
 from ladezeit.timing.clock import Clock
@@ -55,7 +55,7 @@ def test_the_weights_are_the_files(way: str, state: str, threads: int, own_tiny:
     """A user gets the weights that safetensors would give, cold or warm, with one thread or many."""
     wanted = {name: tensor.clone() for shard in own_tiny.shards for name, tensor in load_file(shard).items()}
     gc.collect()
-    page_cache.drop(own_tiny.shards) if state == "cold" else page_cache.warm(own_tiny.shards)
+    page_cache.drop_pages(own_tiny.shards) if state == "cold" else page_cache.warm_pages(own_tiny.shards)
     loaded = load(own_tiny, way, threads=threads)
     assert_same(loaded.tensors, wanted)
     assert not loaded.borrowed
@@ -98,7 +98,7 @@ def test_any_layout_is_loaded_bit_for_bit(  # noqa: PLR0917 (hypothesis passes b
     """Scalars, empty tensors, mixed dtypes and offsets that no dtype is aligned to come out as they were written."""
     path = write(tmp_path / "any.safetensors", layout, pad)
     if cold:
-        page_cache.drop([path])
+        page_cache.drop_pages([path])
     checkpoint = checkpoint_of_header_only(path)
     loaded = load(checkpoint, way, threads=threads, extent_bytes=4096 * extent_pages)
     raw = path.read_bytes()
@@ -143,7 +143,7 @@ def test_a_half_cached_file_is_read_both_ways(way: str, shard: Path) -> None:
     checkpoint = checkpoint_of(shard)
     wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
     gc.collect()
-    page_cache.drop([shard])
+    page_cache.drop_pages([shard])
     with shard.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         file.read(20 * EXTENT)
@@ -188,7 +188,7 @@ def test_a_file_of_somebody_else_is_read_by_residency_too(
     checkpoint = checkpoint_of(shard)
     wanted = {name: tensor.clone() for name, tensor in load_file(shard).items()}
     gc.collect()
-    page_cache.drop([shard]) if state == "cold" else page_cache.warm([shard])
+    page_cache.drop_pages([shard]) if state == "cold" else page_cache.warm_pages([shard])
     with monkeypatch.context() as stranger:
         stranger.setattr(os, "access", lambda path, mode: False)
         stranger.setattr(os, "geteuid", lambda: -1)
@@ -222,7 +222,7 @@ def test_a_file_truncated_after_inspection_is_an_error(way: str, shard: Path) ->
 def test_a_file_that_shrinks_during_the_load_is_an_error(way: str, shard: Path) -> None:
     """The error names the file and the offset whose bytes are gone; nothing half read is handed out."""
     checkpoint = checkpoint_of(shard)
-    page_cache.drop([shard])
+    page_cache.drop_pages([shard])
 
     if way == "pump":  # whose progress is told by the clock
         host_runtime.offset("hold").value = 0
@@ -239,7 +239,7 @@ def test_a_file_that_shrinks_during_the_load_is_an_error(way: str, shard: Path) 
 def test_a_file_that_is_rewritten_during_the_load_is_an_error(shard: Path) -> None:
     """A checkpoint whose writer was still at work is not handed out as a mixture of old and new."""
     checkpoint = checkpoint_of(shard)
-    page_cache.drop([shard])
+    page_cache.drop_pages([shard])
 
     def rewrite(done: int, total: int, seconds: float) -> None:
         os.utime(shard, (1, 1))
@@ -254,7 +254,7 @@ def test_a_disk_error_in_a_thread_stops_all_and_leaves_nothing(
 ) -> None:
     """An I/O error is the caller's exception, with file and offset; no thread and no descriptor stays behind."""
     checkpoint = checkpoint_of(shard)
-    page_cache.drop([shard])
+    page_cache.drop_pages([shard])
     open_before, threads_before = descriptors(), threading.active_count()
     with pytest.raises(LoadError, match=r"model\.safetensors: .* offset \d+ .*Input/output error"):
         load(checkpoint, way, threads=8)
@@ -268,7 +268,7 @@ def test_a_disk_error_in_a_thread_stops_all_and_leaves_nothing(
 def test_no_descriptor_stays_open_while_the_weights_live(way: str, state: str, shard: Path) -> None:
     """A server that holds many models does not run out of descriptors, however they were loaded."""
     checkpoint = checkpoint_of(shard)
-    page_cache.drop([shard]) if state == "cold" else page_cache.warm([shard])
+    page_cache.drop_pages([shard]) if state == "cold" else page_cache.warm_pages([shard])
     before = descriptors()
     kept = [load(checkpoint, way) for _ in range(3)]
     assert descriptors() == before
@@ -327,7 +327,7 @@ def test_a_checkpoint_in_memory_is_loaded(way: str) -> None:
 def test_progress_reaches_the_total(way: str, state: str, shard: Path) -> None:
     """Who shows a bar sees it rise and end at 100 %."""
     checkpoint = checkpoint_of(shard)
-    page_cache.drop([shard]) if state == "cold" else page_cache.warm([shard])
+    page_cache.drop_pages([shard]) if state == "cold" else page_cache.warm_pages([shard])
     seen: list[tuple[int, int, float]] = []
     load(checkpoint, way, progress=lambda done, total, seconds: seen.append((done, total, seconds)), threads=4)
     assert seen == sorted(seen)
@@ -367,10 +367,10 @@ def test_the_phases_are_planning_and_reading(shard: Path) -> None:
 
 def test_what_is_not_cast_is_cut_at_any_byte() -> None:
     """A weight that begins where its dtype cannot, in a file with others that are cast, keeps its last bytes."""
-    piece = Piece(begin=90, end=190, arena=0, offset=640, source=torch.float32, target=torch.float32)
-    assert piece.clip_range(128, 256) == Piece(128, 190, 0, 678, torch.float32, torch.float32)
-    cast = Piece(begin=92, end=192, arena=0, offset=640, source=torch.float32, target=torch.float16)
-    assert cast.clip_range(128, 256) == Piece(128, 192, 0, 658, torch.float32, torch.float16)
+    piece = Segment(begin=90, end=190, arena=0, offset=640, source=torch.float32, target=torch.float32)
+    assert piece.clip_range(128, 256) == Segment(128, 190, 0, 678, torch.float32, torch.float32)
+    cast = Segment(begin=92, end=192, arena=0, offset=640, source=torch.float32, target=torch.float16)
+    assert cast.clip_range(128, 256) == Segment(128, 192, 0, 658, torch.float32, torch.float16)
 
 
 @pytest.mark.parametrize("first_bytes", [64, 24], ids=["all alike", "each its own"])
@@ -412,7 +412,7 @@ def test_on_a_gpu_the_weights_are_the_files_and_memory_is_theirs(state: str, tmp
     path = random_shard(tmp_path / "model.safetensors", size=256 * 2**20)
     wanted = {name: tensor.clone() for name, tensor in load_file(path).items()}
     gc.collect()
-    page_cache.drop([path]) if state == "cold" else page_cache.warm([path])
+    page_cache.drop_pages([path]) if state == "cold" else page_cache.warm_pages([path])
     torch.cuda.init()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -443,7 +443,7 @@ def test_scattered_reads_go_on_after_short_ones(tmp_path: Path, monkeypatch: pyt
     memories = [bytearray(size) for size in sizes]
     places = [(begin, memoryview(memory)) for begin, memory in zip(begins, memories, strict=True)]
     with ShardFile(path, 300_000) as file:
-        file.read_scattered(Extent(0, 0, 300_000, How.buffered), places)
+        file.read_scattered(Extent(0, 0, 300_000, ReadMethod.buffered), places)
     assert memories == [raw[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)]
 
 
@@ -468,7 +468,7 @@ def test_no_page_is_left_to_be_faulted_in(state: str, tmp_path: Path) -> None:
 def test_one_way_to_read_is_kept_to(way: str, reading: str, state: str, own_tiny: Checkpoint) -> None:
     """Who compares ways to read gets the one that was asked for, whatever is in memory."""
     wanted = {name: tensor.clone() for shard in own_tiny.shards for name, tensor in load_file(shard).items()}
-    page_cache.drop(own_tiny.shards) if state == "cold" else page_cache.warm(own_tiny.shards)
+    page_cache.drop_pages(own_tiny.shards) if state == "cold" else page_cache.warm_pages(own_tiny.shards)
     loaded = load(own_tiny, way, reading=Reading[reading])
     assert_same(loaded.tensors, wanted)
     used = {key for key in ("bytes_read_direct", "bytes_read_buffered", "bytes_mapped") if loaded.effective[key]}

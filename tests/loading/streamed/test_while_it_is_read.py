@@ -19,8 +19,8 @@ from transformers import core_model_loading
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import Reading, StreamedLoading
 from ladezeit.errors import LoadError
-from ladezeit.loading.base import LoadedTensors, LoadRequest, WhenRead
-from ladezeit.loading.build_model import Assembling
+from ladezeit.loading.base import LazyStateDict, LoadedTensors, LoadRequest
+from ladezeit.loading.build_model import StateDictEngine
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.readers import in_background
 from ladezeit.system import page_cache
@@ -44,7 +44,7 @@ def test_a_model_can_be_built_while_its_weights_arrive(way: str, shard: Path, ga
         assert early == {name: (tensor.shape, tensor.dtype) for name, tensor in wanted.items()}
         assert loaded.effective == {}
         threading.Timer(0.2, gate.set).start()
-        assert_same({name: awaited[...] for name, awaited in WhenRead(loaded).items()}, wanted)
+        assert_same({name: awaited[...] for name, awaited in LazyStateDict(loaded).items()}, wanted)
         loaded.wait()
         assert loaded.effective["whole_read_s"] > 0
 
@@ -61,7 +61,7 @@ def test_a_weight_is_there_before_those_after_it(a_before_b: Path, second_half: 
     """A model takes its first layers while its last ones are read: after the last byte little is left to do."""
     wanted = {name: tensor.clone() for name, tensor in load_file(a_before_b).items()}
     with opened(checkpoint_of(a_before_b), "in place") as loaded:
-        awaited = WhenRead(loaded)
+        awaited = LazyStateDict(loaded)
         assert torch.equal(awaited["a"][...], wanted["a"])
         assert not second_half.is_set() and loaded.effective == {}
         threading.Timer(0.1, second_half.set).start()
@@ -98,7 +98,7 @@ def test_a_reading_that_failed_stays_failed(way: str, shard: Path, io_error: Non
     """Whoever passes over the error does not get what the memory held before for weights."""
     whole, first = pytest.raises(LoadError, match="were not read"), pytest.raises(LoadError, match="Input/output error")
     with whole, opened(checkpoint_of(shard), way) as loaded, first:
-        WhenRead(loaded)["a"][...]
+        LazyStateDict(loaded)["a"][...]
 
 
 @WAYS
@@ -127,7 +127,7 @@ def test_the_library_maps_all_names_before_a_byte_is_there(
         return honest(*arguments, **options)
 
     monkeypatch.setattr(core_model_loading, "spawn_materialize", counted)
-    page_cache.drop(own_tiny.shards)
+    page_cache.drop_pages(own_tiny.shards)
     model = assembled(own_tiny)
     wanted = {name: tensor for shard in own_tiny.shards for name, tensor in load_file(shard).items()}
     found = model.state_dict()
@@ -136,7 +136,7 @@ def test_the_library_maps_all_names_before_a_byte_is_there(
 
 def test_a_disk_that_fails_is_the_error_of_the_load(own_tiny: Checkpoint, io_error: None) -> None:
     """A weight that never arrives ends the load with file and offset, not with a tale of missing weights."""
-    page_cache.drop(own_tiny.shards)
+    page_cache.drop_pages(own_tiny.shards)
     with pytest.raises(LoadError, match=r"\.safetensors: .* offset \d+ .*Input/output error"):
         assembled(own_tiny)
 
@@ -144,16 +144,16 @@ def test_a_disk_that_fails_is_the_error_of_the_load(own_tiny: Checkpoint, io_err
 def test_a_library_that_takes_weights_in_threads_gets_them_too(own_tiny: Checkpoint) -> None:
     """Releases that know no switch for their threads wait in those, and every thread gets its weight."""
     wanted = {name: tensor.clone() for shard in own_tiny.shards for name, tensor in load_file(shard).items()}
-    page_cache.drop(own_tiny.shards)
+    page_cache.drop_pages(own_tiny.shards)
     with opened(own_tiny, "in place") as loaded, ThreadPoolExecutor(4) as pool:
-        found = dict(pool.map(lambda pair: (pair[0], pair[1][...]), WhenRead(loaded).items()))
+        found = dict(pool.map(lambda pair: (pair[0], pair[1][...]), LazyStateDict(loaded).items()))
     assert_same(found, wanted)
 
 
 def assembled(checkpoint: Checkpoint) -> Any:
     loading = StreamedLoading(name="streamed", extent_bytes=EXTENT, reading=Reading.direct)
     request = LoadRequest(checkpoint, loading, "cpu", checkpoint.folder)
-    return Assembling(StreamedEngine()).load(request, Clock(time.monotonic_ns())).model
+    return StateDictEngine(StreamedEngine()).load(request, Clock(time.monotonic_ns())).model
 
 
 @WAYS

@@ -12,11 +12,11 @@ from proven_checkpoints import UP, flip_in_file, made, manifest_of, own_copy
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import LOADINGS, DType, ValidationConfig, ValidationLevel
 from ladezeit.loading.base import EngineModel, LoadRequest
-from ladezeit.loading.registry import engine
+from ladezeit.loading.registry import make_engine
 from ladezeit.timing.clock import LOAD, Clock
 from ladezeit.validation import manifest
 from ladezeit.validation.expected import Expected
-from ladezeit.validation.levels import prove
+from ladezeit.validation.levels import verify_model
 from ladezeit.validation.proof import Proof
 
 
@@ -33,7 +33,7 @@ def load(tmp_path: Path) -> Callable[..., EngineModel]:
         loading = LOADINGS.get(name, LOADINGS["transformers"])(name=name, engine=name, **arguments)
         request = LoadRequest(checkpoint, loading, "cpu", tmp_path)
         clock = Clock(time.monotonic_ns())
-        chosen = engine(name)
+        chosen = make_engine(name)
         chosen.prepare(request)
         with clock.span(LOAD):
             return chosen.load(request, clock)
@@ -48,8 +48,8 @@ def proof(cache: Path) -> Callable[..., Proof]:
     def proven(loaded: EngineModel, file: Path, dtype: DType = DType.bfloat16, **changes: Any) -> Proof:
         asked = SimpleNamespace(single_device=True, offload_allowed=False, device_strategy=False)
         asked.__dict__.update(changes)
-        expected = Expected("cpu", dtype.value, **vars(asked), manifest=manifest.read(file))
-        return prove(loaded, expected, ValidationConfig(ValidationLevel.content), Clock(time.monotonic_ns()))
+        expected = Expected("cpu", dtype.value, **vars(asked), manifest=manifest.read_manifest(file))
+        return verify_model(loaded, expected, ValidationConfig(ValidationLevel.content), Clock(time.monotonic_ns()))
 
     return proven
 

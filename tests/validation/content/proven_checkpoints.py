@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from configs_for_tests import TINY_MOE, model_config
-from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
+from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint, prepare_checkpoint
 from ladezeit.validation.manifest import manifest_file
-from ladezeit.validation.reference_cache import Subject
+from ladezeit.validation.reference_cache import ReferenceKey
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -23,13 +23,13 @@ def made(kind: str, cache: Path) -> Checkpoint:
         model.name, model.shard_bytes = "tiny-shards", 500_000
     elif kind == "experts":
         model.name, model.architecture = "tiny-experts", TINY_MOE
-    return prepare(model, cache)
+    return prepare_checkpoint(model, cache)
 
 
 def own_copy(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """Return a copy of a checkpoint that a test may damage."""
     shutil.copytree(checkpoint.folder, folder)
-    return inspect(folder, "copy")
+    return inspect_checkpoint(folder, "copy")
 
 
 def manifest_of(
@@ -41,7 +41,7 @@ def manifest_of(
 ) -> Path:
     """Return the manifest's file, made by a real reference load where it is not there."""
     asked = {"device": "cpu", "hardware": "this", **changes}
-    return manifest_file(Subject(checkpoint, "test", dtype, cache=cache, **asked), building)
+    return manifest_file(ReferenceKey(checkpoint, "test", dtype, cache=cache, **asked), building)
 
 
 def flip_in_file(checkpoint: Checkpoint, name: str) -> None:

@@ -12,12 +12,12 @@ import torch
 from proven_checkpoints import UP, flip_in_file, made, manifest_of, own_copy
 from safetensors.torch import load_file, save_file
 
-from ladezeit.checkpoint.resolve import Checkpoint, inspect
+from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint
 from ladezeit.config import LOADINGS, DType
 from ladezeit.errors import CheckpointError, ran_out_of_memory
 from ladezeit.loading import registry
 from ladezeit.loading.base import EngineModel, LoadRequest
-from ladezeit.loading.conversion import convert
+from ladezeit.loading.conversion import convert_checkpoint
 from ladezeit.timing.clock import LOAD, Clock
 from ladezeit.validation import digest, manifest
 from ladezeit.validation.proof import Proof
@@ -97,11 +97,11 @@ def test_another_format_holds_what_the_checkpoint_holds(
 ) -> None:
     """A conversion keeps every bit: its load is proven by the manifest of the original."""
     pytest.importorskip(name)
-    checkpoint, target = made(kind, cache), registry.converter(name)
+    checkpoint, target = made(kind, cache), registry.make_converter(name)
     assert target is not None
-    conversion = convert(target, checkpoint, kind, cache, lambda what, done, total: None)
+    conversion = convert_checkpoint(target, checkpoint, kind, cache, lambda what, done, total: None)
     request = LoadRequest(checkpoint, LOADINGS[name](name=name), "cpu", tmp_path, conversion=conversion)
-    chosen, clock = registry.engine(name), Clock(time.monotonic_ns())
+    chosen, clock = registry.make_engine(name), Clock(time.monotonic_ns())
     chosen.prepare(request)
     with clock.span(LOAD):
         loaded = chosen.load(request, clock)
@@ -112,11 +112,11 @@ def test_another_format_holds_what_the_checkpoint_holds(
 @pytest.mark.parametrize("kind", ["tied", "untied", "shards", "experts"])
 def test_the_reference_itself_is_traced_to_the_files(kind: str, cache: Path) -> None:
     """The measure that engines are held to is proven by the bytes of the files, merged experts included."""
-    said = manifest.read(manifest_of(made(kind, cache), cache))
+    said = manifest.read_manifest(manifest_of(made(kind, cache), cache))
     assert said.unanchored == []
     assert sum(said.anchored.values()) > 10
     assert (said.anchored["merged"] > 0) == (kind == "experts")
-    cast = manifest.read(manifest_of(made(kind, cache), cache, "float32"))
+    cast = manifest.read_manifest(manifest_of(made(kind, cache), cache, "float32"))
     assert cast.anchored["cast"] > 0
 
 
@@ -323,23 +323,23 @@ def test_a_checkpoint_that_lacks_a_tensor_has_no_manifest(checkpoint: Checkpoint
     del tensors[UP]
     save_file(tensors, copy.shards[0], metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=f"lacks 1 tensors of its model .{UP}.*Fetch"):
-        manifest_of(inspect(copy.folder, "copy"), cache)
+        manifest_of(inspect_checkpoint(copy.folder, "copy"), cache)
 
 
 def test_a_reference_that_is_not_the_files_is_refused(checkpoint: Checkpoint) -> None:
     """Were transformers itself wrong, its load would be refused as a measure, and named."""
     from transformers import AutoModelForCausalLM
 
-    from ladezeit.validation.digest import digests
-    from ladezeit.validation.inventory import inventory
-    from ladezeit.validation.provenance import anchor
+    from ladezeit.validation.digest import digest_tensors
+    from ladezeit.validation.inventory import list_tensors
+    from ladezeit.validation.provenance import trace_to_files
 
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.bfloat16)
     model.get_parameter(UP).data = model.get_parameter(UP).data.clone()
     flipped_bit(model)
-    held = inventory(model)
+    held = list_tensors(model)
     with pytest.raises(CheckpointError, match=f"does not hold what its files hold in 1 tensors .{UP}"):
-        anchor(checkpoint, held, digests({one.name: one.tensor for one in held}))
+        trace_to_files(checkpoint, held, digest_tensors({one.name: one.tensor for one in held}))
 
 
 def test_a_copy_on_the_same_device_is_no_tie_whatever_was_asked(

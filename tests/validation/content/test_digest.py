@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ladezeit.validation.checksum import ROW_BYTES, ROW_WORDS, flat_pieces, multipliers
-from ladezeit.validation.digest import DeviceSums, HostSums, digest, digests, native_kernel
+from ladezeit.validation.checksum import ROW_BYTES, ROW_WORDS, flat_chunks, make_multipliers
+from ladezeit.validation.digest import DeviceSums, HostSums, digest_tensor, digest_tensors, native_kernel
 
 DTYPES = [
     torch.bool,
@@ -42,14 +42,14 @@ def written_out(data: bytes) -> tuple[list[int], list[int]]:
     padded = data + bytes(-len(data) % ROW_BYTES)
     words = [int.from_bytes(padded[at : at + 8], "little") for at in range(0, len(padded), 8)]
     rows = [words[at : at + ROW_WORDS] for at in range(0, len(words), ROW_WORDS)]
-    table = [int(m) for m in multipliers()]
+    table = [int(m) for m in make_multipliers()]
     row_sums = [sum(m * x for m, x in zip(table, row, strict=True)) % 2**64 for row in rows]
     return row_sums, [sum(column) % 2**64 for column in zip(*rows, strict=True)]
 
 
 def test_multipliers_are_odd_and_all_different() -> None:
     """The guarantees for single words and for swaps rest on this."""
-    table = [int(m) for m in multipliers()]
+    table = [int(m) for m in make_multipliers()]
     assert len(set(table)) == ROW_WORDS
     assert all(m % 2 == 1 for m in table)
 
@@ -85,18 +85,18 @@ def test_every_flipped_bit_is_found(*, size: int, place: float, bit: int) -> Non
     tensor = random_bytes(size)
     flipped = tensor.clone()
     flipped[int(place * size)] ^= 1 << bit
-    assert digest(flipped) != digest(tensor)
+    assert digest_tensor(flipped) != digest_tensor(tensor)
 
 
 def test_every_bit_of_a_small_tensor_counts() -> None:
     """Not a sample of bits: all of them."""
     tensor = random_bytes(2 * 8 + 3)
-    seen = {digest(tensor)}
+    seen = {digest_tensor(tensor)}
     for at in range(len(tensor)):
         for bit in range(8):
             flipped = tensor.clone()
             flipped[at] ^= 1 << bit
-            seen.add(digest(flipped))
+            seen.add(digest_tensor(flipped))
     assert len(seen) == 1 + 8 * len(tensor)
 
 
@@ -111,7 +111,7 @@ def test_any_two_swapped_elements_are_found(*, data: st.DataObject, width: int, 
     tensor[one] = -1
     swapped = tensor.clone()
     swapped[one], swapped[other] = tensor[other].clone(), tensor[one].clone()
-    assert digest(swapped) != digest(tensor)
+    assert digest_tensor(swapped) != digest_tensor(tensor)
 
 
 def test_two_flipped_signs_in_one_row_are_found() -> None:
@@ -119,17 +119,17 @@ def test_two_flipped_signs_in_one_row_are_found() -> None:
     tensor = torch.ones(4 * ROW_BYTES // 2, dtype=torch.bfloat16)
     negated = tensor.clone()
     negated[3] = negated[11] = -1
-    assert digest(negated) != digest(tensor)
+    assert digest_tensor(negated) != digest_tensor(tensor)
 
 
 def test_swapped_rows_and_shifted_bytes_are_found() -> None:
     """A buffer that was filled in another order, or one element late, has another digest."""
     tensor = random_bytes(8 * ROW_BYTES)
     rows = tensor.view(8, ROW_BYTES)
-    assert digest(rows[[1, 0, 2, 3, 4, 5, 6, 7]].reshape(-1)) != digest(tensor)
-    assert digest(tensor.roll(2)) != digest(tensor)
+    assert digest_tensor(rows[[1, 0, 2, 3, 4, 5, 6, 7]].reshape(-1)) != digest_tensor(tensor)
+    assert digest_tensor(tensor.roll(2)) != digest_tensor(tensor)
     identity = torch.eye(128, dtype=torch.bfloat16)
-    assert digest(identity.flip(0)) != digest(identity)
+    assert digest_tensor(identity.flip(0)) != digest_tensor(identity)
 
 
 @pytest.mark.parametrize("size", SIZES[1:])
@@ -137,13 +137,18 @@ def test_a_truncated_tensor_is_found_although_its_end_was_zero(size: int) -> Non
     """Rows are filled up with zeros: the shape in the hash tells a shorter tensor from one that ends in zeros."""
     tensor = random_bytes(size)
     tensor[-1] = 0
-    assert digest(tensor[:-1]) != digest(tensor)
+    assert digest_tensor(tensor[:-1]) != digest_tensor(tensor)
 
 
 def test_dtype_and_shape_count() -> None:
     """The same bytes as another dtype or shape are another tensor."""
     tensor = torch.arange(6 * ROW_WORDS, dtype=torch.float32)
-    seen = [digest(tensor), digest(tensor.view(torch.int32)), digest(tensor.view(6, -1)), digest(tensor.view(-1, 6))]
+    seen = [
+        digest_tensor(tensor),
+        digest_tensor(tensor.view(torch.int32)),
+        digest_tensor(tensor.view(6, -1)),
+        digest_tensor(tensor.view(-1, 6)),
+    ]
     assert len(set(seen)) == 4
 
 
@@ -152,8 +157,8 @@ def test_nan_counts_as_its_bits() -> None:
     tensor = random_bytes(4 * ROW_BYTES).view(torch.bfloat16)
     planted = tensor.clone()
     planted[777] = float("nan")
-    assert digest(planted) != digest(tensor)
-    assert digest(planted) == digest(planted.clone())
+    assert digest_tensor(planted) != digest_tensor(tensor)
+    assert digest_tensor(planted) == digest_tensor(planted.clone())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -163,15 +168,15 @@ def test_strided_tensors_count_as_their_elements_in_order(dtype: torch.dtype, si
     tensor = random_bytes(8 * size).fill_(1) if dtype is torch.bool else random_bytes(8 * size)
     tensor = tensor.view(dtype).view(8, -1)
     for strided in (tensor.t(), tensor[:, ::3], tensor[2], tensor[:1].expand(5, -1)):
-        assert digest(strided) == digest(strided.contiguous())
+        assert digest_tensor(strided) == digest_tensor(strided.contiguous())
 
 
 def test_a_strided_tensor_larger_than_a_piece() -> None:
     """Pieces of a strided tensor end inside a row; nothing is lost between them."""
     tensor = random_bytes(3 * 7 * 5 * 4096).view(torch.float16).view(3, 7, 5, 2048).permute(2, 0, 3, 1)
-    pieces = torch.cat(list(flat_pieces(tensor, most_bytes=50_000)))
+    pieces = torch.cat(list(flat_chunks(tensor, most_bytes=50_000)))
     assert torch.equal(pieces, tensor.contiguous().view(-1).view(torch.uint8))
-    assert len(list(flat_pieces(tensor, most_bytes=50_000))) > 5
+    assert len(list(flat_chunks(tensor, most_bytes=50_000))) > 5
 
 
 @pytest.mark.usefixtures("kernel")
@@ -180,7 +185,7 @@ def test_a_tensor_that_begins_between_two_words(offset: int) -> None:
     """A file may place a tensor at any byte that its dtype allows."""
     data = random_bytes(5 * ROW_BYTES + 16)
     shifted = data[offset : offset + 5 * ROW_BYTES]
-    assert digest(shifted) == digest(shifted.clone())
+    assert digest_tensor(shifted) == digest_tensor(shifted.clone())
 
 
 @pytest.mark.parametrize("source", ["", "void ladezeit_sums(void) {}", "int nothing_of_ours;"])
@@ -222,10 +227,10 @@ def test_many_tensors_at_once_are_digested_as_each_alone() -> None:
     tensors = {str(n): random_bytes((n % 5 + 1) * ROW_BYTES + (n % 7 == 0), seed=n) for n in range(40)}
     tensors["empty"] = torch.empty(0, 3)
     tensors["scalar"] = torch.tensor(3.5)
-    found = digests(tensors)
+    found = digest_tensors(tensors)
     assert list(found) == list(tensors)
     assert len(set(found.values())) == len(tensors)
-    assert found == {name: digest(tensor) for name, tensor in tensors.items()}
+    assert found == {name: digest_tensor(tensor) for name, tensor in tensors.items()}
     large = [tensor for tensor in tensors.values() if tensor.nbytes > ROW_BYTES]
     together = DeviceSums(large).get_results()
     with ThreadPoolExecutor(1) as pool:
@@ -238,7 +243,7 @@ def test_many_tensors_at_once_are_digested_as_each_alone() -> None:
 def test_what_has_no_bytes_is_refused() -> None:
     """A tensor on meta is never given a digest that could equal another's."""
     with pytest.raises(ValueError, match="has no plain bytes"):
-        digests({"lost": torch.empty(3, device="meta")})
+        digest_tensors({"lost": torch.empty(3, device="meta")})
 
 
 @pytest.mark.gpu
@@ -249,9 +254,9 @@ def test_host_and_gpu_find_the_same_digest(dtype: torch.dtype) -> None:
     whole = torch.ones(longest, dtype=torch.uint8) if dtype is torch.bool else random_bytes(longest)
     for size in (64, ROW_BYTES, 2 * ROW_BYTES, longest):
         tensor = whole[:size].view(dtype)
-        assert digest(tensor.cuda()) == digest(tensor)
-        assert digest(tensor.cuda()[1:]) == digest(tensor[1:])
-        assert digest(tensor.view(4, -1).cuda().t()) == digest(tensor.view(4, -1).t())
+        assert digest_tensor(tensor.cuda()) == digest_tensor(tensor)
+        assert digest_tensor(tensor.cuda()[1:]) == digest_tensor(tensor[1:])
+        assert digest_tensor(tensor.view(4, -1).cuda().t()) == digest_tensor(tensor.view(4, -1).t())
 
 
 @pytest.mark.gpu
@@ -260,6 +265,6 @@ def test_a_digest_on_the_gpu_takes_little_of_its_memory() -> None:
     tensor = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    digest(tensor)
+    digest_tensor(tensor)
     assert torch.cuda.max_memory_allocated() - before <= 256 * 2**20
     assert torch.cuda.memory_allocated() == before

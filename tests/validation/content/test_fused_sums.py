@@ -36,7 +36,7 @@ def emulated(source: str, folder: Path) -> ctypes.CDLL:
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """A driver with the kernel as it is."""
-    return emulated(cuda_kernel.source().decode(), tmp_path_factory.mktemp("emulated"))
+    return emulated(cuda_kernel.kernel_source().decode(), tmp_path_factory.mktemp("emulated"))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_the_kernel_passes_its_own_trial(kernel: DeviceKernel) -> None:
 )
 def test_a_kernel_that_adds_up_otherwise_is_not_used(right: str, wrong: str, tmp_path: Path) -> None:
     """A miscompiled kernel must not decide what is proven. One that is only slow may."""
-    text = cuda_kernel.source().decode()
+    text = cuda_kernel.kernel_source().decode()
     assert right in text
     changed = DeviceKernel(emulated(text.replace(right, wrong), tmp_path), IMAGE)
     assert cuda_kernel.is_right(changed, torch.device("cpu")) == (wrong == "false")
@@ -91,7 +91,7 @@ def test_a_kernel_that_adds_up_otherwise_is_not_used(right: str, wrong: str, tmp
 )
 def test_a_kernel_that_is_wrong_where_blocks_meet_is_not_used(right: str, wrong: str, tmp_path: Path) -> None:
     """Weights are thousands of rows: a kernel that is right within one block only would call right models wrong."""
-    text = cuda_kernel.source().decode()
+    text = cuda_kernel.kernel_source().decode()
     assert text.count(right) == 1
     changed = DeviceKernel(emulated(text.replace(right, wrong), tmp_path), IMAGE)
     within = [
@@ -145,7 +145,7 @@ def test_a_model_on_a_device_has_the_digests_of_the_host(kernel: DeviceKernel, m
         "conjugated": random_bytes(2 * ROW_BYTES).view(torch.complex64).conj(),
         "again": random_bytes(2 * ROW_BYTES + 1, 3),
     }
-    wanted = digest.digests(tensors)
+    wanted = digest.digest_tensors(tensors)
     for there in (kernel, None):
         monkeypatch.setattr(digest, "device_kernel", lambda device, there=there: there)
         with ThreadPoolExecutor(2) as pool:
@@ -202,7 +202,7 @@ def test_a_thread_that_never_used_the_gpu_proves_too(monkeypatch: pytest.MonkeyP
     there = {name: tensor.to(f"cuda:{name}") for name, tensor in tensors.items()}
     monkeypatch.setattr(cuda_kernel, "_made", {})
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(digest.digests, there).result() == digest.digests(tensors)
+        assert pool.submit(digest.digest_tensors, there).result() == digest.digest_tensors(tensors)
 
 
 @pytest.mark.gpu
@@ -211,4 +211,4 @@ def test_host_and_gpu_find_the_same_digest_by_the_kernel(rows: int) -> None:
     """The same sums as on the host, for tensors at any address."""
     whole = random_bytes(rows * ROW_BYTES + 13)
     for offset in (0, 1, 8):
-        assert digest.digest(whole.cuda()[offset:]) == digest.digest(whole[offset:])
+        assert digest.digest_tensor(whole.cuda()[offset:]) == digest.digest_tensor(whole[offset:])

@@ -10,20 +10,20 @@ from proven_checkpoints import manifest_of
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from configs_for_tests import TINY_MOE, make_run_config, model_config
-from ladezeit.checkpoint.resolve import Checkpoint, inspect, prepare
+from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint, prepare_checkpoint
 from ladezeit.config import FourBitType, ValidationConfig, ValidationLevel
 from ladezeit.errors import CheckpointError
 from ladezeit.loading.base import EngineModel
-from ladezeit.loading.quantization import scheme
+from ladezeit.loading.quantization import loading_scheme
 from ladezeit.results.records import Identity, Status
 from ladezeit.runner.spec import WorkerSpec
 from ladezeit.runner.supervisor import Supervisor
 from ladezeit.timing.clock import Clock
 from ladezeit.validation import manifest, references
 from ladezeit.validation.expected import Expected
-from ladezeit.validation.levels import prove
+from ladezeit.validation.levels import verify_model
 from ladezeit.validation.proof import Proof
-from ladezeit.validation.references import subject_of
+from ladezeit.validation.references import reference_key_of
 from quantised_loads import ENGINES, UP, load, loading_of
 
 OTHER = "model.layers.1.mlp.up_proj"
@@ -42,19 +42,19 @@ METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 def proven(loaded: EngineModel, file: Path, method: str, dtype: str = "bfloat16") -> Proof:
     name, arguments, _ = METHODS[method]
-    asked = scheme(loading_of(name, **arguments))
+    asked = loading_scheme(loading_of(name, **arguments))
     assert asked is not None
     expected = Expected(
         "cpu", dtype, single_device=True, offload_allowed=False, device_strategy=False, quantization=asked.words,
-        manifest=manifest.read(file),
+        manifest=manifest.read_manifest(file),
     )  # fmt: skip
-    return prove(loaded, expected, ValidationConfig(ValidationLevel.content), Clock(0))
+    return verify_model(loaded, expected, ValidationConfig(ValidationLevel.content), Clock(0))
 
 
 def file_of(checkpoint: Checkpoint, cache: Path, method: str, dtype: str = "bfloat16") -> Path:
     name, arguments, _ = METHODS[method]
     pytest.importorskip(ENGINES[name])
-    return manifest_of(checkpoint, cache, dtype, scheme=scheme(loading_of(name, **arguments)))
+    return manifest_of(checkpoint, cache, dtype, scheme=loading_scheme(loading_of(name, **arguments)))
 
 
 def found(proof: Proof) -> set[tuple[str, str]]:
@@ -78,7 +78,7 @@ def test_a_right_load_is_proven_and_says_what_that_means(
     assert proof.claim is not None
     assert f"the codes and scales of 28 weights are bit for bit those that {ENGINES[name]} " in proof.claim
     assert "how close the quantized weights are to the original is not verified" in proof.claim
-    said = manifest.read(file)
+    said = manifest.read_manifest(file)
     kinds = [entry.kind for entry in said.tensors.values()]
     assert kinds.count("quantised") == 28 * len({n.partition(":")[2] for n in said.tensors if n.startswith(UP)})
     assert said.unanchored == []
@@ -175,7 +175,7 @@ def others(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, C
     torch.manual_seed(0)
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=2, vocab_size=128, n_positions=32))
     gpt2.to(torch.bfloat16).save_pretrained(folder)
-    return {"experts": prepare(experts, cache), "gpt2": inspect(folder, "gpt2")}
+    return {"experts": prepare_checkpoint(experts, cache), "gpt2": inspect_checkpoint(folder, "gpt2")}
 
 
 @pytest.mark.parametrize(
@@ -196,19 +196,19 @@ def test_a_quantiser_that_does_not_repeat_itself_is_found_out(
     """Codes that differ between two times prove nothing: said with what to use instead, never proven by luck."""
     from transformers import AutoModelForCausalLM
 
-    asked = scheme(loading_of("bitsandbytes_8bit"))
+    asked = loading_scheme(loading_of("bitsandbytes_8bit"))
     assert asked is not None
     pytest.importorskip("bitsandbytes")
-    right = manifest.quantise
+    right = manifest.quantize_weight
 
     def dithered(*arguments: Any) -> dict[str, torch.Tensor]:
         parts = right(*arguments)
         return {**parts, "": parts[""] + torch.randint(0, 2, parts[""].shape, dtype=torch.int8)}
 
-    monkeypatch.setattr(manifest, "quantise", dithered)
+    monkeypatch.setattr(manifest, "quantize_weight", dithered)
     model: Any = AutoModelForCausalLM.from_pretrained(tiny.folder, dtype=torch.bfloat16)
     with pytest.raises(CheckpointError, match=r"makes other codes .* \(28 of 28: .*Use validation=logits"):
-        manifest.quantised_entries(model, asked, "bfloat16", "cpu")
+        manifest.quantized_entries(model, asked, "bfloat16", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,9 @@ def test_a_worker_proves_a_quantised_load_in_full(
     loading = loading_of("bitsandbytes_4bit")
     loading.engine = engine
     config = make_run_config(tmp_path, validation=ValidationConfig(ValidationLevel.full), loading=loading)
-    files = references.prepare(config, subject_of(config, tiny, device="cpu", hardware="this", cache=cache))
+    files = references.prepare_references(
+        config, reference_key_of(config, tiny, device="cpu", hardware="this", cache=cache)
+    )
     own = tmp_path / "sample"
     own.mkdir()
     identity = Identity("p", 0, 0, "test", [], "command")
@@ -249,14 +251,14 @@ def test_on_a_gpu_codes_are_those_that_its_kernels_make(
     """The measure is made where the load quantises: another device may round otherwise."""
     name, arguments, _ = METHODS[method]
     pytest.importorskip(ENGINES[name])
-    asked = scheme(loading_of(name, **arguments))
+    asked = loading_scheme(loading_of(name, **arguments))
     assert asked is not None
     file = manifest_of(tiny, cache, scheme=asked, device="cuda:0")
     loaded = load(name, tiny, tmp_path, "cuda:0", **arguments)
     given: Any = {"single_device": True, "offload_allowed": False, "device_strategy": False}
-    expected = Expected("cuda:0", "bfloat16", quantization=asked.words, manifest=manifest.read(file), **given)
-    proof = prove(loaded, expected, ValidationConfig(ValidationLevel.content), Clock(0))
+    expected = Expected("cuda:0", "bfloat16", quantization=asked.words, manifest=manifest.read_manifest(file), **given)
+    proof = verify_model(loaded, expected, ValidationConfig(ValidationLevel.content), Clock(0))
     assert proof.passed, proof.reason
     assert flipped_code(loaded.model, method) == found(
-        prove(loaded, expected, ValidationConfig(ValidationLevel.content), Clock(0))
+        verify_model(loaded, expected, ValidationConfig(ValidationLevel.content), Clock(0))
     )

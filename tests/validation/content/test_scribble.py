@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 
-from ladezeit.validation.content import scribble
+from ladezeit.validation.content import poison_freed_memory
 
 
 @pytest.mark.parametrize("size", [98_304, 32_768, 12_288])
@@ -16,7 +16,7 @@ def test_a_freed_block_between_others_is_overwritten(size: int) -> None:
     behind = [torch.empty(size, dtype=torch.uint8) for _ in range(3)]
     address = block.data_ptr()
     del block
-    filled = scribble([size], "cpu")
+    filled = poison_freed_memory([size], "cpu")
     left = ctypes.string_at(address, size)
     assert len(before) + len(behind) == 6  # in use until here
     assert left.count(0) < size // 10
@@ -25,6 +25,6 @@ def test_a_freed_block_between_others_is_overwritten(size: int) -> None:
 
 def test_no_more_is_filled_than_allowed() -> None:
     """A proof of a large model does not fill its memory a second time."""
-    assert scribble([1000, 700], "cpu", most_bytes=1800) == 1700
-    assert scribble([2**40], "cpu") == 0
-    assert scribble([], "cpu") == 0
+    assert poison_freed_memory([1000, 700], "cpu", most_bytes=1800) == 1700
+    assert poison_freed_memory([2**40], "cpu") == 0
+    assert poison_freed_memory([], "cpu") == 0

@@ -15,7 +15,7 @@ from ladezeit.cli.results_commands.sources import (
     TrackingUri,
     Where,
     read_source,
-    tell,
+    report_skipped,
 )
 from ladezeit.errors import LadezeitError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FAILED = 1
 
 
-def command(
+def check_command(
     paths: Paths = None,
     *,
     baseline: Annotated[
@@ -49,18 +49,18 @@ def command(
 ) -> None:
     """Fail (exit 1) if a configuration is significantly slower than allowed, no longer verified, or missing."""
     from ladezeit.analysis.eligibility import metric_named
-    from ladezeit.analysis.regression import check
+    from ladezeit.analysis.regression import check_regressions
     from ladezeit.report.gate import as_text
-    from ladezeit.tracking.reader import read_baseline, without
+    from ladezeit.tracking.reader import exclude_samples, read_baseline
 
     limit = _share(max_slowdown)
     new = read_source(paths, experiment, None if experiment is None else tracking_uri, where)
-    old = without(read_baseline(baseline, tracking_uri), new)
-    tell(old)
+    old = exclude_samples(read_baseline(baseline, tracking_uri), new)
+    report_skipped(old)
     _keep(old, where)
     both = [*old.results, *new.results]
     _check_machines(both, across_machines)
-    checked = check(
+    checked = check_regressions(
         old.results,
         new.results,
         _varying(old, new),
@@ -86,11 +86,11 @@ def _share(text: str) -> float:
 
 
 def _keep(samples: "Samples", where: list[str] | None) -> None:
-    from ladezeit.results.fields import matches, parse_conditions
+    from ladezeit.results.fields import matches_conditions, parse_conditions
 
     if where:
         conditions = parse_conditions(where)
-        samples.results = [result for result in samples.results if matches(result, conditions)]
+        samples.results = [result for result in samples.results if matches_conditions(result, conditions)]
         if not samples.results:
             raise LadezeitError(f"no sample of the baseline has {' '.join(where)}")
 
@@ -113,10 +113,10 @@ def _write(checked: "Check", baseline: str, new: "Samples", junit: Path | None, 
     from datetime import UTC, datetime
 
     from ladezeit.report.gate import as_document, as_junit
-    from ladezeit.results.redaction import redact
+    from ladezeit.results.redaction import redact_text
 
     sweeps = sorted({result.identity.sweep for result in new.results if result.identity.sweep})
-    read = {"baseline": redact(baseline), "new": ", ".join(sweeps) or "single results"}
+    read = {"baseline": redact_text(baseline), "new": ", ".join(sweeps) or "single results"}
     if junit is not None:
         _save(junit, as_junit(checked, datetime.now(UTC), read))
     if json is not None:

@@ -29,7 +29,7 @@ class Format(Enum):
     md = "md"
 
 
-def command(
+def compare_command(
     paths: Paths = None,
     *,
     experiment: Experiment = None,
@@ -68,12 +68,12 @@ def command(
 
 
 def _write(compared: "Comparison", samples: "Samples", format: Format, sort: str) -> None:
-    from ladezeit.cli.results_commands.printing import console
+    from ladezeit.cli.results_commands.printing import make_console
     from ladezeit.report import comparison_table as data
     from ladezeit.report import comparison_table as text
 
     if format is Format.table:
-        screen = console()
+        screen = make_console()
         screen.print(text.as_rich(compared, screen.width, sort))
     elif format is Format.md:
         print(text.as_markdown(compared, sort), end="")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 
-def command(
+def hand_over_command(
     profile: Annotated[Path, typer.Argument(help="A loading profile in YAML (verdict --write-profile).")],
     *,
     model: Annotated[
@@ -16,8 +16,8 @@ def command(
 ) -> None:
     """Print the vLLM and SGLang flags that load like the measured method, or say that there are none."""
     from ladezeit.analysis import profile_writer
-    from ladezeit.report.server_flags import as_text, hand_over
+    from ladezeit.report.server_flags import as_text, export_flags
 
-    for name, entries in profile_writer.read(profile).items():
+    for name, entries in profile_writer.read_profile(profile).items():
         for entry in entries:
-            print(as_text(hand_over({"model": name, **entry}, model)))
+            print(as_text(export_flags({"model": name, **entry}, model)))

@@ -16,7 +16,7 @@ Job = Annotated[int | None, typer.Option(help="The number of the sample's job: i
 Label = Annotated[str | None, typer.Option(help="The sample's label, as in cold·streamed·#2.")]
 
 
-def choose(samples: "Samples", job: int | None, label: str | None) -> tuple["Result", str]:
+def choose_sample(samples: "Samples", job: int | None, label: str | None) -> tuple["Result", str]:
     """Return the sample and its place.
 
     Raises:

@@ -6,7 +6,7 @@ from rich.console import Console
 _LOG_WIDTH = 140
 
 
-def console() -> Console:
+def make_console() -> Console:
     """Return a console for stdout; $COLUMNS sets the width of what goes into a pipe."""
     import os
 

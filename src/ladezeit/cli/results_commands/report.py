@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ladezeit.results.reader import Samples
 
 
-def command(
+def report_command(
     paths: Paths = None,
     *,
     experiment: Experiment = None,
@@ -33,19 +33,19 @@ def command(
 ) -> None:
     """Write the verdict, all tables, pictures, environment and commands as one report (Markdown and HTML)."""
     from ladezeit.errors import LadezeitError
-    from ladezeit.report.document import build
-    from ladezeit.report.render import keep as keep_report
-    from ladezeit.report.render import write
+    from ladezeit.report.document import build_report
+    from ladezeit.report.render import archive_report as keep_report
+    from ladezeit.report.render import write_report
     from ladezeit.results.fields import parse_conditions
 
     if keep is not None and output is not None:
         raise LadezeitError("give either --output or --keep, not both")
     samples = read_source(paths, experiment, tracking_uri, where)
-    report = build(samples, current=parse_conditions(current) if current else None)
+    report = build_report(samples, current=parse_conditions(current) if current else None)
     if keep is not None:
         written = keep_report(report, keep, name or re.sub(r"[^\w.+-]+", "-", report.title))
     else:
-        written = write(report, output or _beside(samples), name or "report")
+        written = write_report(report, output or _beside(samples), name or "report")
     print("\n".join(str(path) for path in written))
 
 

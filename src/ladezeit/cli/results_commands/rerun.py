@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from ladezeit.cli.results_commands.one_sample import Job, Label, choose
+from ladezeit.cli.results_commands.one_sample import Job, Label, choose_sample
 from ladezeit.cli.results_commands.sources import Experiment, Paths, TrackingUri, Where, read_source
 
 
-def command(
+def rerun_command(
     paths: Paths = None,
     *,
     experiment: Experiment = None,
@@ -23,7 +23,7 @@ def command(
     """Print the exact command that measures a sample again; nothing is run."""
     from ladezeit.results.fields import point_command
 
-    result, _ = choose(read_source(paths, experiment, tracking_uri, where, with_profiled=True), job, label)
+    result, _ = choose_sample(read_source(paths, experiment, tracking_uri, where, with_profiled=True), job, label)
     if samples is None:
         print(result.identity.command)
         return

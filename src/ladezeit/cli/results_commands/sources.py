@@ -55,7 +55,7 @@ def read_source(
     Raises:
         LadezeitError: nothing can be read there, or the options contradict each other.
     """
-    from ladezeit.results.fields import matches, parse_conditions, select
+    from ladezeit.results.fields import matches_conditions, parse_conditions, select_samples
     from ladezeit.results.reader import read_paths
 
     if experiment is None:
@@ -68,11 +68,11 @@ def read_source(
         if paths:
             raise LadezeitError("give either paths or --experiment, not both")
         samples = read_experiment(experiment, uri, with_profiled=with_profiled)
-    tell(samples)
+    report_skipped(samples)
     if where:
         conditions = parse_conditions(where)
-        select(samples.results, conditions)
-        kept = [index for index, result in enumerate(samples.results) if matches(result, conditions)]
+        select_samples(samples.results, conditions)
+        kept = [index for index, result in enumerate(samples.results) if matches_conditions(result, conditions)]
         samples.places = [samples.places[index] for index in kept]
         samples.results = [samples.results[index] for index in kept]
     return samples
@@ -88,7 +88,7 @@ def newest_sweep() -> Path:
     return sweeps[-1]
 
 
-def tell(samples: "Samples") -> None:
+def report_skipped(samples: "Samples") -> None:
     """Say on stderr, where no table or JSON is disturbed, what is not among the samples."""
     if samples.unreadable:
         print(f"{len(samples.unreadable)} could not be read:", file=sys.stderr)

@@ -17,8 +17,8 @@ TrackingUri = Annotated[
 DEFAULT_EXPERIMENT = "ladezeit"
 
 
-def outputs() -> Path:
-    """Return the outputs folder: $LADEZEIT_OUTPUTS, or ``outputs`` here."""
+def outputs_folder() -> Path:
+    """Return the outputs folder: $LADEZEIT_OUTPUTS, or ``outputs_folder`` here."""
     return Path(os.environ.get("LADEZEIT_OUTPUTS", "outputs")).absolute()
 
 
@@ -34,6 +34,6 @@ def open_store(experiment: str, uri: str | None) -> "MlflowTracker":
 
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or None
     kind = TrackingKind.sqlite if uri is None or uri.startswith("sqlite:") else TrackingKind.server
-    tracker = open_tracker(TrackingConfig(kind=kind, uri=uri, experiment=experiment), outputs())
+    tracker = open_tracker(TrackingConfig(kind=kind, uri=uri, experiment=experiment), outputs_folder())
     assert isinstance(tracker, MlflowTracker)
     return tracker

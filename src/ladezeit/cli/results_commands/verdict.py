@@ -22,7 +22,7 @@ class Format(Enum):
     json = "json"
 
 
-def command(
+def verdict_command(
     paths: Paths = None,
     *,
     experiment: Experiment = None,
@@ -38,14 +38,16 @@ def command(
     ] = None,
 ) -> None:
     """Decide: the best method per model and cache state, what the current one costs, where the time goes."""
-    from ladezeit.analysis.decision import decide
-    from ladezeit.cli.results_commands.printing import console
+    from ladezeit.analysis.decision import decide_methods
+    from ladezeit.cli.results_commands.printing import make_console
     from ladezeit.report.document import what_was_read
     from ladezeit.report.verdict import as_document, as_markdown
     from ladezeit.results.fields import parse_conditions
 
     samples = read_source(paths, experiment, tracking_uri, where)
-    decisions, notes = decide(samples.results, samples.varying, current=parse_conditions(current) if current else None)
+    decisions, notes = decide_methods(
+        samples.results, samples.varying, current=parse_conditions(current) if current else None
+    )
     if format is Format.json:
         read = {"unreadable": samples.unreadable, "left_out": samples.left_out, "samples_missing": samples.missing}
         document = as_document(decisions, notes, read=what_was_read(samples), **read)
@@ -57,7 +59,7 @@ def command(
         else:
             from rich.markdown import Markdown
 
-            console().print(Markdown(words))
+            make_console().print(Markdown(words))
     if write_profile is not None:
         _write_profile(write_profile, samples, decisions)
 
@@ -65,5 +67,5 @@ def command(
 def _write_profile(path: Path, samples: "Samples", decisions: "list[Decision]") -> None:
     from ladezeit.analysis import profile_writer
 
-    written = profile_writer.write(path, decisions)
+    written = profile_writer.write_profile(path, decisions)
     typer.echo(f"wrote {path}: {', '.join(written)}", err=True)

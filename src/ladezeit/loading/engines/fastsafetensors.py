@@ -15,7 +15,7 @@ from ladezeit.config import FastsafetensorsLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
-from ladezeit.system.processes import variables
+from ladezeit.system.processes import set_variables
 from ladezeit.timing.clock import Clock
 
 #: The library's own defaults of `SafeTensorsFileLoader`.
@@ -43,7 +43,7 @@ class FastsafetensorsEngine:
         loading = request.loading
         assert isinstance(loading, FastsafetensorsLoading)
         direct = None if loading.direct is None else str(int(loading.direct))
-        with variables({_DIRECT: direct}), ExitStack() as stack:
+        with set_variables({_DIRECT: direct}), ExitStack() as stack:
             with clock.span("load/read"):
                 loader = self._loader(loading, request)
                 stack.callback(loader.close)

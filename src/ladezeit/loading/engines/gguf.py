@@ -13,14 +13,14 @@ from typing import Any
 from ladezeit.config import DType
 from ladezeit.loading import instrumentation
 from ladezeit.loading.base import EngineModel, LoadRequest
-from ladezeit.loading.build_model import finish, refuse_incomplete
+from ladezeit.loading.build_model import finalize_model, refuse_incomplete
 from ladezeit.loading.conversion import converted_files
 from ladezeit.loading.engines.transformers import from_pretrained
-from ladezeit.model.tensors import touch
+from ladezeit.model.tensors import fault_in_pages
 from ladezeit.timing.clock import Clock
 
 #: The loader's own reading, inside of the steps that all loads share.
-_DEQUANTISE = instrumentation.Seam(
+_DEQUANTISE = instrumentation.Hook(
     "transformers.modeling_gguf_pytorch_utils", "load_gguf_checkpoint", "load/dequantise"
 )
 
@@ -54,16 +54,16 @@ class GgufEngine:
                     folder, local_files_only=True, trust_remote_code=request.trust_remote_code
                 )
             if clock.detail:
-                instrumentation.enter(stack, _DEQUANTISE, clock)
+                instrumentation.install_hook(stack, _DEQUANTISE, clock)
             loaded = from_pretrained(request, clock, config=config, **arguments, **_dequantised())
         loaded.effective["arguments"].update(config=folder, **dict.fromkeys(_dequantised(), "dequantize"))
         refuse_incomplete(loaded)
         # The library notes that this file needed no renames, and would save experts under the model's own names.
         loaded.model._weight_conversions = None
         with clock.span("load/generation_config"):
-            finish(loaded.model, folder)
+            finalize_model(loaded.model, folder)
         with clock.span("load/touch"):
-            loaded.effective["touched_bytes"] = touch(loaded.model)
+            loaded.effective["touched_bytes"] = fault_in_pages(loaded.model)
         loaded.effective["engine"] = f"transformers {version('transformers')}, gguf {version('gguf')}"
         return loaded
 

@@ -15,7 +15,7 @@ from typing import Any
 from ladezeit.config import LegacyManagerLoading, ModuleWalk
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.engines.transformers import from_pretrained, placement_arguments
-from ladezeit.model.tensors import meta_tensors, touch
+from ladezeit.model.tensors import fault_in_pages, meta_tensors
 from ladezeit.timing.clock import Clock
 
 SETTINGS_FILE = "performance_settings.json"
@@ -52,7 +52,7 @@ class LegacyManagerEngine:
             else:
                 loaded.effective["meta_tensors_found"] = len(meta_tensors(loaded.model))
         with clock.span("load/touch"):
-            loaded.effective["touched_bytes"] = touch(loaded.model)
+            loaded.effective["touched_bytes"] = fault_in_pages(loaded.model)
         return loaded
 
     @staticmethod

@@ -38,7 +38,7 @@ class QuantisedEngine(TransformersEngine):
             LoadError: the library found nothing to quantize.
         """
         loading = request.loading
-        asked = quantization.scheme(loading)
+        asked = quantization.loading_scheme(loading)
         assert isinstance(loading, QuantisedLoading)
         assert asked is not None
         arguments = placement_arguments(loading, request.device)
@@ -46,7 +46,7 @@ class QuantisedEngine(TransformersEngine):
         loaded = from_pretrained(request, clock, **arguments)
         self.after_load(loaded, request, clock)
         with clock.span("load/check"):
-            found = quantization.survey(loaded.model)
+            found = quantization.survey_quantization(loaded.model)
         if not found.modules:
             raise LoadError(
                 f"loading.engine={loading.engine} quantized nothing: {type(loaded.model).__name__} has no linear layer "

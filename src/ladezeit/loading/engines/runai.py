@@ -14,7 +14,7 @@ from typing import Any
 from ladezeit.config import RunaiLoading
 from ladezeit.loading.base import LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
-from ladezeit.system.processes import variables
+from ladezeit.system.processes import set_variables
 from ladezeit.timing.clock import Clock
 
 
@@ -38,7 +38,7 @@ class RunaiStreamerEngine:
             "RUNAI_STREAMER_PROCESS_GROUP_SIZE": None,  # the library sets it for good
         }
         paths = [str(shard) for shard in request.checkpoint.shards]
-        with variables(settings), clock.span("load/read"), SafetensorsStreamer() as streamer:
+        with set_variables(settings), clock.span("load/read"), SafetensorsStreamer() as streamer:
             streamer.stream_files(paths, device=request.device, owned=True)
             tensors: dict[str, Any] = dict(streamer.get_tensors())
             ring = streamer.file_streamer.ring_info()

@@ -16,7 +16,7 @@ from ladezeit.config import TensorParallelLoading
 from ladezeit.errors import LoadError, NotRunnableError
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.engines.transformers import from_pretrained
-from ladezeit.model.tensors import local_part, touch
+from ladezeit.model.tensors import fault_in_pages, local_part
 from ladezeit.timing.clock import LOAD, Clock
 
 #: How long ranks wait for each other; the supervisor's limit ends them earlier.
@@ -64,7 +64,7 @@ class TensorParallelEngine:
                 f"Use loading=device_map_balanced"
             )
         with clock.span("load/touch"):
-            loaded.effective["touched_bytes"] = touch(loaded.model)
+            loaded.effective["touched_bytes"] = fault_in_pages(loaded.model)
         clock.synchronise(LOAD)
         loaded.effective |= {"split_parameters": len(split), "local_bytes": _local_bytes(loaded.model)}
         loaded.effective["own_s"] = (time.monotonic_ns() - started_ns) / 1e9

@@ -13,8 +13,8 @@ from ladezeit.errors import ConfigError, LoadError
 from ladezeit.loading import instrumentation
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.model.classes import model_class
-from ladezeit.model.tensors import touch
-from ladezeit.timing.clock import Clock, marks_on
+from ladezeit.model.tensors import fault_in_pages
+from ladezeit.timing.clock import Clock, enable_phases
 
 #: The loader of a load in this process, which may have no name to be imported by.
 _given: ContextVar[Callable[..., Any] | None] = ContextVar("given", default=None)
@@ -38,7 +38,7 @@ class TracedEngine:
         loading = request.loading
         assert isinstance(loading, TracedLoading) and loading.function is not None
         self._name = loading.function
-        self._modules = instrumentation.own_modules(self._resolve())
+        self._modules = instrumentation.user_modules(self._resolve())
 
     def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         """See `Engine.load`."""
@@ -47,17 +47,17 @@ class TracedEngine:
         effective: dict[str, Any] = {"function": self._name}
         with ExitStack() as stack:
             function = self._resolve()
-            steps = instrumentation.OwnSteps(clock)
+            steps = instrumentation.FunctionTrace(clock)
             if clock.detail:
                 effective["seams_missing"] = stack.enter_context(
-                    instrumentation.seams_observed(clock, model_class(request.checkpoint.config))
+                    instrumentation.install_hooks(clock, model_class(request.checkpoint.config))
                 )
-                steps = stack.enter_context(instrumentation.own_steps_observed(clock, function, self._modules))
-            stack.enter_context(marks_on(clock))
+                steps = stack.enter_context(instrumentation.trace_functions(clock, function, self._modules))
+            stack.enter_context(enable_phases(clock))
             returned = _call(self._resolve(steps.by_function), request, loading.arguments)
         model = model_in(returned, self._name)
         with clock.span("load/touch"):
-            effective["touched_bytes"] = touch(model)
+            effective["touched_bytes"] = fault_in_pages(model)
         paths = {phase.path for phase in clock.phases}
         effective["functions"] = {path: place for path, place in steps.locations.items() if path in paths}
         effective["functions_joined"] = steps.joined
@@ -68,7 +68,7 @@ class TracedEngine:
     def _resolve(self, replaced: Mapping[Any, Any] | None = None) -> Callable[..., Any]:
         """Return the loader; where `replaced` has another function for it, that one."""
         given = _given.get()
-        function = given if given is not None else named(self._name)
+        function = given if given is not None else import_loader(self._name)
         if inspect.ismethod(function):  # looked up again, because its class may hold another function now
             return getattr(function.__self__, function.__name__, function)
         if isinstance(function, functools.partial):
@@ -77,7 +77,7 @@ class TracedEngine:
         return (replaced or {}).get(function, function)  # type: ignore[no-any-return]
 
 
-def named(name: str) -> Callable[..., Any]:
+def import_loader(name: str) -> Callable[..., Any]:
     """Return the function ``module:function``; of ``module:Class.method`` the method of a new object.
 
     Raises:

@@ -11,8 +11,8 @@ from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.build_model import naming_misshapen
 from ladezeit.loading.device_map import explain_map, max_memory, refuse_unknown_modules
 from ladezeit.model.classes import model_class
-from ladezeit.model.tensors import touch
-from ladezeit.system.processes import variables
+from ladezeit.model.tensors import fault_in_pages
+from ladezeit.system.processes import set_variables
 from ladezeit.timing.clock import Clock
 
 
@@ -52,7 +52,7 @@ class TransformersEngine:
             with clock.span("load/move"):
                 loaded.model.to(request.device)
         with clock.span("load/touch"):
-            loaded.effective["touched_bytes"] = touch(loaded.model)
+            loaded.effective["touched_bytes"] = fault_in_pages(loaded.model)
 
 
 def placement_arguments(loading: TransformersLoading, device: str) -> dict[str, Any]:
@@ -80,9 +80,9 @@ def from_pretrained(request: LoadRequest, clock: Clock, **arguments: Any) -> Eng
     environment = _environment(request)
     if environment:
         effective["environment"] = environment
-    with variables(environment), naming_misshapen(request):
+    with set_variables(environment), naming_misshapen(request):
         if clock.detail:
-            with instrumentation.seams_observed(clock, model_class(request.checkpoint.config)) as missing:
+            with instrumentation.install_hooks(clock, model_class(request.checkpoint.config)) as missing:
                 model, info = AutoModelForCausalLM.from_pretrained(folder, **call)
             effective["seams_missing"] = missing
         else:

@@ -41,7 +41,7 @@ class _Tensor:
         return sum(entry.end - entry.begin for entry in self.entries)
 
 
-class MergedConverter:
+class FusedExpertsConverter:
     """A `Converter` to one safetensors file, for checkpoints that hold their experts one by one."""
 
     file_format = "merged"
@@ -76,10 +76,10 @@ class MergedConverter:
 
 def _merged(checkpoint: Checkpoint) -> list[_Tensor]:
     """Return the tensors of the file, in the checkpoint's order."""
-    from ladezeit.loading.weight_mapping import arrange
+    from ladezeit.loading.weight_mapping import plan_weight_mapping
 
-    loading = TensorLoading(name=MergedConverter.file_format, engine=MergedConverter.file_format)
-    arrangement = arrange(LoadRequest(checkpoint, loading, "cpu", checkpoint.folder))
+    loading = TensorLoading(name=FusedExpertsConverter.file_format, engine=FusedExpertsConverter.file_format)
+    arrangement = plan_weight_mapping(LoadRequest(checkpoint, loading, "cpu", checkpoint.folder))
     tensors = []
     inside: set[str] = set()
     for merged in arrangement.fused:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from ladezeit.errors import OutOfMemoryError
-from ladezeit.loading.streamed.memory import populate, writable
+from ladezeit.loading.streamed.memory import populate_pages, writable_view
 from ladezeit.loading.streamed.plan import PAGE, Extent
 from ladezeit.loading.streamed.pump import Runtime, cuda_functions
 from ladezeit.loading.streamed.readers import in_background
@@ -36,7 +36,7 @@ SLOTS_A_THREAD = 2
 Moves = Iterable[tuple["Tensor", "Tensor"]]
 
 
-class Lane(Protocol):
+class CopyStream(Protocol):
     """One thread's way to a device; used by that thread alone."""
 
     #: How much of its memory was pinned so far.
@@ -69,7 +69,7 @@ class Device(Protocol):
         """Return the functions by which threads that know no Python copy to it; None where there are none."""
         ...
 
-    def make_stream(self) -> Lane:
+    def make_stream(self) -> CopyStream:
         """Return the calling thread's lane."""
         ...
 
@@ -96,7 +96,7 @@ class HostDevice:
         """Return nothing: Python copies as well."""
         return None
 
-    def make_stream(self) -> Lane:
+    def make_stream(self) -> CopyStream:
         """Return itself: nothing differs between threads."""
         return self
 
@@ -149,7 +149,7 @@ class CudaDevice:
             return None
         return Runtime(functions, self.device.index, self._stream.cuda_stream, self.numa_local, _described)
 
-    def make_stream(self) -> Lane:
+    def make_stream(self) -> CopyStream:
         """Make the calling thread one that works for the device, near it."""
         if self.numa_local:
             with suppress(OSError):  # a sandbox may forbid it, and loads without it
@@ -158,12 +158,12 @@ class CudaDevice:
                 )  # of this thread; its memory comes from where it first touches it
         torch.cuda.set_device(self.device)
         torch.cuda.set_stream(self._stream)
-        return CudaLane(self)
+        return CudaCopyStream(self)
 
     def pin_slot(self, slot: "Tensor") -> "Tensor | None":
         """Return `slot` pinned, or other pinned memory where the driver refuses that; None where it gives none."""
         if self._registers:
-            populate(slot)  # the driver takes several times as long to find pages as to pin them
+            populate_pages(slot)  # the driver takes several times as long to find pages as to pin them
             if int(_driver().cudaHostRegister(slot.data_ptr(), slot.numel(), 0)) == 0:
                 with self._lock:
                     self._registered.append(slot)
@@ -194,7 +194,7 @@ class CudaDevice:
             torch.empty(1, device=self.device).fill_(1)
 
 
-class CudaLane:
+class CudaCopyStream:
     """A thread's lane to a CUDA device, whose stream is that thread's current one.
 
     Where nothing can be pinned, copies go through the driver's own buffer: slower, and reported.
@@ -210,7 +210,7 @@ class CudaLane:
         self._uncast: Tensor | None = None
 
     def slot_memory(self, slot: "Tensor") -> "Tensor":
-        """See `Lane.memory`."""
+        """See `CopyStream.memory`."""
         self._slot_bytes = slot.numel()
         pinned = self._device.pin_slot(slot)
         self.pinned_bytes += 0 if pinned is None else slot.numel()
@@ -239,7 +239,7 @@ class CudaLane:
         return bytes_.view(source.dtype)
 
 
-class Ring:
+class PinnedRing:
     """Slots of host memory, two a thread.
 
     Args:
@@ -254,7 +254,7 @@ class Ring:
         self._slot_bytes = slot_bytes
         self._device = device
         self._memory = torch.frombuffer(host_pages(self.size), dtype=torch.uint8)
-        self._lanes: list[Lane] = []
+        self._lanes: list[CopyStream] = []
 
     @property
     def pinned_bytes(self) -> int:
@@ -293,14 +293,14 @@ class RingReader:
     """Brings extents to a device, in one thread. See `readers.Reader`."""
 
     def __init__(
-        self, memory: "Tensor", slot_bytes: int, device: Device, lanes: "list[Lane]", source: "Source"
+        self, memory: "Tensor", slot_bytes: int, device: Device, lanes: "list[CopyStream]", source: "Source"
     ) -> None:
         self._own = [memory[n * slot_bytes :][:slot_bytes] for n in range(SLOTS_A_THREAD)]
         self._slots: dict[int, tuple[Tensor, memoryview]] = {}
         self._under_way: list[Extent | None] = [None] * SLOTS_A_THREAD
         self._device, self._lanes, self._source = device, lanes, source
         self._turn = 0
-        self._lane: Lane | None = None
+        self._lane: CopyStream | None = None
 
     def begin_reading(self) -> None:
         """Make the lane and pin its first slot."""
@@ -324,10 +324,10 @@ class RingReader:
         for slot in (self._turn, (self._turn + 1) % SLOTS_A_THREAD):  # the older one first
             self._empty(slot)
 
-    def _slot(self, lane: Lane, number: int) -> "tuple[Tensor, memoryview]":
+    def _slot(self, lane: CopyStream, number: int) -> "tuple[Tensor, memoryview]":
         if number not in self._slots:
             memory = lane.slot_memory(self._own[number])
-            self._slots[number] = memory, writable(memory)
+            self._slots[number] = memory, writable_view(memory)
         return self._slots[number]
 
     def _empty(self, slot: int) -> None:

@@ -9,14 +9,14 @@ from contextlib import ExitStack, contextmanager
 
 from ladezeit.config import StreamedLoading
 from ladezeit.errors import ConfigError, LoadError
-from ladezeit.loading.base import Arrangement, LoadedTensors, LoadRequest
+from ladezeit.loading.base import LoadedTensors, LoadRequest, WeightMapping
 from ladezeit.loading.streamed import memory
 from ladezeit.loading.streamed.device import SLOTS_A_THREAD, CudaDevice, Device
-from ladezeit.loading.streamed.layout import lay_out
+from ladezeit.loading.streamed.layout import plan_layout
 from ladezeit.loading.streamed.memory import ShardFile
 from ladezeit.loading.streamed.plan import PAGE, make_plan
 from ladezeit.loading.streamed.readers import Reading, quick_switching
-from ladezeit.loading.streamed.readiness import Arrivals
+from ladezeit.loading.streamed.readiness import ReadTracker
 from ladezeit.loading.streamed.transfer import Load, Transfer, transfer_of
 from ladezeit.timing.clock import Clock
 
@@ -138,8 +138,8 @@ def _opened(request: LoadRequest, stack: ExitStack) -> list[ShardFile]:
 def _plan(request: LoadRequest, loading: StreamedLoading, files: list[ShardFile], transfer: Transfer) -> Load:
     """Return what to read of each shard, how, and where to."""
     checkpoint = request.checkpoint
-    arrangement = request.weight_mapping or Arrangement()
-    layout = lay_out(checkpoint, arrangement, for_kernels=not transfer.on_host)
+    arrangement = request.weight_mapping or WeightMapping()
+    layout = plan_layout(checkpoint, arrangement, for_kernels=not transfer.on_host)
 
     def maps(shard: int) -> bool:  # pieces that are not cast are read to their places at once: one copy, no page faults
         return transfer.on_host and (shard not in layout.segments or layout.has_casts(shard))
@@ -151,4 +151,4 @@ def _plan(request: LoadRequest, loading: StreamedLoading, files: list[ShardFile]
         checkpoint, transfer.extent_bytes, transfer.query_residency, maps=maps, stays=stays, reading=loading.reading
     )
     extents = [extent for plan in plans for extent in plan.extents]
-    return Load(files, plans, layout, Arrivals(extents, checkpoint.tensors, arrangement))
+    return Load(files, plans, layout, ReadTracker(extents, checkpoint.tensors, arrangement))

@@ -12,7 +12,7 @@ import torch
 from ladezeit.loading.streamed import memory
 from ladezeit.loading.streamed.layout import Layout
 from ladezeit.loading.streamed.memory import ShardFile
-from ladezeit.loading.streamed.plan import Extent, How, ShardPlan
+from ladezeit.loading.streamed.plan import Extent, ReadMethod, ShardPlan
 from ladezeit.system.limits import available_cpus
 
 if TYPE_CHECKING:
@@ -84,12 +84,12 @@ class HostPlace:
         self.spans: dict[int, Tensor] = {}
         for plan, file in zip(plans, files, strict=True):
             if plan.mapped:
-                self.spans[plan.shard] = memory.mapped(plan, file)
+                self.spans[plan.shard] = memory.map_shard(plan, file)
             elif plan.shard not in layout.segments:
-                self.spans[plan.shard] = memory.anonymous(plan.end - plan.base)
-        self.arenas = {arena: memory.anonymous(size) for arena, size in layout.arena_bytes.items()}
-        self._span_views = {shard: memory.writable(span) for shard, span in self.spans.items()}
-        self._arena_views = {arena: memory.writable(bytes_) for arena, bytes_ in self.arenas.items()}
+                self.spans[plan.shard] = memory.allocate_anonymous(plan.end - plan.base)
+        self.arenas = {arena: memory.allocate_anonymous(size) for arena, size in layout.arena_bytes.items()}
+        self._span_views = {shard: memory.writable_view(span) for shard, span in self.spans.items()}
+        self._arena_views = {arena: memory.writable_view(bytes_) for arena, bytes_ in self.arenas.items()}
 
     def make_reader(self, arrived: Callable[[Extent], None]) -> "HostReader":
         """Return what brings extents in one thread, and tells `arrived` of each."""
@@ -99,37 +99,37 @@ class HostPlace:
         """Bring an extent to its place by what the thread that asks has of its own."""
         if extent.shard not in self._layout.segments:
             self._in_place(extent, own.first_reads)
-        elif extent.how is How.mapped:
+        elif extent.how is ReadMethod.mapped:
             with self._processors:
                 self._from_mapping(extent, own.casting)
-        elif extent.how is How.buffered and not self._layout.has_casts(extent.shard):
+        elif extent.how is ReadMethod.buffered and not self._layout.has_casts(extent.shard):
             self._scattered(extent)
         else:
             if own.slot is None:
-                own.slot = memory.anonymous(self._extent_bytes)
+                own.slot = memory.allocate_anonymous(self._extent_bytes)
             self._through(own.slot, extent, own.casting)
 
     def _in_place(self, extent: Extent, first_reads: deque[int]) -> None:
         span, base = self.spans[extent.shard], self._plans[extent.shard].base
         file = self._files[extent.shard]
-        if extent.how is How.mapped:
+        if extent.how is ReadMethod.mapped:
             with self._processors:
-                memory.touch(extent, span[extent.begin - base :], file)
+                memory.fault_in_extent(extent, span[extent.begin - base :], file)
             return
         begin = extent.begin
         while begin < extent.end:
             end = min(extent.end, begin + first_reads.popleft()) if first_reads else extent.end
             with self._processors:  # or all threads are at it together, no disk is asked, and no model is built
-                memory.populate(span[begin - base : end - base])
+                memory.populate_pages(span[begin - base : end - base])
             file.read(replace(extent, begin=begin, end=end), self._span_views[extent.shard][begin - base :])
             begin = end
 
     def _from_mapping(self, extent: Extent, casting: Casting) -> None:
         base = self._plans[extent.shard].base
         mapped = self.spans[extent.shard][extent.begin - base :]
-        memory.touch(extent, mapped, self._files[extent.shard])
+        memory.fault_in_extent(extent, mapped, self._files[extent.shard])
         self._put(extent, mapped, casting)
-        memory.let_go(extent, mapped)
+        memory.release_pages(extent, mapped)
 
     def _scattered(self, extent: Extent) -> None:
         places = [
@@ -139,7 +139,7 @@ class HostPlace:
         self._files[extent.shard].read_scattered(extent, places)
 
     def _through(self, slot: "Tensor", extent: Extent, casting: Casting) -> None:
-        self._files[extent.shard].read(extent, memory.writable(slot))
+        self._files[extent.shard].read(extent, memory.writable_view(slot))
         with self._processors:
             self._put(extent, slot, casting)
 

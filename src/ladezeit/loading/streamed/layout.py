@@ -15,7 +15,7 @@ import torch
 
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.safetensors_header import TensorEntry
-from ladezeit.loading.base import Arrangement
+from ladezeit.loading.base import WeightMapping
 from ladezeit.loading.streamed.memory import dtype_of, shape_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _KERNELS_WANT = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Segment:
     """Bytes `begin` to `end` of a shard, and where they go: byte `offset` of an arena, cast where dtypes differ."""
 
     begin: int
@@ -49,13 +49,13 @@ class Piece:
         size = length // self.source.itemsize * self.target.itemsize
         return arena[self.offset : self.offset + size].view(self.target), bytes_.view(self.source)
 
-    def clip_range(self, begin: int, end: int) -> "Piece":
+    def clip_range(self, begin: int, end: int) -> "Segment":
         """Return the part of the piece that lies in bytes `begin` to `end` of the shard."""
         begin, end = max(begin, self.begin), min(end, self.end)
         before = begin - self.begin
         if self.casts:  # whole elements: such a tensor starts at a multiple of its element's size, and so do extents
             before = before // self.source.itemsize * self.target.itemsize
-        return Piece(begin, end, self.arena, self.offset + before, self.source, self.target)
+        return Segment(begin, end, self.arena, self.offset + before, self.source, self.target)
 
     @property
     def casts(self) -> bool:
@@ -79,11 +79,11 @@ class Layout:
     """All arenas of a load, by the shard that asked for them, and which pieces of which shard fill them."""
 
     arena_bytes: dict[int, int] = field(default_factory=dict)
-    segments: dict[int, list[Piece]] = field(default_factory=dict)
+    segments: dict[int, list[Segment]] = field(default_factory=dict)
     _places: list[_Place] = field(default_factory=list)
     _begins: dict[int, list[int]] = field(default_factory=dict)
 
-    def of_extent(self, shard: int, begin: int, end: int) -> Iterator[Piece]:
+    def of_extent(self, shard: int, begin: int, end: int) -> Iterator[Segment]:
         """Yield the pieces of a shard between two of its bytes, cut to them, in the file's order."""
         pieces, begins = self.segments[shard], self._begins[shard]
         for number in range(max(0, bisect_right(begins, begin) - 1), len(pieces)):
@@ -115,11 +115,11 @@ class Layout:
 
     def _put(self, entry: TensorEntry, arena: int, offset: int, target: torch.dtype) -> None:
         if entry.end > entry.begin:
-            piece = Piece(entry.begin, entry.end, arena, offset, dtype_of(entry), target)
+            piece = Segment(entry.begin, entry.end, arena, offset, dtype_of(entry), target)
             self.segments[entry.shard].append(piece)
 
 
-def lay_out(checkpoint: Checkpoint, arrangement: Arrangement, *, for_kernels: bool) -> Layout:
+def plan_layout(checkpoint: Checkpoint, arrangement: WeightMapping, *, for_kernels: bool) -> Layout:
     """Return the places of all tensors in those shards that have any tensor to merge or to cast; others have none.
 
     Where they are `for_kernels` of a GPU, shards count too whose tensors no shift of the whole would align.

@@ -15,7 +15,7 @@ import torch
 
 from ladezeit.checkpoint.safetensors_header import TensorEntry
 from ladezeit.errors import CheckpointError, LoadError
-from ladezeit.loading.streamed.plan import PAGE, Extent, How, ShardPlan
+from ladezeit.loading.streamed.plan import PAGE, Extent, ReadMethod, ShardPlan
 from ladezeit.model.classes import torch_dtype
 from ladezeit.system.memory_warmup import LARGE_PAGE, host_pages
 from ladezeit.system.residency import ResidencyProbe, resident_ranges
@@ -54,12 +54,12 @@ def shape_of(entry: TensorEntry) -> tuple[int, ...]:
     return entry.shape
 
 
-def anonymous(size: int) -> "Tensor":
+def allocate_anonymous(size: int) -> "Tensor":
     """Return `size` bytes that begin on a page, whose memory lives as long as a tensor of it does."""
     return torch.frombuffer(host_pages(size), dtype=torch.uint8)
 
 
-def writable(memory: "Tensor") -> memoryview:
+def writable_view(memory: "Tensor") -> memoryview:
     """Return a host tensor's bytes as a buffer to read into, valid as long as the tensor.
 
     The tensor begins on a page and has its last page to itself, which direct I/O fills whole: so the buffer is whole
@@ -84,7 +84,7 @@ class ShardFile:
     def __init__(self, path: Path, file_bytes: int | None) -> None:
         self.path = path
         self.direct_refused: str | None = None
-        self.read_bytes = {How.buffered: 0, How.direct: 0}
+        self.read_bytes = {ReadMethod.buffered: 0, ReadMethod.direct: 0}
         #: Who said what of it is in the page cache; None before anybody was asked.
         self.residency_by: str | None = None
         self._lock = threading.Lock()
@@ -148,10 +148,10 @@ class ShardFile:
             LoadError: the file ends too early, or the disk reports an error; names file and offset.
         """
         how = extent.how
-        done = self._read_direct(extent, memory) if how is How.direct else 0
+        done = self._read_direct(extent, memory) if how is ReadMethod.direct else 0
         with self._lock:
-            self.read_bytes[How.direct] += done
-            self.read_bytes[How.buffered] += extent.size - done
+            self.read_bytes[ReadMethod.direct] += done
+            self.read_bytes[ReadMethod.buffered] += extent.size - done
         while done < extent.size:
             done += self._preadv(self.descriptor, [memory[done : extent.size]], extent.begin + done)
 
@@ -166,7 +166,7 @@ class ShardFile:
             LoadError: as `read`.
         """
         with self._lock:
-            self.read_bytes[How.buffered] += extent.size
+            self.read_bytes[ReadMethod.buffered] += extent.size
         start = 0
         while start < len(places):
             batch: list[memoryview] = []
@@ -237,7 +237,7 @@ class ShardFile:
         return count
 
 
-def mapped(plan: ShardPlan, file: ShardFile) -> "Tensor":
+def map_shard(plan: ShardPlan, file: ShardFile) -> "Tensor":
     """Return a private mapping of a shard's span: what is written to it stays in memory and never reaches the file.
 
     Extents that are not to be mapped have anonymous memory in their place, to be read into.
@@ -255,7 +255,7 @@ def mapped(plan: ShardPlan, file: ShardFile) -> "Tensor":
 def _not_mapped(plan: ShardPlan) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
     for extent in plan.extents:
-        if extent.how is How.mapped:
+        if extent.how is ReadMethod.mapped:
             continue
         if runs and runs[-1][1] == extent.begin:
             runs[-1] = (runs[-1][0], extent.end)
@@ -273,7 +273,7 @@ def _put_anonymous(address: int, size: int, file: ShardFile, offset: int) -> Non
     _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _MADV_HUGEPAGE)
 
 
-def touch(extent: Extent, memory: "Tensor", file: ShardFile) -> None:
+def fault_in_extent(extent: Extent, memory: "Tensor", file: ShardFile) -> None:
     """Bring in the pages of a mapped extent, whose bytes are the start of `memory`; raises `LoadError`."""
     size = -(-extent.size // PAGE) * PAGE
     if _libc.madvise(ctypes.c_void_p(memory.data_ptr()), ctypes.c_size_t(size), _MADV_POPULATE_READ) == 0:
@@ -285,7 +285,7 @@ def touch(extent: Extent, memory: "Tensor", file: ShardFile) -> None:
     memory[: extent.size : PAGE].max()  # an old kernel: one byte of each page
 
 
-def let_go(extent: Extent, memory: "Tensor") -> None:
+def release_pages(extent: Extent, memory: "Tensor") -> None:
     """Take the pages of a mapped extent, whose bytes are the start of `memory`, out of this process again.
 
     The file's pages stay in the page cache. Left to the end of a load, unmapping 3 GB took one thread a twentieth of a
@@ -295,7 +295,7 @@ def let_go(extent: Extent, memory: "Tensor") -> None:
     _libc.madvise(ctypes.c_void_p(memory.data_ptr()), ctypes.c_size_t(size), _MADV_DONTNEED)
 
 
-def populate(memory: "Tensor") -> None:
+def populate_pages(memory: "Tensor") -> None:
     """Have the system find pages for anonymous memory that is to be read into: one byte of each large page is set.
 
     Where a read itself comes upon memory without pages, the kernel finds them under a lock on the whole process, which

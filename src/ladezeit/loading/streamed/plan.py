@@ -28,10 +28,10 @@ _JOINED = 4
 _MOST_PIECES = 1000
 
 #: Which of some ranges of a shard, by its number, are in the page cache.
-AskResidency = Callable[[int, Sequence[tuple[int, int]]], list[bool]]
+ResidencyQuery = Callable[[int, Sequence[tuple[int, int]]], list[bool]]
 
 
-class How(Enum):
+class ReadMethod(Enum):
     """How an extent gets into memory; `by_residency` is settled by the thread that reads it, just before it does."""
 
     mapped = "mapped"
@@ -47,7 +47,7 @@ class Extent:
     shard: int
     begin: int
     end: int
-    how: How
+    how: ReadMethod
 
     @property
     def size(self) -> int:
@@ -68,13 +68,13 @@ class ShardPlan:
     @property
     def mapped(self) -> bool:
         """Whether the file itself becomes the memory of its tensors, wholly or in parts."""
-        return any(extent.how is How.mapped for extent in self.extents)
+        return any(extent.how is ReadMethod.mapped for extent in self.extents)
 
 
 def make_plan(
     checkpoint: Checkpoint,
     extent_bytes: int,
-    ask: AskResidency | None,
+    ask: ResidencyQuery | None,
     *,
     maps: Callable[[int], bool],
     stays: Callable[[int], bool],
@@ -97,13 +97,13 @@ def make_plan(
     for shard, tensors in enumerate(of_shard):
         ranges = list(_ranges(tensors, extent_bytes))
         if reading is Reading.by_residency and ask is None:
-            hows = [How.by_residency] * len(ranges)
+            hows = [ReadMethod.by_residency] * len(ranges)
         elif reading is Reading.by_residency:
             assert ask is not None
             hows = _decide(ask(shard, ranges) if ranges else [], maps(shard))
         else:
-            how = How[reading.value]
-            hows = [How.buffered if how is How.mapped and not maps(shard) else how] * len(ranges)
+            how = ReadMethod[reading.value]
+            hows = [ReadMethod.buffered if how is ReadMethod.mapped and not maps(shard) else how] * len(ranges)
         extents = [Extent(shard, begin, end, how) for (begin, end), how in zip(ranges, hows, strict=True)]
         if stays(shard):
             extents = _joined(extents, _JOINED * extent_bytes)
@@ -115,10 +115,10 @@ def make_plan(
     return plans
 
 
-def _decide(in_memory: list[bool], mapping: bool) -> list[How]:
+def _decide(in_memory: list[bool], mapping: bool) -> list[ReadMethod]:
     pieces = 1 + sum(one != other for one, other in pairwise(in_memory))
-    cached = How.mapped if mapping and pieces <= _MOST_PIECES else How.buffered
-    return [cached if resident else How.direct for resident in in_memory]
+    cached = ReadMethod.mapped if mapping and pieces <= _MOST_PIECES else ReadMethod.buffered
+    return [cached if resident else ReadMethod.direct for resident in in_memory]
 
 
 def _joined(extents: list[Extent], most_bytes: int) -> list[Extent]:

@@ -1,7 +1,7 @@
 """The ring to a GPU without Python: what `_pump.c` does, for loads whose bytes only have to be copied.
 
 It is built when ladezeit is installed and a C compiler is there; where it is not, and where elements are cast on the
-device, `device.Ring` does the same with Python's threads.
+device, `device.PinnedRing` does the same with Python's threads.
 """
 
 import ctypes
@@ -20,11 +20,11 @@ import numpy as np
 
 from ladezeit.errors import LoadError, OutOfMemoryError
 from ladezeit.loading.base import Progress
-from ladezeit.loading.streamed.layout import Piece
+from ladezeit.loading.streamed.layout import Segment
 from ladezeit.loading.streamed.memory import ShardFile
-from ladezeit.loading.streamed.plan import How
+from ladezeit.loading.streamed.plan import ReadMethod
 from ladezeit.loading.streamed.readers import ExtentQueue, in_background
-from ladezeit.loading.streamed.readiness import Arrivals
+from ladezeit.loading.streamed.readiness import ReadTracker
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ RUNTIME_FUNCTIONS = (
     "cudaGetLastError",
 )
 
-_HOW = {How.buffered: 0, How.direct: 1, How.by_residency: 2}
+_HOW = {ReadMethod.buffered: 0, ReadMethod.direct: 1, ReadMethod.by_residency: 2}
 _EXTENT = np.dtype(
     [("begin", "i8"), ("end", "i8"), *((name, "i4") for name in ("number", "file", "how", "copies", "copies_end", "_"))]
 )
@@ -216,9 +216,9 @@ class Pump:
 
     def submit_reads(
         self,
-        arrivals: Arrivals,
+        arrivals: ReadTracker,
         files: list[ShardFile],
-        pieces: dict[int, list[Piece]],
+        pieces: dict[int, list[Segment]],
         memory: "dict[int, tuple[int, Tensor]]",
         arenas: "dict[int, Tensor]",
     ) -> None:
@@ -256,8 +256,8 @@ class Pump:
 
     def _note_reads(self) -> None:
         for shard, file in zip(self._shards or (), self._files, strict=True):
-            file.read_bytes[How.buffered] += shard.read_buffered
-            file.read_bytes[How.direct] += shard.read_direct
+            file.read_bytes[ReadMethod.buffered] += shard.read_buffered
+            file.read_bytes[ReadMethod.direct] += shard.read_direct
             if shard.refused and file.direct_refused is None:
                 file.direct_refused = f"{os.strerror(shard.refused)} at offset {shard.refused_at}"
 
@@ -274,8 +274,8 @@ class Pump:
 
 
 def _lists(
-    arrivals: Arrivals,
-    pieces: dict[int, list[Piece]],
+    arrivals: ReadTracker,
+    pieces: dict[int, list[Segment]],
     memory: "dict[int, tuple[int, Tensor]]",
     arenas: "dict[int, Tensor]",
 ) -> tuple[Any, Any]:
@@ -302,7 +302,7 @@ def _lists(
     return extents[arrivals.order], np.concatenate(copies) if copies else np.zeros(1, _PIECE)
 
 
-def _copies_of_pieces(view: Any, pieces: Sequence[Piece], arenas: "dict[int, Tensor]") -> tuple[Any, Any]:
+def _copies_of_pieces(view: Any, pieces: Sequence[Segment], arenas: "dict[int, Tensor]") -> tuple[Any, Any]:
     """Return the copies of a shard's pieces, cut where its extents end, and which copy each extent's begin with."""
     base = {arena: bytes_.data_ptr() for arena, bytes_ in arenas.items()}
     begins = np.array([piece.begin for piece in pieces], np.int64)

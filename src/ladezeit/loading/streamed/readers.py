@@ -168,7 +168,7 @@ class _Crew:
                 self._progress(self._done, self._queue.total_bytes, time.monotonic() - self._queue.began)
 
 
-def run(queue: ExtentQueue, readers: Iterable[Reader], progress: Progress | None = None) -> None:
+def run_readers(queue: ExtentQueue, readers: Iterable[Reader], progress: Progress | None = None) -> None:
     """Read what is in `queue` in about its order, by a thread for each of `readers`; when this returns, none is left.
 
     Args:

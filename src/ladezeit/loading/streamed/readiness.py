@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ladezeit.checkpoint.safetensors_header import TensorEntry
-from ladezeit.loading.base import Arrangement
+from ladezeit.loading.base import WeightMapping
 from ladezeit.loading.streamed.plan import Extent
 
 #: Who waits is woken this often in a load at most: each time takes a processor from a reader.
@@ -20,7 +20,7 @@ _WAKINGS = 16
 _NUMBER = re.compile(r"(\d+)")
 
 
-class Arrivals:
+class ReadTracker:
     """The extents that a load waits for; one thread at a time may wait.
 
     An extent's number is its place in `extents`, where those of a shard follow each other in the file's order.
@@ -31,7 +31,7 @@ class Arrivals:
         arrangement: which of them become one, under a name of its own.
     """
 
-    def __init__(self, extents: Sequence[Extent], tensors: Iterable[TensorEntry], arrangement: Arrangement) -> None:
+    def __init__(self, extents: Sequence[Extent], tensors: Iterable[TensorEntry], arrangement: WeightMapping) -> None:
         self.extents = extents
         #: One byte an extent, by its number: 1 where it has arrived; never empty, so that it can be lent to C.
         self.flags = bytearray(max(1, len(extents)))
@@ -115,7 +115,7 @@ class Arrivals:
         return order + [number for number in range(len(taken)) if not taken[number]]
 
 
-def _sources(tensors: Iterable[TensorEntry], arrangement: Arrangement) -> dict[str, dict[int, tuple[int, int]]]:
+def _sources(tensors: Iterable[TensorEntry], arrangement: WeightMapping) -> dict[str, dict[int, tuple[int, int]]]:
     """Return for each tensor of a load, by its name, the first and last byte that it needs of each shard.
 
     Where parts are merged, what lies between them counts as needed: they are a layer's experts, which lie together.

@@ -9,14 +9,14 @@ from ladezeit.config import Readers, StreamedLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.streamed import memory, readers
-from ladezeit.loading.streamed.device import SLOTS_A_THREAD, Device, Moves, Ring, slot_bytes
+from ladezeit.loading.streamed.device import SLOTS_A_THREAD, Device, Moves, PinnedRing, slot_bytes
 from ladezeit.loading.streamed.host import HostPlace
 from ladezeit.loading.streamed.layout import ALIGNED, Layout
 from ladezeit.loading.streamed.memory import ShardFile
-from ladezeit.loading.streamed.plan import PAGE, AskResidency, Extent, How, ShardPlan
+from ladezeit.loading.streamed.plan import PAGE, Extent, ReadMethod, ResidencyQuery, ShardPlan
 from ladezeit.loading.streamed.pump import Pump, Runtime, is_built
 from ladezeit.loading.streamed.readers import ExtentQueue
-from ladezeit.loading.streamed.readiness import Arrivals
+from ladezeit.loading.streamed.readiness import ReadTracker
 from ladezeit.system.limits import available_cpus
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Load:
     files: list[ShardFile]
     plans: list[ShardPlan]
     layout: Layout
-    read_tracker: Arrivals
+    read_tracker: ReadTracker
     spans: "dict[int, Tensor]" = field(default_factory=dict)
     arenas: "dict[int, Tensor]" = field(default_factory=dict)
 
@@ -60,7 +60,7 @@ class Load:
     def only_computes(self) -> bool:
         """Say whether all is copied or cast from the page cache into host memory, and nothing waits for a disk."""
         on_host = all(arena.device.type == "cpu" for arena in self.arenas.values())
-        cached = all(extent.how in (How.mapped, How.buffered) for extent in self.read_tracker.in_order)
+        cached = all(extent.how in (ReadMethod.mapped, ReadMethod.buffered) for extent in self.read_tracker.in_order)
         return bool(self.arenas) and on_host and cached
 
     def describe_effective(self) -> dict[str, Any]:
@@ -69,9 +69,9 @@ class Load:
         refusals = [file.direct_refused for file in self.files if file.direct_refused is not None]
         return {
             "extents": len(extents),
-            "bytes_read_direct": sum(file.read_bytes[How.direct] for file in self.files),
-            "bytes_read_buffered": sum(file.read_bytes[How.buffered] for file in self.files),
-            "bytes_mapped": sum(extent.size for extent in extents if extent.how is How.mapped),
+            "bytes_read_direct": sum(file.read_bytes[ReadMethod.direct] for file in self.files),
+            "bytes_read_buffered": sum(file.read_bytes[ReadMethod.buffered] for file in self.files),
+            "bytes_mapped": sum(extent.size for extent in extents if extent.how is ReadMethod.mapped),
             "pieces_placed": sum(map(len, self.layout.segments.values())),
             "direct_io_refused": bool(refusals),
             "direct_io_refused_reason": refusals[0] if refusals else None,
@@ -90,7 +90,7 @@ class Transfer(Protocol):
     on_host: bool
 
     @property
-    def query_residency(self) -> AskResidency | None:
+    def query_residency(self) -> ResidencyQuery | None:
         """What tells beforehand which parts are in the page cache; None where each thread asks before it reads."""
         ...
 
@@ -119,10 +119,10 @@ class ToHost:
         self._asked_threads = loading.threads
         self._threads = 0
         self._place: HostPlace | None = None
-        self._arrivals: Arrivals | None = None
+        self._arrivals: ReadTracker | None = None
 
     def query_residency(self, shard: int, ranges: Sequence[tuple[int, int]]) -> list[bool]:
-        """See `plan.AskResidency`."""
+        """See `plan.ResidencyQuery`."""
         return self._files[shard].resident_ranges(ranges)
 
     def run_transfer(self) -> None:
@@ -131,13 +131,15 @@ class ToHost:
             return
         place, arrivals = self._place, self._arrivals
         assert place is not None and arrivals is not None
-        readers.run(self.queue, (place.make_reader(arrivals.mark_read) for _ in range(self._threads)), self._progress)
+        readers.run_readers(
+            self.queue, (place.make_reader(arrivals.mark_read) for _ in range(self._threads)), self._progress
+        )
 
     def begin_load(self, load: Load) -> None:
         """See `Transfer.begin`."""
         extents = load.read_tracker.in_order
         # Where nothing waits for a disk, each thread that casts has torch's beside it.
-        cached = all(extent.how is not How.direct for extent in extents)
+        cached = all(extent.how is not ReadMethod.direct for extent in extents)
         threads = self._asked_threads or (available_cpus() if cached else _THREADS)
         self._threads = min(threads, len(extents))
         self._arrivals = load.read_tracker
@@ -155,7 +157,7 @@ class ToDevice(ABC):
     """To a device through a ring, which is pinned while the load is planned."""
 
     on_host = False
-    query_residency: AskResidency | None = None
+    query_residency: ResidencyQuery | None = None
 
     def __init__(self, device: Device, files: list[ShardFile], request: LoadRequest, loading: StreamedLoading) -> None:
         self.queue = ExtentQueue()
@@ -238,13 +240,13 @@ class ThroughRing(ToDevice):
 
     def __init__(self, device: Device, files: list[ShardFile], request: LoadRequest, loading: StreamedLoading) -> None:
         super().__init__(device, files, request, loading)
-        self._ring = Ring(self._threads, self.extent_bytes, device)
+        self._ring = PinnedRing(self._threads, self.extent_bytes, device)
 
     def run_transfer(self) -> None:
         """See `Transfer.run`."""
         try:
             own = (self._ring.make_reader(number, self) for number in range(self._threads))
-            readers.run(self.queue, own, self._progress)
+            readers.run_readers(self.queue, own, self._progress)
         finally:
             self._ring.close()
 
@@ -255,8 +257,10 @@ class ThroughRing(ToDevice):
     def fill_slot(self, extent: Extent, memory: memoryview) -> None:
         """See `staging.Source.fill`."""
         file = self._files[extent.shard]
-        if extent.how is How.by_residency:
-            extent = replace(extent, how=How.buffered if file.is_resident(extent.begin, extent.end) else How.direct)
+        if extent.how is ReadMethod.by_residency:
+            extent = replace(
+                extent, how=ReadMethod.buffered if file.is_resident(extent.begin, extent.end) else ReadMethod.direct
+            )
         file.read(extent, memory)
 
     def plan_moves(self, extent: Extent, slot: "Tensor") -> Moves:
