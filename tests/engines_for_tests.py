@@ -12,7 +12,7 @@ from pathlib import Path
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import EngineModel, LoadRequest
-from ladezeit.loading.engines.quantized import QuantisedEngine
+from ladezeit.loading.engines.quantized import QuantizedEngine
 from ladezeit.loading.engines.tensor_parallel import TensorParallelEngine
 from ladezeit.loading.engines.transformers import TransformersEngine
 from ladezeit.loading.formats.tensorizer import TensorizerConverter
@@ -244,7 +244,7 @@ class FlipsABit(TransformersEngine):
         return loaded
 
 
-class FlipsACode(QuantisedEngine):
+class FlipsACode(QuantizedEngine):
     """Loads quantised, then flips the lowest bit of one code, as bad memory does."""
 
     def load(self, request: LoadRequest, clock: Clock) -> EngineModel:

@@ -60,7 +60,7 @@ def test_wrong_failing_and_unproven_methods_are_never_ranked() -> None:
     assert "the verification did not run" in reasons["unchecked"]
 
 
-def test_what_is_proven_of_a_quantised_model_is_said_with_the_verdict() -> None:
+def test_what_is_proven_of_a_quantized_model_is_said_with_the_verdict() -> None:
     """A fast quantised load is not taken for the same model: the claim of its proof stands beside its place."""
     made = planted.sweep(bad=False)
     for result in made:
@@ -331,7 +331,7 @@ def test_a_change_of_dtype_comes_with_a_warning() -> None:
     ]
 
 
-def test_quantised_weights_are_other_weights() -> None:
+def test_quantized_weights_are_other_weights() -> None:
     """4 bit beats float16: the verdict warns, names the difference, and the profile keeps the two apart."""
     made = [planted.sample("transformers", n, 1.0, job=n) for n in range(5)]
     made += [planted.sample("bitsandbytes_4bit", n, 0.5, job=5 + n) for n in range(5)]

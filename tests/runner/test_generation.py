@@ -250,7 +250,7 @@ def test_a_model_on_the_gpu_says_what_the_library_says(dtype: torch.dtype, tmp_p
     """Prompt and penalties go where the model is; ids equal the library's on the same GPU."""
     model = tiny_model(dtype).to("cuda:0")
     model.generation_config.repetition_penalty = 1.1
-    clock = Clock(time.monotonic_ns(), synchronise=lambda path: torch.cuda.synchronize())
+    clock = Clock(time.monotonic_ns(), synchronize=lambda path: torch.cuda.synchronize())
     assert generate_tokens(model, tmp_path, ASKED, clock).token_ids == librarys_own(model, PROMPT, 12)
 
 

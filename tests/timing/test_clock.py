@@ -50,7 +50,7 @@ def test_without_detail_the_load_is_one_phase() -> None:
 def test_the_device_is_waited_for_at_the_end_of_each_span() -> None:
     """An asynchronous copy belongs to the phase that started it, not to whoever waits for it later."""
     waited: list[str] = []
-    clock = Clock(time.monotonic_ns(), synchronise=waited.append)
+    clock = Clock(time.monotonic_ns(), synchronize=waited.append)
     with clock.span(LOAD):
         with clock.span("load/read"):
             pass

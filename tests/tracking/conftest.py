@@ -67,8 +67,8 @@ def _postgres_server(programs: Path, folder: Path) -> Iterator[str]:
             shutil.chown(path, "postgres")
     data = folder / "data"
     options = ["--username=ladezeit", f"--pwfile={folder / 'password'}", "--auth=scram-sha-256", "--no-sync"]
-    initialise = [*as_user, str(programs / "initdb"), "-D", str(data), "--encoding=UTF8", "--locale=C", *options]
-    subprocess.run(initialise, check=True, capture_output=True, cwd="/")
+    initialize = [*as_user, str(programs / "initdb"), "-D", str(data), "--encoding=UTF8", "--locale=C", *options]
+    subprocess.run(initialize, check=True, capture_output=True, cwd="/")
     port = free_port()
     uri = f"postgresql://ladezeit:{PASSWORD}@127.0.0.1:{port}/postgres"
 

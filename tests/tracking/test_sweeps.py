@@ -87,8 +87,8 @@ def test_the_comparison_is_saved_with_the_sweep(tracker: Any, tmp_path: Path) ->
     assert parallel["selectedParams"] == ["cache", "loading"]
     runs = tracker.store.client.search_runs([sweep.experiment_id], view["searchFilter"])
     assert len(runs) == 10, "the parent run is not among them"
-    colours = {(run.data.params["cache"], run.data.params["loading"]): run.data.tags["mlflow.runColor"] for run in runs}
-    assert len(set(colours.values())) == 10
+    colors = {(run.data.params["cache"], run.data.params["loading"]): run.data.tags["mlflow.runColor"] for run in runs}
+    assert len(set(colors.values())) == 10
     assert "DIFFERENCE" in {chart["type"] for chart in view["compareRunCharts"]}
     scatters = [(c["xaxis"]["key"], c["yaxis"]["key"]) for c in view["compareRunCharts"] if c["type"] == "SCATTER"]
     assert ("load/total_s", "memory/gpu_allocated_peak_gib") in scatters

@@ -83,7 +83,8 @@ class Attribution:
             for phase in self.named
         ]
         said = [
-            f"{self.slower} takes {format_seconds(total_s)} s, {format_seconds(total_s - faster_s)} s longer than {self.faster}"
+            f"{self.slower} takes {format_seconds(total_s)} s, {format_seconds(total_s - faster_s)} s longer than "
+            f"{self.faster}"
         ]
         said[0] += f": {', '.join(causes)}." if causes else "; no single phase explains it."
         main = self.named[0] if self.named else None

@@ -100,14 +100,14 @@ class LegacyManagerLoading(TransformersLoading):
 
 
 @dataclass
-class QuantisedLoading(TransformersLoading):
+class QuantizedLoading(TransformersLoading):
     """A load that quantizes on its way; the library may choose a device of its own where no `device_map` is given."""
 
     device_map: Any = "device"
 
 
 @dataclass
-class Bitsandbytes8bitLoading(QuantisedLoading):
+class Bitsandbytes8bitLoading(QuantizedLoading):
     """bitsandbytes' LLM.int8(): where an input is beyond `threshold`, its column is computed in float; 0 for none."""
 
     engine: str = "bitsandbytes_8bit"
@@ -115,7 +115,7 @@ class Bitsandbytes8bitLoading(QuantisedLoading):
 
 
 @dataclass
-class Bitsandbytes4bitLoading(QuantisedLoading):
+class Bitsandbytes4bitLoading(QuantizedLoading):
     """bitsandbytes' 4 bit in blocks of 64; `double_quant` quantizes the blocks' scales too."""
 
     engine: str = "bitsandbytes_4bit"
@@ -124,7 +124,7 @@ class Bitsandbytes4bitLoading(QuantisedLoading):
 
 
 @dataclass
-class TorchaoInt8Loading(QuantisedLoading):
+class TorchaoInt8Loading(QuantizedLoading):
     """torchao's symmetric int8 weights with a scale a row; activations stay as they are."""
 
     engine: str = "torchao_int8"

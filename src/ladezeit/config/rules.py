@@ -12,7 +12,7 @@ from ladezeit.config.loading import (
     AccelerateLoading,
     LegacyManagerLoading,
     LoadingConfig,
-    QuantisedLoading,
+    QuantizedLoading,
     TensorLoading,
     TensorParallelLoading,
     TracedLoading,
@@ -95,8 +95,8 @@ def _check_has_effect(loading: LoadingConfig) -> None:
             f"loading.threads={loading.threads} was given with loading.engine={loading.engine}, which reads with one "
             f"thread. Leave it out, or use an engine with threads"
         )
-    if isinstance(loading, QuantisedLoading):
-        _check_quantised(loading)
+    if isinstance(loading, QuantizedLoading):
+        _check_quantized(loading)
     if isinstance(loading, AccelerateLoading):
         if loading.device_map is None:
             raise CombinationError(
@@ -110,7 +110,7 @@ def _check_has_effect(loading: LoadingConfig) -> None:
             )
 
 
-def _check_quantised(loading: QuantisedLoading) -> None:
+def _check_quantized(loading: QuantizedLoading) -> None:
     if loading.device_map is None:
         raise CombinationError(
             f"loading.device_map=null with loading.engine={loading.engine} leaves the device to the library, which "

@@ -14,7 +14,7 @@ from ladezeit.config import (
     DType,
     LoadConfig,
     LoadingConfig,
-    QuantisedLoading,
+    QuantizedLoading,
     RunConfig,
     TensorParallelLoading,
     TracedLoading,
@@ -137,14 +137,14 @@ def weights_bytes(loading: LoadingConfig, checkpoint_bytes: int, checkpoint_dtyp
     For a quantized load they are the least it can need, as if it kept nothing: how much it keeps (the head, embeddings)
     is known only once the model is there. On the way one tensor at a time is there in full.
     """
-    if isinstance(loading, QuantisedLoading):
-        return int(checkpoint_bytes * _quantised_item_bytes(loading) / _ITEM_BYTES.get(checkpoint_dtype, 2))
+    if isinstance(loading, QuantizedLoading):
+        return int(checkpoint_bytes * _quantized_item_bytes(loading) / _ITEM_BYTES.get(checkpoint_dtype, 2))
     if loading.dtype is DType.auto:
         return checkpoint_bytes
     return checkpoint_bytes * _ITEM_BYTES[loading.dtype.value] // _ITEM_BYTES.get(checkpoint_dtype, 2)
 
 
-def _quantised_item_bytes(loading: QuantisedLoading) -> float:
+def _quantized_item_bytes(loading: QuantizedLoading) -> float:
     if not isinstance(loading, Bitsandbytes4bitLoading):
         return _EIGHT_BIT_BYTES
     return _DOUBLE_FOUR_BIT_BYTES if loading.double_quant else _FOUR_BIT_BYTES
@@ -153,7 +153,7 @@ def _quantised_item_bytes(loading: QuantisedLoading) -> float:
 def converts_dtype(loading: LoadingConfig, checkpoint_dtype: str) -> bool:
     """Return whether the weights in memory are other than those on disk, so that mapping the file is not enough."""
     changed = loading.dtype is not DType.auto and loading.dtype.value != checkpoint_dtype
-    return changed or isinstance(loading, QuantisedLoading)
+    return changed or isinstance(loading, QuantizedLoading)
 
 
 def host_bytes_needed(config: RunConfig, on_gpu: bool, checkpoint: Sizes) -> int:

@@ -87,7 +87,7 @@ def scheme_of(tensor: Any) -> str | None:
     return None
 
 
-def dequantised_dtype(tensor: Any) -> str | None:
+def dequantized_dtype(tensor: Any) -> str | None:
     """Return torch's name of the dtype that a quantized tensor computes in; None where it follows its input."""
     state = getattr(tensor, "quant_state", None)
     found = state.dtype if state is not None else tensor.dtype
@@ -101,17 +101,17 @@ def quantizer_rule(model: Any) -> Callable[[str, Any], bool]:
     model class keeps), not whether the module was replaced: that is what has to be found out. See
     ``replace_with_bnb_linear`` and ``TorchAoHfQuantizer.param_needs_quantization`` in transformers.
     """
-    quantiser = getattr(model, "hf_quantizer", None)
-    return (lambda path, module: False) if quantiser is None else rule_of(quantiser)
+    quantizer = getattr(model, "hf_quantizer", None)
+    return (lambda path, module: False) if quantizer is None else rule_of(quantizer)
 
 
-def rule_of(quantiser: Any) -> Callable[[str, Any], bool]:
+def rule_of(quantizer: Any) -> Callable[[str, Any], bool]:
     """Return `quantizer_rule` of a model with this quantizer of transformers, whose `modules_to_not_convert` is set."""
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    left_out = getattr(quantiser, "modules_to_not_convert", None) or []
+    left_out = getattr(quantizer, "modules_to_not_convert", None) or []
 
     def by_bitsandbytes(path: str, module: Any) -> bool:
         replaced = type(module).__module__.startswith("bitsandbytes.")
@@ -120,7 +120,7 @@ def rule_of(quantiser: Any) -> Callable[[str, Any], bool]:
     def by_torchao(path: str, module: Any) -> bool:
         return isinstance(module, Linear) and bool(should_convert_module(f"{path}.weight", left_out))
 
-    library = type(quantiser).__module__.rpartition(".")[2]
+    library = type(quantizer).__module__.rpartition(".")[2]
     known = {"quantizer_torchao": by_torchao}.get(library)
     return known or (by_bitsandbytes if "bnb" in library else lambda path, module: False)
 
@@ -155,11 +155,11 @@ def survey_quantization(model: Any) -> Survey:
     seen: set[int] = set()
     for path, module in model.named_modules():
         own = [tensor for tensor in module._parameters.values() if tensor is not None]
-        quantised = [tensor for tensor in own if scheme_of(tensor) is not None]
+        quantized = [tensor for tensor in own if scheme_of(tensor) is not None]
         plain = [tensor for tensor in own if scheme_of(tensor) is None]
-        found.schemes.update(str(scheme_of(tensor)) for tensor in quantised)
-        found.modules += bool(quantised)
-        found.elements += sum(_elements(tensor) for tensor in quantised)
+        found.schemes.update(str(scheme_of(tensor)) for tensor in quantized)
+        found.modules += bool(quantized)
+        found.elements += sum(_elements(tensor) for tensor in quantized)
         found.kept_elements += sum(tensor.numel() for tensor in plain if id(tensor) not in seen)
         seen.update(map(id, own))
         if any(tensor.dim() > 1 for tensor in plain):

@@ -111,14 +111,14 @@ def skip_redundant_init() -> Iterator[None]:
         yield
 
 
-def _where_there_is_memory(initialise: Callable[..., Any]) -> Callable[..., Any]:
+def _where_there_is_memory(initialize: Callable[..., Any]) -> Callable[..., Any]:
     """Return `initialise` for tensors that hold numbers; others are given back as they are."""
 
-    @functools.wraps(initialise)
-    def initialised(tensor: Any, *args: Any, **kwargs: Any) -> Any:
-        return tensor if tensor.is_meta else initialise(tensor, *args, **kwargs)
+    @functools.wraps(initialize)
+    def initialized(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        return tensor if tensor.is_meta else initialize(tensor, *args, **kwargs)
 
-    return initialised
+    return initialized
 
 
 def _replace(stack: ExitStack, module: Any, name: str, made_of: Callable[[Any], Any]) -> None:

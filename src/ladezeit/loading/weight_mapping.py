@@ -148,13 +148,13 @@ class Names:
         checked = {*keys[::step], keys[-1]}
         answers = {key: self._ask(key) for key in checked}
         for key in sorted(checked, key=lambda key: -len(set(_NUMBER.findall(key)))):
-            rule = _generalised(key, *answers[key])
+            rule = _generalized(key, *answers[key])
             if rule is not None and all(rule(other) == answer for other, answer in answers.items()):
                 return rule
         return self._ask
 
 
-def _generalised(key: str, target: str, pattern: str | None) -> Callable[[str], tuple[str, str | None]] | None:
+def _generalized(key: str, target: str, pattern: str | None) -> Callable[[str], tuple[str, str | None]] | None:
     """Return a rule that does to other keys of the kind what was done to `key`; None where its numbers are not telling.
 
     A number in `target` must be one number of `key` alone, so that it is known where it came from.

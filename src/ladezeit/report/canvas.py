@@ -63,7 +63,7 @@ def rows_figure(names: Sequence[str], *, panels: Sequence[float] = (1.0,), right
         axes.append(_plain(figure.add_axes(box), len(names)))
         left_in += width_in + right_in
     for index, name in enumerate(short):
-        draw_beside(axes[0], name, index, colour=INK)
+        draw_beside(axes[0], name, index, color=INK)
     return figure, axes
 
 
@@ -80,7 +80,7 @@ def _plain(axes: Any, rows: int) -> Any:
     return axes
 
 
-def draw_beside(axes: Any, text: str, row: int, *, colour: str = SOFT_INK, right: bool = False) -> None:
+def draw_beside(axes: Any, text: str, row: int, *, color: str = SOFT_INK, right: bool = False) -> None:
     """Write `text` beside a row: left of the axes, or right of them."""
     axes.annotate(
         text,
@@ -91,7 +91,7 @@ def draw_beside(axes: Any, text: str, row: int, *, colour: str = SOFT_INK, right
         ha="left" if right else "right",
         va="center",
         fontsize=8.5,
-        color=colour,
+        color=color,
         annotation_clip=False,
     )
 

@@ -7,12 +7,12 @@ PINK = "#CC79A7"
 SKY = "#56B4E9"
 VERMILION = "#D55E00"
 FOREST = "#117733"
-GREY = "#999999"
+GRAY = "#999999"
 INDIGO = "#332288"
 WINE = "#882255"
 
 #: In the order in which they are given to things that have to be told apart.
-COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION, FOREST, GREY, INDIGO, WINE)
+COLORS = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION, FOREST, GRAY, INDIGO, WINE)
 
 #: What nothing accounts for.
 REST = "#BBBBBB"

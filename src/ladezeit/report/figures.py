@@ -19,7 +19,7 @@ _OTHERS = "shorter phases"
 _REST = "unattributed"
 _LEGEND_COLUMNS = 5
 _LEGEND_ROW_IN = 0.2
-_PALETTE = [colour for colour in colors.COLOURS if colour != colors.GREY]
+_PALETTE = [color for color in colors.COLORS if color != colors.GRAY]
 
 _SPREAD = 0.22
 
@@ -35,7 +35,7 @@ class _Panel:
     title: str
     values: list[_Figure | None]
     text: Callable[[float], str]
-    colour: str
+    color: str
     limit: float | None = None
 
 
@@ -86,7 +86,7 @@ def _draw_panel(axes: Any, panel: _Panel) -> None:
             canvas.draw_beside(axes, NOTHING, row, right=True)
             continue
         median, within = value
-        axes.barh(row, median, height=0.6, color=panel.colour)
+        axes.barh(row, median, height=0.6, color=panel.color)
         if within and within.coverage > 0:
             axes.plot([within.low, within.high], [row, row], color=canvas.INK, linewidth=1.1)
         canvas.draw_beside(axes, panel.text(median), row, right=True)
@@ -117,16 +117,16 @@ def phase_palette(points: Sequence[PointFigures]) -> dict[str, str]:
     return dict(zip(order, _PALETTE, strict=False))
 
 
-def draw_phases(section: Section, colour_of: Mapping[str, str], name: str) -> Picture | None:
+def draw_phases(section: Section, color_of: Mapping[str, str], name: str) -> Picture | None:
     """Return the picture of a section's ranked points, None where there are none."""
     points, more = canvas.limit_points([point for point in section.ranked if point.spread])
     if not points:
         return None
-    bars = [_bar(point, colour_of) for point in points]
+    bars = [_bar(point, color_of) for point in points]
     totals = [sum(bar.values()) for bar in bars]
     narrow = max(totals) > MOST_LINEAR_RATIO * min(totals)
     figure, axes = canvas.rows_figure([p.name for p in points], panels=(1.0, 0.8) if narrow else (1.0,), right_in=0.7)
-    _stack(axes[0], bars, colour_of)
+    _stack(axes[0], bars, color_of)
     axes[0].set_xlim(0, 1.02 * max([*totals, *(p.spread.median for p in points if p.spread)]))
     axes[0].set_xlabel("seconds", fontsize=8, color=canvas.SOFT_INK)
     for row, point in enumerate(points):
@@ -135,10 +135,10 @@ def draw_phases(section: Section, colour_of: Mapping[str, str], name: str) -> Pi
             canvas.draw_beside(axes[0], f"{format_seconds(point.spread.median)} s", row, right=True)
     canvas.draw_heading(axes[0], f"{section.title}: phases of the load")
     if narrow:
-        _stack(axes[1], [{path: t / sum(bar.values()) * 100 for path, t in bar.items()} for bar in bars], colour_of)
+        _stack(axes[1], [{path: t / sum(bar.values()) * 100 for path, t in bar.items()} for bar in bars], color_of)
         axes[1].set_xlim(0, 100)
         axes[1].set_xlabel("% of the own load", fontsize=8, color=canvas.SOFT_INK)
-    _legend(figure, bars, colour_of)
+    _legend(figure, bars, color_of)
     said = "; ".join(_phases_in_words(point, bar) for point, bar in zip(points, bars, strict=True))
     return canvas.render_picture(
         figure,
@@ -149,33 +149,33 @@ def draw_phases(section: Section, colour_of: Mapping[str, str], name: str) -> Pi
     )
 
 
-def _bar(point: PointFigures, colour_of: Mapping[str, str]) -> dict[str, float]:
+def _bar(point: PointFigures, color_of: Mapping[str, str]) -> dict[str, float]:
     """Return what is stacked for a point: the named phases in their order, the shorter ones as one, the rest last."""
     times = phase_medians(point)
-    named = {path: times[path] for path in colour_of if times.get(path)}
-    others_s = sum(spent for path, spent in times.items() if path not in colour_of and path != UNATTRIBUTED)
+    named = {path: times[path] for path in color_of if times.get(path)}
+    others_s = sum(spent for path, spent in times.items() if path not in color_of and path != UNATTRIBUTED)
     return {**named, _OTHERS: others_s, _REST: times.get(UNATTRIBUTED, 0.0)}
 
 
-def _stack(axes: Any, bars: Sequence[Mapping[str, float]], colour_of: Mapping[str, str]) -> None:
+def _stack(axes: Any, bars: Sequence[Mapping[str, float]], color_of: Mapping[str, str]) -> None:
     for row, bar in enumerate(bars):
         left = 0.0
         for path, width in bar.items():
-            axes.barh(row, width, left=left, height=0.66, **_style(path, colour_of))
+            axes.barh(row, width, left=left, height=0.66, **_style(path, color_of))
             left += width
 
 
-def _style(path: str, colour_of: Mapping[str, str]) -> dict[str, Any]:
+def _style(path: str, color_of: Mapping[str, str]) -> dict[str, Any]:
     if path == _REST:
-        return {"facecolor": "white", "edgecolor": colors.GREY, "hatch": "////", "linewidth": 0.5}
-    return {"facecolor": colors.REST if path == _OTHERS else colour_of[path], "edgecolor": "white", "linewidth": 0.5}
+        return {"facecolor": "white", "edgecolor": colors.GRAY, "hatch": "////", "linewidth": 0.5}
+    return {"facecolor": colors.REST if path == _OTHERS else color_of[path], "edgecolor": "white", "linewidth": 0.5}
 
 
-def _legend(figure: Any, bars: Sequence[Mapping[str, float]], colour_of: Mapping[str, str]) -> None:
+def _legend(figure: Any, bars: Sequence[Mapping[str, float]], color_of: Mapping[str, str]) -> None:
     """Name the colors below the axes, in the order in which they are stacked."""
     from matplotlib.patches import Patch
 
-    there = [path for path in (*colour_of, _OTHERS, _REST) if any(bar.get(path, 0.0) > 0 for bar in bars)]
+    there = [path for path in (*color_of, _OTHERS, _REST) if any(bar.get(path, 0.0) > 0 for bar in bars)]
     extra_in = _LEGEND_ROW_IN * -(-len(there) // _LEGEND_COLUMNS)
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + extra_in)
@@ -190,7 +190,7 @@ def _legend(figure: Any, bars: Sequence[Mapping[str, float]], colour_of: Mapping
             )
         )
     figure.legend(
-        handles=[Patch(label=path.removeprefix("load/"), **_style(path, colour_of)) for path in there],
+        handles=[Patch(label=path.removeprefix("load/"), **_style(path, color_of)) for path in there],
         loc="lower center",
         ncols=_LEGEND_COLUMNS,
         frameon=False,
@@ -223,7 +223,7 @@ def draw_samples(comparison: Comparison, section: Section, name: str) -> Picture
     pixels = canvas.as_pixels(sum(map(len, values)))
     for row, (point, own) in enumerate(zip(points, values, strict=True)):
         trusted = point in section.ranked
-        _dots(axes, row, own, _colour(point), hollow=not trusted, pixels=pixels)
+        _dots(axes, row, own, _color(point), hollow=not trusted, pixels=pixels)
         _summary(axes, row, point)
         canvas.draw_beside(
             axes, f"{figure_text(point.spread.median if point.spread else None, metric)} s", row, right=True
@@ -245,19 +245,19 @@ def _rank(section: Section, point: PointFigures) -> str:
     return "not ranked: "
 
 
-def _colour(point: PointFigures) -> str:
+def _color(point: PointFigures) -> str:
     if point.rank is None:
-        return colors.GREY
+        return colors.GRAY
     return colors.BLUE if point.rank == 1 else colors.VERMILION
 
 
-def _dots(axes: Any, row: int, values: list[float], colour: str, *, hollow: bool, pixels: bool) -> None:
+def _dots(axes: Any, row: int, values: list[float], color: str, *, hollow: bool, pixels: bool) -> None:
     """Draw the samples of a row one below the other, so that equal ones do not hide each other."""
     step = 2 * _SPREAD / max(1, len(values) - 1)
     heights = [row - _SPREAD + step * index if len(values) > 1 else row for index in range(len(values))]
-    fill = "none" if hollow else colour
+    fill = "none" if hollow else color
     axes.scatter(
-        values, heights, s=16, facecolors=fill, edgecolors=colour, linewidths=0.8, alpha=0.75, zorder=2
+        values, heights, s=16, facecolors=fill, edgecolors=color, linewidths=0.8, alpha=0.75, zorder=2
     ).set_rasterized(pixels)
 
 

@@ -270,14 +270,14 @@ def code_span(text: str) -> str:
 def draw_pictures(report: Report, name: str) -> list[Drawn]:
     """Return the pictures of each section; their names begin with `name`."""
     points = [point for section in report.load.sections for point in section.ranked]
-    colour_of = figures.phase_palette(points)
+    color_of = figures.phase_palette(points)
     return [
-        _of_section(report, index, colour_of, f"{name}-{index + 1}") if index < MOST_SECTIONS else Drawn([], [])
+        _of_section(report, index, color_of, f"{name}-{index + 1}") if index < MOST_SECTIONS else Drawn([], [])
         for index in range(len(report.decisions))
     ]
 
 
-def _of_section(report: Report, index: int, colour_of: dict[str, str], name: str) -> Drawn:
+def _of_section(report: Report, index: int, color_of: dict[str, str], name: str) -> Drawn:
     load = report.load.sections[index]
     memory = report.get_section("gpu_memory", index), report.get_section("host_memory", index)
     leading = [
@@ -285,7 +285,7 @@ def _of_section(report: Report, index: int, colour_of: dict[str, str], name: str
         figures.draw_validation_cost(report.validation_costs.sections[index], report.catches, f"{name}-validation"),
     ]
     others = [
-        figures.draw_phases(load, colour_of, f"{name}-phases"),
+        figures.draw_phases(load, color_of, f"{name}-phases"),
         figures.draw_limits(load, *memory, f"{name}-limits"),
         *_timelines(report, index, name),
     ]

@@ -15,7 +15,7 @@ from ladezeit.results.fields import as_text, failure_reason, value_of
 from ladezeit.results.format import format_seconds
 from ladezeit.results.records import Phase, Result, Status
 
-_COLOURS = {Status.ok: "green", Status.skipped: "yellow", Status.invalid: "yellow"}
+_COLORS = {Status.ok: "green", Status.skipped: "yellow", Status.invalid: "yellow"}
 _LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "ladezeit")
 _NOT_SHOWN = ("inference", "memory_sources", "profile", "functions")
 _MOST_FUNCTIONS = 5
@@ -37,10 +37,10 @@ def as_rich(result: Result, place: str) -> RenderableType:
 
 
 def _head(result: Result) -> RenderableType:
-    colour = _COLOURS.get(result.status, "red")
-    lines = [Text.assemble((result.status.value, f"bold {colour}"), " ", (result.identity.label, "bold"))]
+    color = _COLORS.get(result.status, "red")
+    lines = [Text.assemble((result.status.value, f"bold {color}"), " ", (result.identity.label, "bold"))]
     if result.status is not Status.ok:
-        lines.append(Text(failure_reason(result), style=colour))
+        lines.append(Text(failure_reason(result), style=color))
     elif text := unverified_reason(result):
         lines.append(Text(f"not ranked: {text}", style="yellow"))
     what = [f"{key} {value}" for key in ("model", "loading", "cache", "process") if (value := value_of(result, key))]

@@ -22,16 +22,16 @@ _DPI = 100
 _MOST_ROWS = 24
 
 #: By the first word of a phase's path.
-_COLOURS = {
-    "process_start": colors.GREY,
-    "import": colors.GREY,
+_COLORS = {
+    "process_start": colors.GRAY,
+    "import": colors.GRAY,
     "cuda_context": colors.PINK,
     "load": colors.BLUE,
     "validation": colors.ORANGE,
     "inference": colors.GREEN,
 }
-_OTHER_COLOUR = colors.SKY
-_REST_COLOUR = colors.REST
+_OTHER_COLOR = colors.SKY
+_REST_COLOR = colors.REST
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Row:
     depth: int
     spans: list[tuple[float, float]]
     total_s: float
-    colour: str
+    color: str
 
     @property
     def end_s(self) -> float:
@@ -99,7 +99,7 @@ def _panels(phases: Sequence[Phase]) -> list[tuple[str, list[_Row]]]:
         if load:
             # What no phase of the load accounts for has no place in time: it is drawn from zero, in gray.
             rest_s = sum(phase.self_s for phase in load)
-            rows.append(_Row("unattributed", 0, [(0.0, rest_s)], rest_s, _REST_COLOUR))
+            rows.append(_Row("unattributed", 0, [(0.0, rest_s)], rest_s, _REST_COLOR))
         panels.append(("inside the load", rows))
     return panels
 
@@ -119,11 +119,11 @@ def _rows(phases: Sequence[Phase], zero_s: float) -> list[_Row]:
         name = path.removeprefix("load/") if depth == 0 else path.rsplit("/", 1)[-1]
         name += f" ×{len(same)}" if len(same) > 1 else ""
         spans = [(phase.start_s - zero_s, phase.duration_s) for phase in same]
-        rows.append(_Row(name, depth, spans, totals[path], _COLOURS.get(path.split("/")[0], _OTHER_COLOUR)))
+        rows.append(_Row(name, depth, spans, totals[path], _COLORS.get(path.split("/")[0], _OTHER_COLOR)))
     hidden = [path for path in by_path if path not in shown]
     if hidden:
         spans = [(p.start_s - zero_s, p.duration_s) for path in hidden for p in by_path[path]]
-        rows.append(_Row(f"{len(hidden)} shorter phases", 0, spans, sum(totals[p] for p in hidden), _REST_COLOUR))
+        rows.append(_Row(f"{len(hidden)} shorter phases", 0, spans, sum(totals[p] for p in hidden), _REST_COLOR))
     return rows
 
 
@@ -140,7 +140,7 @@ def _draw_panel(axes: Any, title: str, rows: list[_Row]) -> None:
     for index, row in enumerate(rows):
         # A phase too short for a pixel still gets a mark: it was there.
         spans = [(start, max(length, end_s * 0.002)) for start, length in row.spans]
-        axes.broken_barh(spans, (index - 0.36, 0.72), facecolors=row.colour, linewidth=0)
+        axes.broken_barh(spans, (index - 0.36, 0.72), facecolors=row.color, linewidth=0)
         to_the_right = row.end_s < 0.86 * end_s
         first = min(start for start, _ in row.spans)
         inside = not to_the_right and first < 0.12 * end_s
@@ -156,7 +156,7 @@ def _draw_panel(axes: Any, title: str, rows: list[_Row]) -> None:
         )
     axes.set_yticks([])  # real tick labels would take as long to draw as all the rest
     for index, row in enumerate(rows):
-        colour = "#222222" if row.depth == 0 else "#666666"
+        color = "#222222" if row.depth == 0 else "#666666"
         axes.annotate(
             row.name,
             (0, index),
@@ -165,7 +165,7 @@ def _draw_panel(axes: Any, title: str, rows: list[_Row]) -> None:
             ha="right",
             va="center",
             fontsize=8.5,
-            color=colour,
+            color=color,
             annotation_clip=False,
         )
     axes.set_title(f"{title}, seconds", loc="left", fontsize=9, color="#444444", pad=4)

@@ -106,7 +106,7 @@ class Sample:
                 torch.zeros(1, device=device)
                 torch.cuda.synchronize()
             self._check_gpu()
-            self.clock.synchronise = pipeline.completion_waiter(self.spec.config.loading)
+            self.clock.synchronize = pipeline.completion_waiter(self.spec.config.loading)
         return device
 
     def _check_gpu(self) -> None:

@@ -190,7 +190,7 @@ class _Load:
                 torch.zeros(1, device=self.device.name)
                 torch.cuda.synchronize()
             self.device = resolve_device(self.device.name)  # only now torch tells which of the GPUs that is
-            self.clock.synchronise = pipeline.completion_waiter(self.config.loading)
+            self.clock.synchronize = pipeline.completion_waiter(self.config.loading)
             yield
 
     @contextlib.contextmanager

@@ -162,10 +162,10 @@ def _tracked(session: Session, config: RunConfig, record: SweepRecord, folder: P
         raise
     finally:
         session.display.finish_bar()
-        _summarise(session, tracker, record, status, folder)
+        _summarize(session, tracker, record, status, folder)
 
 
-def _summarise(session: Session, tracker: Tracker, record: SweepRecord, status: SweepStatus, folder: Path) -> None:
+def _summarize(session: Session, tracker: Tracker, record: SweepRecord, status: SweepStatus, folder: Path) -> None:
     gathered = gather_results(folder)
     results = [result for result in gathered.results if result.identity.sweep == record.id]
     for problem in gathered.problems:

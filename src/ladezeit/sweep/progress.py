@@ -17,7 +17,7 @@ from rich.progress import (
 
 from ladezeit.results.records import Result, Status
 
-_COLOURS = {Status.ok: "green", Status.skipped: "yellow", Status.invalid: "yellow"}
+_COLORS = {Status.ok: "green", Status.skipped: "yellow", Status.invalid: "yellow"}
 
 #: How often the live line is drawn: rarely, because drawing takes from the processor that is being measured.
 _DRAWS_PER_SECOND = 2
@@ -88,11 +88,11 @@ class Display:
                 self._progress.update(self._task, completed=self._done)
         number = f"[{self._done:>{len(str(self._total))}}/{self._total}]" if counted and self._total else "[warm-up]"
         number = "" if not self._total else escape(number) + " "
-        colour = _COLOURS.get(result.status, "red")
-        line = f"{number}{escape(result.identity.label):<20}  [{colour}]{result.status.value}[/]{_figures(result)}"
+        color = _COLORS.get(result.status, "red")
+        line = f"{number}{escape(result.identity.label):<20}  [{color}]{result.status.value}[/]{_figures(result)}"
         self.console.print(line, soft_wrap=True)
         if result.status is not Status.ok and result.reason:
-            self.console.print(f"    [{colour}]{escape(result.reason)}[/]", soft_wrap=True)
+            self.console.print(f"    [{color}]{escape(result.reason)}[/]", soft_wrap=True)
         if not self._total and "auto" in result.effective:
             self.print_note(f"    chosen: {result.effective['auto']['reason']}")
 

@@ -49,7 +49,7 @@ def collect_environment(device: ResolvedDevice, checkpoint_folder: Path) -> dict
             "system": platform.platform(),
             "kernel": platform.release(),
             "machine": platform.machine(),
-            "virtualisation": _virtualisation(),
+            "virtualisation": _virtualization(),
         },
         "cpu": _cpu(),
         "memory": _memory(),
@@ -134,7 +134,7 @@ def _memory() -> dict[str, Any]:
     }
 
 
-def _virtualisation() -> dict[str, Any]:
+def _virtualization() -> dict[str, Any]:
     return {
         "hypervisor": "hypervisor" in (_cpuinfo("flags") or "").split(),
         "container": _container(),

@@ -40,13 +40,13 @@ class Clock:
     def __init__(
         self,
         origin_ns: int,
-        synchronise: Callable[[str], None] = lambda path: None,
+        synchronize: Callable[[str], None] = lambda path: None,
         notify: Callable[[str], None] = lambda path: None,
         detail: bool = True,
     ) -> None:
         self.origin_ns = origin_ns
         self.detail = detail
-        self.synchronise = synchronise
+        self.synchronize = synchronize
         self.phases: list[Phase] = []
         self._notify = notify
         self._open: list[_Open] = []
@@ -64,7 +64,7 @@ class Clock:
         self._open.append(entry)
         try:
             yield
-            self.synchronise(path)
+            self.synchronize(path)
         finally:
             self._close(entry, time.monotonic_ns())
 

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote
 from uuid import NAMESPACE_URL, uuid5
 
-from ladezeit.report.colors import COLOURS
+from ladezeit.report.colors import COLORS
 from ladezeit.results.records import SweepRecord
 from ladezeit.results.redaction import redact_text, without_credentials
 from ladezeit.tracking import projection
@@ -77,7 +77,7 @@ def save_views(client: Any, experiment_id: str, record: SweepRecord) -> None:
         packed = "deflate;" + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
         view = {"name": title, "createdAt": now, "updatedAt": now, "state": packed}
         client.set_experiment_tag(experiment_id, tag_key(record.id, kind), json.dumps(view))
-    _colour(client, runs, keys)
+    _color(client, runs, keys)
 
 
 def sample_condition(sweep_id: str) -> str:
@@ -175,12 +175,12 @@ def _width(characters: int) -> int:
     return min(320, 30 + 8 * characters)
 
 
-def _colour(client: Any, runs: Sequence[Any], keys: Sequence[str]) -> None:
+def _color(client: Any, runs: Sequence[Any], keys: Sequence[str]) -> None:
     """Give all samples of a point one colour."""
     points = {run.info.run_id: tuple(run.data.params.get(key, "") for key in keys) for run in runs}
     order = sorted(set(points.values()))
     for run_id, point in points.items():
-        client.set_tag(run_id, "mlflow.runColor", COLOURS[order.index(point) % len(COLOURS)])
+        client.set_tag(run_id, "mlflow.runColor", COLORS[order.index(point) % len(COLORS)])
 
 
 # The charts of a sweep's saved view, in the words of MLflow's interface (undocumented, read off 3.17).

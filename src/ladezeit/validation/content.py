@@ -13,7 +13,7 @@ from ladezeit.validation import placement
 from ladezeit.validation.digest import digest_tensor, digest_tensors, summed_by
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.faults import Fault
-from ladezeit.validation.inventory import COMPUTED, QUANTISED, NamedTensor, group_tied, list_tensors
+from ladezeit.validation.inventory import COMPUTED, QUANTIZED, NamedTensor, group_tied, list_tensors
 from ladezeit.validation.manifest import Manifest
 from ladezeit.validation.proof import Finding, LevelReport
 
@@ -143,12 +143,12 @@ def _contents(name: str, seen: _Seen, manifest: Manifest) -> list[Finding]:
 
 
 def _source(kind: str, manifest: Manifest) -> str:
-    if kind == QUANTISED:
-        return f"{_quantiser(manifest)['version']} makes of what the checkpoint holds"
+    if kind == QUANTIZED:
+        return f"{_quantizer(manifest)['version']} makes of what the checkpoint holds"
     return "the model's class computes" if kind == COMPUTED else "the checkpoint holds"
 
 
-def _quantiser(manifest: Manifest) -> dict[str, Any]:
+def _quantizer(manifest: Manifest) -> dict[str, Any]:
     found = manifest.origin.get("quantised")
     return found if isinstance(found, dict) else {}
 
@@ -187,7 +187,7 @@ def _ties(grouped: list[list[NamedTensor]], manifest: Manifest, expected: Expect
     grouped = [
         group
         for group in grouped
-        if all((entry := manifest.tensors.get(one.name)) is None or entry.kind != QUANTISED for one in group)
+        if all((entry := manifest.tensors.get(one.name)) is None or entry.kind != QUANTIZED for one in group)
     ]
     findings = []
     number = {one.name: index for index, group in enumerate(grouped) for one in group if not one.tensor.is_meta}
@@ -230,10 +230,10 @@ def _claim(placed: str, read_bytes: int, manifest: Manifest) -> str:
         claim += f" and {len(manifest.unanchored)} rest on the library's conversion"
     if manifest.origin.get("quantization"):
         claim += "; quantized: the same quantized weights, which says nothing about how close they are to the original"
-    quantiser = _quantiser(manifest)
-    if quantiser:
-        parts = sum(entry.kind == QUANTISED for entry in manifest.tensors.values())
-        claim += f"; {parts} parts of quantized weights are what {quantiser['version']} makes of those on this device"
+    quantizer = _quantizer(manifest)
+    if quantizer:
+        parts = sum(entry.kind == QUANTIZED for entry in manifest.tensors.values())
+        claim += f"; {parts} parts of quantized weights are what {quantizer['version']} makes of those on this device"
     return claim
 
 
@@ -246,12 +246,12 @@ def _how(held: list[NamedTensor]) -> str:
 
 def _meaning(manifest: Manifest, held: list[NamedTensor]) -> str | None:
     """Return in one sentence what is proven of weights that are not the checkpoint's as they are."""
-    quantiser = _quantiser(manifest)
-    if quantiser:
-        weights = len({n.partition(":")[0] for n, entry in manifest.tensors.items() if entry.kind == QUANTISED})
+    quantizer = _quantizer(manifest)
+    if quantizer:
+        weights = len({n.partition(":")[0] for n, entry in manifest.tensors.items() if entry.kind == QUANTIZED})
         return (
-            f"the codes and scales of {weights} weights are bit for bit those that {quantiser['version']} "
-            f"({quantiser['words']}) makes of the checkpoint's, all other tensors are the checkpoint's; how close the "
+            f"the codes and scales of {weights} weights are bit for bit those that {quantizer['version']} "
+            f"({quantizer['words']}) makes of the checkpoint's, all other tensors are the checkpoint's; how close the "
             f"quantized weights are to the original is not verified"
         )
     split = len(group_tied([one for one in held if one.shard_spec is not None]))

@@ -12,7 +12,7 @@ BUFFER = "buffer"
 #: A buffer that no checkpoint holds: the model's class computes it.
 COMPUTED = "computed"
 #: A part of a weight that a quantizer made of one in the checkpoint.
-QUANTISED = "quantised"
+QUANTIZED = "quantised"
 
 
 @dataclass(frozen=True)

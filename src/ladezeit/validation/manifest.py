@@ -22,7 +22,7 @@ from ladezeit.system.processes import answer_request, run_module_json
 from ladezeit.validation import reference_cache
 from ladezeit.validation.checksum import ARITHMETIC
 from ladezeit.validation.digest import digest_tensors
-from ladezeit.validation.inventory import QUANTISED, part_name
+from ladezeit.validation.inventory import QUANTIZED, part_name
 from ladezeit.validation.reference_cache import ReferenceKey
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
     }
     split = _split(grouped, request["ranks"], _is_packed(model)) if request["ranks"] else {}
     if request["scheme"]:
-        entries = _with_quantised(entries, model, request)
+        entries = _with_quantized(entries, model, request)
     if checkpoint_identity(checkpoint) != request["asked"]["files"]:
         raise CheckpointError(f"the files in {checkpoint.folder} changed while their manifest was made: try again")
     ties = [[one.name for one in group] for group in grouped if len(group) > 1]
@@ -161,7 +161,7 @@ class Entry:
     kind: str
 
 
-def _with_quantised(entries: dict[str, Entry], model: Any, request: dict[str, Any]) -> dict[str, Entry]:
+def _with_quantized(entries: dict[str, Entry], model: Any, request: dict[str, Any]) -> dict[str, Entry]:
     """Return the entries of a plain load, with the parts that the quantizer makes of a weight in place of the weight.
 
     Raises:
@@ -267,10 +267,10 @@ def quantized_names(model: Any, scheme: Scheme, dtype: str) -> list[str]:
     """Return the names of the weights of a plain `model` that the scheme's quantizer takes, by its own list."""
     from transformers.quantizers import AutoHfQuantizer
 
-    quantiser = AutoHfQuantizer.from_config(quantization_config(scheme, dtype), pre_quantized=False)
-    left_out = quantiser.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-    quantiser.modules_to_not_convert = left_out
-    takes = rule_of(quantiser)
+    quantizer = AutoHfQuantizer.from_config(quantization_config(scheme, dtype), pre_quantized=False)
+    left_out = quantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    quantizer.modules_to_not_convert = left_out
+    takes = rule_of(quantizer)
     return [f"{path}.weight" for path, module in model.named_modules() if takes(path, module)]
 
 
@@ -295,7 +295,7 @@ def quantized_entries(model: Any, scheme: Scheme, dtype: str, device: str) -> di
         if digest_tensors(quantize_weight(weight, scheme, device)) != found:
             unsteady.append(name)
         made[name] = [
-            (part_name(name, part), Entry(found[part], _dtype(tensor), tuple(tensor.shape), QUANTISED))
+            (part_name(name, part), Entry(found[part], _dtype(tensor), tuple(tensor.shape), QUANTIZED))
             for part, tensor in parts.items()
         ]
     if unsteady:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.errors import CheckpointError
-from ladezeit.loading.quantization import CHECKPOINTS_OWN, dequantised_dtype, quantizer_rule, scheme_of
+from ladezeit.loading.quantization import CHECKPOINTS_OWN, dequantized_dtype, quantizer_rule, scheme_of
 from ladezeit.model.tensors import component_tensors
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.proof import Finding
@@ -50,7 +50,7 @@ class QuantizationCheck:
         self._of_scheme += 1
         if not (name == "weight" and self._takes(path, module)):
             return [Finding("quantisation", full, f"is {found}, and the quantizer's own rule leaves it out")]
-        dtype = dequantised_dtype(tensor)
+        dtype = dequantized_dtype(tensor)
         if dtype not in (None, self._dtype):
             return [Finding("dtype", full, f"dequantizes to {dtype}, asked for {self._dtype}")]
         self.count += 1

@@ -60,7 +60,7 @@ class _Counts:
 
     tensors: int
     modules: int
-    quantised: int
+    quantized: int
     offloaded: int
 
 
@@ -69,7 +69,7 @@ def check_placement(loaded: EngineModel, expected: Expected, config: ValidationC
     model = loaded.model
     places = ResolvedDeviceMap(loaded, expected)
     kept = fp32_exceptions(model, expected.dtype)
-    quantised = QuantizationCheck(model, expected)
+    quantized = QuantizationCheck(model, expected)
     findings = places.find_refused()
     wrong_dtypes: list[WrongDtype] = []
     modules_seen = tensors_seen = offloaded = 0
@@ -84,23 +84,23 @@ def check_placement(loaded: EngineModel, expected: Expected, config: ValidationC
             offloaded += held.tensor.is_meta and held.offloaded
             findings += _place_findings(held, places, expected)
             if held.is_parameter:
-                findings += quantised.find_faults(path, module, held.name.rpartition(".")[2], held.tensor)
+                findings += quantized.find_faults(path, module, held.name.rpartition(".")[2], held.tensor)
             if held.stored and held.tensor.is_floating_point() and scheme_of(held.tensor) is None:
                 wanted = "float32" if kept(held.name) else expected.dtype
                 found = str(held.tensor.dtype).removeprefix("torch.")
                 if found != wanted:
                     wrong_dtypes.append(WrongDtype(held.name, found, wanted))
     findings += _dtypes(without_class_choices(model, expected.dtype, wrong_dtypes))
-    findings += quantised.find_missing()
+    findings += quantized.find_missing()
     findings += find_untied_weights(model, expected)
     findings += not_taken_up(model, expected.generation_config)
     findings += _keys(loaded)
     return LevelReport(
-        summary=_claim(_Counts(tensors_seen, modules_seen, quantised.count, offloaded), expected),
+        summary=_claim(_Counts(tensors_seen, modules_seen, quantized.count, offloaded), expected),
         modules_seen=modules_seen,
         tensors_seen=tensors_seen,
         findings=findings,
-        guarantee=quantised.describe_claim(),
+        guarantee=quantized.describe_claim(),
     )
 
 
@@ -207,11 +207,11 @@ def _keys(loaded: EngineModel) -> list[Finding]:
 
 def _claim(seen: _Counts, expected: Expected) -> str:
     where = f"on {expected.device}" if expected.single_device else "where its placement says"
-    library = f"{seen.quantised} tensors quantized as asked: their values are the library's; the others "
+    library = f"{seen.quantized} tensors quantized as asked: their values are the library's; the others "
     offload = f"{seen.offloaded} offloaded as allowed" if seen.offloaded else "nothing offloaded"
     return (
         f"each of {seen.tensors} tensors in {seen.modules} modules has data {where}, "
-        f"{library if seen.quantised else ''}{expected.dtype} as asked; ties tied, {offload}, every key "
+        f"{library if seen.quantized else ''}{expected.dtype} as asked; ties tied, {offload}, every key "
         f"matched, generation config there; values were not compared"
     )
 

@@ -132,8 +132,8 @@ class ReferenceKey:
         }
         if self.scheme is not None:
             library = f"{self.scheme.library} {version(self.scheme.library)}"
-            quantised = {**asdict(self.scheme), "version": library, "words": self.scheme.words}
-            place["quantised"] = {**quantised, "device": self.device, "hardware": self.hardware}
+            quantized = {**asdict(self.scheme), "version": library, "words": self.scheme.words}
+            place["quantised"] = {**quantized, "device": self.device, "hardware": self.hardware}
         return place
 
     def files_identity(self) -> dict[str, Any]:

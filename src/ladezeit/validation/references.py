@@ -55,8 +55,8 @@ def prepare_references(
     """
     manifest = reference = None
     if config.validation.level in NEED_MANIFEST:
-        quantised = "" if subject.scheme is None else f", quantized by {subject.scheme.library}"
-        what = f"a reference load, to know what every tensor must hold{quantised}"
+        quantized = "" if subject.scheme is None else f", quantized by {subject.scheme.library}"
+        what = f"a reference load, to know what every tensor must hold{quantized}"
         manifest = manifest_file(subject, lambda: building(what))
     if config.validation.level in NEED_REFERENCE:
         what_said = "two reference loads, to know what the model must generate"

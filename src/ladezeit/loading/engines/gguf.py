@@ -20,7 +20,7 @@ from ladezeit.model.tensors import fault_in_pages
 from ladezeit.timing.clock import Clock
 
 #: The loader's own reading, inside of the steps that all loads share.
-_DEQUANTISE = instrumentation.Hook(
+_DEQUANTIZE = instrumentation.Hook(
     "transformers.modeling_gguf_pytorch_utils", "load_gguf_checkpoint", "load/dequantise"
 )
 
@@ -54,9 +54,9 @@ class GgufEngine:
                     folder, local_files_only=True, trust_remote_code=request.trust_remote_code
                 )
             if clock.detail:
-                instrumentation.install_hook(stack, _DEQUANTISE, clock)
-            loaded = from_pretrained(request, clock, config=config, **arguments, **_dequantised())
-        loaded.effective["arguments"].update(config=folder, **dict.fromkeys(_dequantised(), "dequantize"))
+                instrumentation.install_hook(stack, _DEQUANTIZE, clock)
+            loaded = from_pretrained(request, clock, config=config, **arguments, **_dequantized())
+        loaded.effective["arguments"].update(config=folder, **dict.fromkeys(_dequantized(), "dequantize"))
         refuse_incomplete(loaded)
         # The library notes that this file needed no renames, and would save experts under the model's own names.
         loaded.model._weight_conversions = None
@@ -68,7 +68,7 @@ class GgufEngine:
         return loaded
 
 
-def _dequantised() -> dict[str, Any]:
+def _dequantized() -> dict[str, Any]:
     """Return what makes newer versions unpack every weight, as older ones do without being told."""
     import transformers
 

@@ -7,7 +7,7 @@ finds nothing to do says so in its log at most: here it is an error.
 from importlib import import_module
 from typing import Any
 
-from ladezeit.config import Bitsandbytes4bitLoading, Bitsandbytes8bitLoading, QuantisedLoading
+from ladezeit.config import Bitsandbytes4bitLoading, Bitsandbytes8bitLoading, QuantizedLoading
 from ladezeit.errors import LoadError, NotRunnableError
 from ladezeit.loading import quantization
 from ladezeit.loading.base import EngineModel, LoadRequest
@@ -15,7 +15,7 @@ from ladezeit.loading.engines.transformers import TransformersEngine, from_pretr
 from ladezeit.timing.clock import Clock
 
 
-class QuantisedEngine(TransformersEngine):
+class QuantizedEngine(TransformersEngine):
     """Loads through `from_pretrained` with the `quantization_config` that the loading method stands for."""
 
     def prepare(self, request: LoadRequest) -> None:
@@ -39,7 +39,7 @@ class QuantisedEngine(TransformersEngine):
         """
         loading = request.loading
         asked = quantization.loading_scheme(loading)
-        assert isinstance(loading, QuantisedLoading)
+        assert isinstance(loading, QuantizedLoading)
         assert asked is not None
         arguments = placement_arguments(loading, request.device)
         arguments["quantization_config"] = quantization.quantization_config(asked, _dtype(request))

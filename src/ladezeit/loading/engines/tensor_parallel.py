@@ -65,7 +65,7 @@ class TensorParallelEngine:
             )
         with clock.span("load/touch"):
             loaded.effective["touched_bytes"] = fault_in_pages(loaded.model)
-        clock.synchronise(LOAD)
+        clock.synchronize(LOAD)
         loaded.effective |= {"split_parameters": len(split), "local_bytes": _local_bytes(loaded.model)}
         loaded.effective["own_s"] = (time.monotonic_ns() - started_ns) / 1e9
         with clock.span("load/slowest_rank"):

@@ -46,7 +46,7 @@ class TensorizerEngine:
         threads = bytes_read = 0
         with clock.span("load/read"):
             for path in converted_files(request):
-                opened = _deserialised(path, request.device, loading)
+                opened = _deserialized(path, request.device, loading)
                 tensors.update((name, opened[name].detach()) for name in opened)
                 threads = max(threads, getattr(opened, "_num_readers", loading.threads or 0))
                 bytes_read += opened.total_tensor_bytes
@@ -64,7 +64,7 @@ class TensorizerEngine:
         )
 
 
-def _deserialised(path: Path, device: str, loading: TensorizerLoading) -> Any:
+def _deserialized(path: Path, device: str, loading: TensorizerLoading) -> Any:
     from tensorizer import TensorDeserializer
     from tensorizer.serialization import HashMismatchError
 

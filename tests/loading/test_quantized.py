@@ -24,7 +24,7 @@ from ladezeit.model.tensors import component_tensors, fault_in_pages, iter_stora
 from ladezeit.results.records import read_result
 from ladezeit.runner.generation import generate_tokens
 from ladezeit.timing.clock import Clock
-from quantised_loads import ENGINES, UP, linear_weights, load, loading_of, proof, scheme
+from quantized_loads import ENGINES, UP, linear_weights, load, loading_of, proof, scheme
 
 
 def scheme_bytes(name: str, rows: int, columns: int) -> int:
@@ -61,18 +61,18 @@ def test_it_loads_speaks_and_is_proven(name: str, tiny: Checkpoint, tmp_path: Pa
 def test_the_memory_that_is_told_is_that_of_the_format(name: str, tiny: Checkpoint, tmp_path: Path) -> None:
     """`memory/weights_gib` counts codes and scales, ties once, and stays the same when the model is used."""
     plain = load("transformers", tiny, tmp_path, device_map="cpu").model
-    unquantised = weights_bytes(plain)
+    unquantized = weights_bytes(plain)
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in plain.buffers())
-    assert unquantised == tiny.weight_bytes + buffers
+    assert unquantized == tiny.weight_bytes + buffers
     projections = linear_weights(plain).values()
     wanted = sum(scheme_bytes(name, *tensor.shape) - 2 * tensor.numel() for tensor in projections)
     loaded = load(name, tiny, tmp_path)
-    assert weights_bytes(loaded.model) == unquantised + wanted
+    assert weights_bytes(loaded.model) == unquantized + wanted
     loaded.model(torch.tensor([[1, 2, 3]]))
-    assert weights_bytes(loaded.model) == unquantised + wanted
+    assert weights_bytes(loaded.model) == unquantized + wanted
 
 
-def test_double_quantisation_takes_less_and_is_told_apart(tiny: Checkpoint, tmp_path: Path) -> None:
+def test_double_quantization_takes_less_and_is_told_apart(tiny: Checkpoint, tmp_path: Path) -> None:
     single = load("bitsandbytes_4bit", tiny, tmp_path)
     arguments: dict[str, Any] = {"double_quant": True, "quant_type": FourBitType.fp4}
     double = load("bitsandbytes_4bit", tiny, tmp_path, **arguments)
@@ -94,7 +94,7 @@ def test_every_part_is_touched(name: str, tiny: Checkpoint, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_pickled_checkpoints_are_quantised_as_well(name: str, tiny: Checkpoint, tmp_path: Path) -> None:
+def test_pickled_checkpoints_are_quantized_as_well(name: str, tiny: Checkpoint, tmp_path: Path) -> None:
     plain = load("transformers", tiny, tmp_path, device_map="cpu").model
     plain.config.save_pretrained(tmp_path / "pickled")
     torch.save(plain.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
@@ -141,7 +141,7 @@ def test_other_classes_that_the_library_takes_are_proven_too(name: str, gpt2: Ch
     assert "8 tensors quantized as asked" in found.reason
 
 
-def test_a_checkpoint_that_is_quantised_already(tiny: Checkpoint, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_quantized_already(tiny: Checkpoint, tmp_path: Path) -> None:
     """Quantising twice is refused with the way out; loading it as it is passes as the checkpoint's own."""
     load("bitsandbytes_4bit", tiny, tmp_path).model.save_pretrained(tmp_path / "quantised")
     checkpoint = inspect_checkpoint(tmp_path / "quantised", "quantised")
@@ -162,7 +162,7 @@ def test_a_checkpoint_that_is_quantised_already(tiny: Checkpoint, tmp_path: Path
         ({"device_map": None, "move_to_device": True}, "device_map=null"),
     ],
 )
-def test_arguments_that_do_not_go_with_quantising_are_refused(
+def test_arguments_that_do_not_go_with_quantizing_are_refused(
     arguments: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
     loading = Bitsandbytes4bitLoading(name="x", **arguments)
@@ -170,7 +170,7 @@ def test_arguments_that_do_not_go_with_quantising_are_refused(
         check_combination(make_run_config(tmp_path, loading=loading))
 
 
-def test_the_plan_asks_for_no_more_than_a_quantised_load_needs(tiny: Checkpoint, tmp_path: Path) -> None:
+def test_the_plan_asks_for_no_more_than_a_quantized_load_needs(tiny: Checkpoint, tmp_path: Path) -> None:
     """A 7B model in 4 bit is not refused on a GPU of 8 GB; on the CPU its weights are memory, not a mapping."""
     seven_b = 15_231_233_024
     bits = {"bitsandbytes_8bit": 0.5, "torchao_int8": 0.5, "bitsandbytes_4bit": 0.28125}
@@ -178,11 +178,11 @@ def test_the_plan_asks_for_no_more_than_a_quantised_load_needs(tiny: Checkpoint,
         loading = loading_of(name)
         assert preflight.weights_bytes(loading, seven_b, "bfloat16") == int(seven_b * share)
         assert converts_dtype(loading, tiny.dtype)
-        quantised, plain = (
+        quantized, plain = (
             host_bytes_needed(make_run_config(tmp_path, loading=one), False, tiny)
             for one in (loading, TransformersLoading(name="x"))
         )
-        assert quantised - plain == int(tiny.weight_bytes * share)
+        assert quantized - plain == int(tiny.weight_bytes * share)
         assert preflight.weights_bytes(loading, tiny.weight_bytes, tiny.dtype) < weights_bytes(
             load(name, tiny, tmp_path).model
         )

@@ -24,7 +24,7 @@ from ladezeit.validation.expected import Expected
 from ladezeit.validation.levels import verify_model
 from ladezeit.validation.proof import Proof
 from ladezeit.validation.references import reference_key_of
-from quantised_loads import ENGINES, UP, load, loading_of
+from quantized_loads import ENGINES, UP, load, loading_of
 
 OTHER = "model.layers.1.mlp.up_proj"
 #: Each method with its arguments, and the attribute that holds the scales of its weights.
@@ -155,7 +155,7 @@ def test_a_used_model_is_proven_as_well(tiny: Checkpoint, cache: Path, tmp_path:
 
 
 @pytest.mark.parametrize("method", ["bitsandbytes_4bit", "torchao_int8"])
-def test_what_is_cast_first_is_quantised_from_the_cast(
+def test_what_is_cast_first_is_quantized_from_the_cast(
     method: str, tiny: Checkpoint, cache: Path, tmp_path: Path
 ) -> None:
     """The quantiser meets the weights in the dtype that was asked for, not in the file's."""
@@ -190,7 +190,7 @@ def test_other_architectures_are_proven(
     assert proof.passed, proof.reason
 
 
-def test_a_quantiser_that_does_not_repeat_itself_is_found_out(
+def test_a_quantizer_that_does_not_repeat_itself_is_found_out(
     tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Codes that differ between two times prove nothing: said with what to use instead, never proven by luck."""
@@ -215,7 +215,7 @@ def test_a_quantiser_that_does_not_repeat_itself_is_found_out(
     ("engine", "wanted"),
     [("bitsandbytes_4bit", Status.ok), ("engines_for_tests:FlipsACode", Status.wrong)],
 )
-def test_a_worker_proves_a_quantised_load_in_full(
+def test_a_worker_proves_a_quantized_load_in_full(
     *, engine: str, wanted: Status, tiny: Checkpoint, cache: Path, tmp_path: Path, supervisor: Supervisor
 ) -> None:
     """Contents, then logits against the same method's own reference; the result says what was proven."""

@@ -9,7 +9,7 @@ import torch
 
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import DType
-from quantised_loads import ENGINES, UP, linear_weights, load, proof, scheme
+from quantized_loads import ENGINES, UP, linear_weights, load, proof, scheme
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -85,7 +85,7 @@ def test_a_lost_part_is_found(name: str, tiny: Checkpoint, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_a_head_that_the_quantiser_leaves_out_must_not_be_quantised(
+def test_a_head_that_the_quantizer_leaves_out_must_not_be_quantized(
     name: str, tiny: Checkpoint, tmp_path: Path
 ) -> None:
     loaded = load(name, tiny, tmp_path)
@@ -97,14 +97,14 @@ def test_a_head_that_the_quantiser_leaves_out_must_not_be_quantised(
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_quantised_unasked_is_wrong(name: str, tiny: Checkpoint, tmp_path: Path) -> None:
+def test_quantized_unasked_is_wrong(name: str, tiny: Checkpoint, tmp_path: Path) -> None:
     """A load that saves memory behind one's back gives other answers than the model that was asked for."""
     found = proof(load(name, tiny, tmp_path), None)
     assert len(found.findings) == len(linear_weights(load("transformers", tiny, tmp_path, device_map="cpu").model))
     assert f"is {scheme(name)}, which was not asked" in found.reason
 
 
-def test_an_unquantised_model_is_not_what_was_asked(tiny: Checkpoint, tmp_path: Path) -> None:
+def test_an_unquantized_model_is_not_what_was_asked(tiny: Checkpoint, tmp_path: Path) -> None:
     """Nor is one whose quantiser never ran."""
     loaded = load("transformers", tiny, tmp_path, device_map="cpu")
     assert [f.detail for f in proof(loaded, "bitsandbytes 8 bit").findings] == [
