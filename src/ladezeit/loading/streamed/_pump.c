@@ -1,6 +1,6 @@
 /* Fills pinned memory from files and has a GPU copy it out, by threads that know no Python.
 
-   What streamed's readers do for each extent (see staging.py) costs Python 50 to 100 us, during which no other thread of
+   What streamed's readers do for each extent (see device.py) costs Python 50 to 100 us, during which no other thread of
    the process runs Python: with thousands of tensors that is more than the link needs. Here it costs a few.
 
    The functions of the CUDA runtime come in a table from the library that torch has loaded, so nothing is linked against

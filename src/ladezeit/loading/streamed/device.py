@@ -153,9 +153,8 @@ class CudaDevice:
         """Make the calling thread one that works for the device, near it."""
         if self.numa_local:
             with suppress(OSError):  # a sandbox may forbid it, and loads without it
-                os.sched_setaffinity(
-                    0, self.numa_local
-                )  # of this thread; its memory comes from where it first touches it
+                # Of this thread; its memory comes from where it first touches it.
+                os.sched_setaffinity(0, self.numa_local)
         torch.cuda.set_device(self.device)
         torch.cuda.set_stream(self._stream)
         return CudaCopyStream(self)
@@ -210,7 +209,7 @@ class CudaCopyStream:
         self._uncast: Tensor | None = None
 
     def slot_memory(self, slot: "Tensor") -> "Tensor":
-        """See `CopyStream.memory`."""
+        """See `CopyStream.slot_memory`."""
         self._slot_bytes = slot.numel()
         pinned = self._device.pin_slot(slot)
         self.pinned_bytes += 0 if pinned is None else slot.numel()

@@ -126,7 +126,7 @@ class ToHost:
         return self._files[shard].resident_ranges(ranges)
 
     def run_transfer(self) -> None:
-        """See `Transfer.run`."""
+        """See `Transfer.run_transfer`."""
         if not self.queue.wait():
             return
         place, arrivals = self._place, self._arrivals
@@ -136,7 +136,7 @@ class ToHost:
         )
 
     def begin_load(self, load: Load) -> None:
-        """See `Transfer.begin`."""
+        """See `Transfer.begin_load`."""
         extents = load.read_tracker.in_order
         # Where nothing waits for a disk, each thread that casts has torch's beside it.
         cached = all(extent.how is not ReadMethod.direct for extent in extents)
@@ -148,7 +148,7 @@ class ToHost:
         self.queue.put_extents(extents)
 
     def describe_effective(self) -> dict[str, Any]:
-        """See `Transfer.effective`."""
+        """See `Transfer.describe_effective`."""
         none = dict.fromkeys(("ring_bytes", "pinned_bytes", "unpinned_after_load", "near_cpus"), 0)
         return {"readers": "python", "threads": self._threads, **none}
 
@@ -168,7 +168,7 @@ class ToDevice(ABC):
         self._load: Load | None = None
 
     def begin_load(self, load: Load) -> None:
-        """See `Transfer.begin`."""
+        """See `Transfer.begin_load`."""
         for plan in load.plans:
             if plan.shard not in load.layout.segments:
                 load.spans[plan.shard] = self._span(plan)
@@ -178,11 +178,11 @@ class ToDevice(ABC):
 
     @abstractmethod
     def run_transfer(self) -> None:
-        """See `Transfer.run`."""
+        """See `Transfer.run_transfer`."""
 
     @abstractmethod
     def describe_effective(self) -> dict[str, Any]:
-        """See `Transfer.effective`."""
+        """See `Transfer.describe_effective`."""
 
     def _told(self, readers: str, pinned_bytes: int) -> dict[str, Any]:
         return {
@@ -221,15 +221,15 @@ class Pumped(ToDevice):
         self._pump = Pump(runtime, self._threads, self.extent_bytes)
 
     def run_transfer(self) -> None:
-        """See `Transfer.run`."""
+        """See `Transfer.run_transfer`."""
         self._pump.run_pump(self.queue, self._progress)
 
     def describe_effective(self) -> dict[str, Any]:
-        """See `Transfer.effective`."""
+        """See `Transfer.describe_effective`."""
         return self._told("native", self._pump.pinned_bytes)
 
     def begin_load(self, load: Load) -> None:
-        """See `Transfer.begin`."""
+        """See `Transfer.begin_load`."""
         super().begin_load(load)
         memory = {shard: (load.plans[shard].base, span) for shard, span in load.spans.items()}
         self._pump.submit_reads(load.read_tracker, load.files, load.layout.segments, memory, load.arenas)
@@ -243,7 +243,7 @@ class ThroughRing(ToDevice):
         self._ring = PinnedRing(self._threads, self.extent_bytes, device)
 
     def run_transfer(self) -> None:
-        """See `Transfer.run`."""
+        """See `Transfer.run_transfer`."""
         try:
             own = (self._ring.make_reader(number, self) for number in range(self._threads))
             readers.run_readers(self.queue, own, self._progress)
@@ -251,11 +251,11 @@ class ThroughRing(ToDevice):
             self._ring.close()
 
     def describe_effective(self) -> dict[str, Any]:
-        """See `Transfer.effective`."""
+        """See `Transfer.describe_effective`."""
         return self._told("python", self._ring.pinned_bytes)
 
     def fill_slot(self, extent: Extent, memory: memoryview) -> None:
-        """See `staging.Source.fill`."""
+        """See `device.Source.fill_slot`."""
         file = self._files[extent.shard]
         if extent.how is ReadMethod.by_residency:
             extent = replace(
@@ -264,7 +264,7 @@ class ThroughRing(ToDevice):
         file.read(extent, memory)
 
     def plan_moves(self, extent: Extent, slot: "Tensor") -> Moves:
-        """See `staging.Source.moves`."""
+        """See `device.Source.plan_moves`."""
         load = self._load
         assert load is not None
         if extent.shard not in load.layout.segments:
@@ -275,7 +275,7 @@ class ThroughRing(ToDevice):
             yield piece.describe_move(load.arenas[piece.arena], slot, extent.begin)
 
     def mark_arrived(self, extent: Extent) -> None:
-        """See `staging.Source.arrived`."""
+        """See `device.Source.mark_arrived`."""
         assert self._load is not None
         self._load.read_tracker.mark_read(extent)
 
