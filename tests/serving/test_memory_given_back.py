@@ -89,7 +89,7 @@ def test_a_model_that_somebody_holds_is_said_to_be_held(known: dict[str, Known],
     weight = manager.get("ape").model.model.layers[0].mlp.up_proj.weight
     report = manager.unload("ape")
     assert report.still_held
-    assert "somebody holds its tensors" in str(report)
+    assert "something holds its tensors" in str(report)
     assert manager.status().still_held == ["ape"]
     assert manager.status().charged == Bytes(host=known["ape"].bytes + _rotary_bytes())
     del weight
@@ -175,7 +175,7 @@ def test_a_swap_to_a_broken_model_keeps_the_old_one(
 class Full:
     """A machine with a megabyte left."""
 
-    def free(self) -> Bytes:
+    def free_memory(self) -> Bytes:
         return Bytes(gpu=2**20, host=2**20)
 
 

@@ -78,8 +78,10 @@ def _main(arguments: list[str]) -> int:
         print(f"ladezeit: {explain_error(error)}", file=sys.stderr)
         return USAGE
     finally:
-        if "ladezeit.sweep.session" in sys.modules:
-            sys.modules["ladezeit.sweep.session"].close()
+        if "ladezeit.sweep.session" in sys.modules:  # importing it takes half a second, which help need not wait for
+            from ladezeit.sweep.session import close_session
+
+            close_session()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -57,19 +57,19 @@ ENGINES = {
         converter="ladezeit.loading.formats.fused_experts:FusedExpertsConverter",
     ),
     "bitsandbytes_8bit": EngineEntry(
-        "ladezeit.loading.engines.quantized:QuantisedEngine",
+        "ladezeit.loading.engines.quantized:QuantizedEngine",
         formats=("safetensors", "pickle"),
         packages=("bitsandbytes",),
         releases=("bitsandbytes>=0.50",),
     ),
     "bitsandbytes_4bit": EngineEntry(
-        "ladezeit.loading.engines.quantized:QuantisedEngine",
+        "ladezeit.loading.engines.quantized:QuantizedEngine",
         formats=("safetensors", "pickle"),
         packages=("bitsandbytes",),
         releases=("bitsandbytes>=0.50",),
     ),
     "torchao_int8": EngineEntry(
-        "ladezeit.loading.engines.quantized:QuantisedEngine",
+        "ladezeit.loading.engines.quantized:QuantizedEngine",
         formats=("safetensors", "pickle"),
         packages=("torchao",),
         releases=("torchao>=0.18",),
