@@ -37,12 +37,12 @@ def test_the_peak_is_that_of_the_load_and_not_of_what_was_before() -> None:
         old[::4096] = b"x" * len(old[::4096])
         del old
         meter.mark_load_start()
-        print(meter.read()["memory/host_peak_rss_gib"])
+        print(meter.read_metrics()["memory/host_peak_rss_gib"])
         new = bytearray(100 * 2**20)
         new[::4096] = b"x" * len(new[::4096])
         del new
         meter.mark_load_end()
-        print(meter.read()["memory/host_peak_rss_gib"])
+        print(meter.read_metrics()["memory/host_peak_rss_gib"])
         """
     )
     if before > 0.35:
@@ -134,7 +134,7 @@ def test_metering_imports_no_torch() -> None:
         import sys
         from ladezeit.timing.resources import ResourceMeter
         meter = ResourceMeter("cuda:0")
-        meter.mark_load_start(); meter.mark_load_end(); meter.read()
+        meter.mark_load_start(); meter.mark_load_end(); meter.read_metrics()
         assert "torch" not in sys.modules
         """
     )
@@ -175,7 +175,7 @@ def test_the_garbage_collectors_part_of_a_load_is_told() -> None:
                 time.sleep(0.01)
             meter.mark_load_end()
             gc.collect()
-            print(meter.read()["load/garbage_collection_share"])
+            print(meter.read_metrics()["load/garbage_collection_share"])
         print(len(gc.callbacks))
         """
     )
