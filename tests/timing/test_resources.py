@@ -66,7 +66,7 @@ def test_mapped_files_and_own_memory_are_told_apart(tmp_path: Path) -> None:
         import mmap, sys
         from ladezeit.timing.resources import ResourceMeter
         def show():
-            metrics = ResourceMeter("cpu").read()
+            metrics = ResourceMeter("cpu").read_metrics()
             print(metrics["memory/host_anon_gib"], metrics["memory/host_file_gib"])
         show()
         file = open(sys.argv[1], "rb")
