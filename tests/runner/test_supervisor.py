@@ -352,7 +352,7 @@ hang_for_ever(Path({str(tmp_path)!r}))
     process = subprocess.Popen([sys.executable, "-c", program])
     pid_file = tmp_path / "child.pid"
     deadline = time.monotonic() + 60
-    while not pid_file.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (pid_file.exists() and pid_file.read_text()) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     workers = _children(process.pid)
     assert workers, "the worker is there"
