@@ -58,12 +58,12 @@ class Sweeps:
         return {(run.data.tags["ladezeit.sweep"], run.info.run_name): run.info.status for run in runs}
 
 
-@pytest.fixture(scope="module")
-def sweeps(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path], Path]) -> Iterator[Sweeps]:
+@pytest.fixture
+def sweeps(tmp_path: Path, with_store: Callable[[Path], Path]) -> Iterator[Sweeps]:
     from ladezeit.config import TrackingConfig, TrackingKind
     from ladezeit.tracking import open_tracker
 
-    outputs = with_store(tmp_path_factory.mktemp("reaping"))
+    outputs = with_store(tmp_path)
     tracker = open_tracker(TrackingConfig(kind=TrackingKind.sqlite, experiment="reap"), outputs)
     examples = str(Path(__file__).parents[1])
     processes = [
@@ -84,7 +84,11 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path]
     processes[2].wait()
 
 
-def test_a_dry_run_says_everything_and_changes_nothing(sweeps: Sweeps) -> None:
+def test_dead_sweeps_get_their_true_end_and_living_ones_stay_open(sweeps: Sweeps) -> None:
+    """What was measured is there; what was lost is KILLED with the reason; complete is FINISHED; living is running.
+
+    A dry run says all of it before, and changes nothing.
+    """
     before = sweeps.ends()
     found = find_orphans(sweeps.tracker, sweeps.folder)
     assert sweeps.ends() == before
@@ -92,10 +96,6 @@ def test_a_dry_run_says_everything_and_changes_nothing(sweeps: Sweeps) -> None:
     assert all(str(sweeps.living.pid) in f.why and "lives" in f.why for f in sweeps.named(found, "living"))
     assert [f.fate for f in sweeps.named(found, "cut-off")] == [Fate.from_files, Fate.from_files, Fate.killed]
     assert [f.fate for f in sweeps.named(found, "complete")] == [Fate.from_files, Fate.from_files]
-
-
-def test_dead_sweeps_get_their_true_end_and_living_ones_stay_open(sweeps: Sweeps) -> None:
-    """What was measured is there; what was lost is KILLED with the reason; complete is FINISHED; living is running."""
     close_orphans(sweeps.tracker, sweeps.folder)
     ends = sweeps.ends()
     assert ends["cut-off", "origin_case"] == "KILLED" and ends["complete", "origin_case"] == "FINISHED"
