@@ -78,7 +78,7 @@ def main() -> None:
     arguments = parser.parse_args()
     checkpoint = prepare_checkpoint(read_option("model", arguments.model), cache_folder())
     warm_pages(checkpoint.shards)
-    devices: dict[str, Callable[[], HostDevice]] = {"native": host_runtime.PumpedDevice, "python": HostDevice}
+    devices: dict[str, Callable[[], HostDevice]] = {"native": host_runtime.NativeDevice, "python": HostDevice}
     found: dict[str, list[float]] = {readers: [] for readers in devices}
     for number in range(arguments.rounds + 1):
         for readers, device in devices.items():

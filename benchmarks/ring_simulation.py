@@ -8,9 +8,9 @@ meanwhile (on `meta`); one call of cachestat an extent; views and calls a copy. 
 give: a read (`preadv` out of the page cache, which copies as fast as one core does, 6.5 GB/s here), a copy to the
 device (a link that takes one after the other), pinning and unpinning (0.2 and 0.1 ms a MiB; the driver does one at a
 time). For what torch's `copy_`, the record of an event and the wait for it cost the interpreter, each copy holds it for
-20 µs more. *native* readers (`_pump.c`) sleep in the same places, in `tests/loading/streamed/host_runtime.c`, and find
-real pages for their slots. So a machine of two cores can tell how threads, slots and the switch interval behave beside
-a GPU of sixteen; it knows nothing of the memory bus that reads and copies share there.
+20 µs more. *native* readers (`_native_readers.c`) sleep in the same places, in `tests/loading/streamed/host_runtime.c`,
+and find real pages for their slots. So a machine of two cores can tell how threads, slots and the switch interval
+behave beside a GPU of sixteen; it knows nothing of the memory bus that reads and copies share there.
 
 The time is that of a load: the arrangement, the plan, and the reading until the last copy has ended.
 
@@ -51,8 +51,8 @@ from ladezeit.loading.streamed import memory as files
 from ladezeit.loading.streamed import readers
 from ladezeit.loading.streamed.device import SLOTS_A_THREAD, CopyStream, Moves
 from ladezeit.loading.streamed.engine import StreamedEngine
+from ladezeit.loading.streamed.native_readers import Runtime
 from ladezeit.loading.streamed.plan import Extent
-from ladezeit.loading.streamed.pump import Runtime
 from ladezeit.loading.weight_mapping import plan_weight_mapping
 from ladezeit.model.classes import model_class
 from ladezeit.system.gc_pause import pause_gc
@@ -114,7 +114,7 @@ class SimulatedDevice:
 
     def load_runtime(self) -> Runtime | None:
         """Return functions that sleep, where native readers are to be simulated."""
-        return host_runtime.PumpedDevice().load_runtime() if self._native else None
+        return host_runtime.NativeDevice().load_runtime() if self._native else None
 
     def make_stream(self) -> CopyStream:
         """Return a thread's lane."""

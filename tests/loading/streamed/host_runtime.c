@@ -1,4 +1,4 @@
-/* The functions of the CUDA runtime that streamed's pump calls, for a machine without a GPU.
+/* The functions of the CUDA runtime that streamed's native readers call, for a machine without a GPU.
 
    Copies are made for real, as late as a device may make them: when somebody waits for an event that was recorded after
    them. A slot that is filled again too soon gives wrong bytes. With rates set, copies and reads sleep instead, as

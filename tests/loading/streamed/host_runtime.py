@@ -1,4 +1,4 @@
-"""A device whose CUDA runtime is `host_runtime.c`: streamed's pump runs as beside a GPU, and copies for real."""
+"""A device whose CUDA runtime is `host_runtime.c`: the native readers run as beside a GPU, and copy for real."""
 
 import ctypes
 import shutil
@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 
 from ladezeit.loading.streamed.device import HostDevice
-from ladezeit.loading.streamed.pump import Runtime
+from ladezeit.loading.streamed.native_readers import Runtime
 from required_parts import require
 
-#: In the order of `pump.RUNTIME_FUNCTIONS`, and the read.
+#: In the order of `native_readers.RUNTIME_FUNCTIONS`, and the read.
 _FUNCTIONS = (
     *("set_device", "register", "unregister", "alloc", "free", "event_create", "event_destroy", "copy"),
     *("event_record", "event_synchronize", "last_error", "read"),
@@ -39,8 +39,8 @@ def offset(name: str) -> ctypes.c_int64:
     return ctypes.c_int64.in_dll(library(), f"host_{name}_read_at")
 
 
-class PumpedDevice(HostDevice):
-    """Host memory that the pump copies to."""
+class NativeDevice(HostDevice):
+    """Host memory that the native readers copy to."""
 
     def load_runtime(self) -> Runtime | None:
         found = library()

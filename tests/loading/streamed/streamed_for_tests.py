@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from host_runtime import PumpedDevice
+from host_runtime import NativeDevice
 from safetensors.torch import save_file
 
 from ladezeit.checkpoint.resolve import Checkpoint
@@ -24,7 +24,7 @@ EXTENT = 64 * 1024
 DEVICES: dict[str, Callable[[str], HostDevice | None]] = {
     "in place": lambda name: None,
     "ring": lambda name: HostDevice(),
-    "pump": lambda name: PumpedDevice(),
+    "native": lambda name: NativeDevice(),
 }
 WAYS = pytest.mark.parametrize("way", list(DEVICES))
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from host_runtime import PumpedDevice
+from host_runtime import NativeDevice
 
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.safetensors_header import TensorEntry, read_header
@@ -151,7 +151,7 @@ def wanted_digests(checkpoint: Checkpoint, arrangement: WeightMapping) -> dict[s
 def engine_for(size: Size, readers: str) -> StreamedEngine:
     if size.device != "cpu":
         return StreamedEngine()
-    return StreamedEngine(device=lambda name: PumpedDevice() if readers == "native" else HostDevice())
+    return StreamedEngine(device=lambda name: NativeDevice() if readers == "native" else HostDevice())
 
 
 def poison(tensors: dict[str, torch.Tensor]) -> None:

@@ -224,12 +224,12 @@ def test_a_file_that_shrinks_during_the_load_is_an_error(way: str, shard: Path) 
     checkpoint = checkpoint_of(shard)
     page_cache.drop_pages([shard])
 
-    if way == "pump":  # whose progress is told by the clock
+    if way == "native":  # whose progress is told by the clock
         host_runtime.offset("hold").value = 0
 
     def shrink(done: int, total: int, seconds: float) -> None:
         os.truncate(shard, EXTENT)
-        if way == "pump":
+        if way == "native":
             host_runtime.offset("hold").value = -1
 
     with pytest.raises(LoadError, match=r"model\.safetensors: the bytes at offset \d+ cannot be read: .*shorter"):

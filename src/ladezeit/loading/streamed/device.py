@@ -1,13 +1,13 @@
 """The way to a device: reader threads fill pinned slots of a ring, and the device copies them out as they fill.
 
-Each thread has a lane of two slots: while the device empties one, the thread fills the other, and before it fills one
-again it waits for that copy alone. Nothing is shared between threads, so nothing can lock up. The ring is all the
-pinned memory there is; nothing is ever copied to the device from a mapping of the file.
+Each thread has two slots and a stream of its own: while the device empties one slot, the thread fills the other, and
+before it fills one again it waits for that copy alone. Nothing is shared between threads, so nothing can lock up. The
+ring is all the pinned memory there is; nothing is ever copied to the device from a mapping of the file.
 
 A thread pins its own slots, each when it is first needed: pinning 256 MiB takes as long as a device needs for
-gigabytes, and so the first lanes carry while the last are pinned, and the first slots are pinned while the load is
-planned. What was pinned is given back behind the load, in a thread that the next load, or the end of the process,
-waits for.
+gigabytes, and so the first threads copy while the last slots are pinned, and the first slots are pinned while the
+load is planned. What was pinned is given back behind the load, in a thread that the next load, or the end of the
+process, waits for.
 """
 
 import os
@@ -20,8 +20,8 @@ import torch
 
 from ladezeit.errors import OutOfMemoryError
 from ladezeit.loading.streamed.memory import populate_pages, writable_view
+from ladezeit.loading.streamed.native_readers import Runtime, cuda_functions
 from ladezeit.loading.streamed.plan import PAGE, Extent
-from ladezeit.loading.streamed.pump import Runtime, cuda_functions
 from ladezeit.loading.streamed.readers import in_background
 from ladezeit.system.limits import near_cpus
 from ladezeit.system.memory_warmup import host_pages
@@ -70,7 +70,7 @@ class Device(Protocol):
         ...
 
     def make_stream(self) -> CopyStream:
-        """Return the calling thread's lane."""
+        """Return the calling thread's copy stream."""
         ...
 
     def synchronize(self) -> None:
@@ -78,7 +78,7 @@ class Device(Protocol):
         ...
 
     def unpin_memory(self) -> None:
-        """Let go of the lanes' memory; called once, after `synchronize`, from any thread."""
+        """Free the memory of all copy streams; called once, after `synchronize`, from any thread."""
         ...
 
 
@@ -194,7 +194,7 @@ class CudaDevice:
 
 
 class CudaCopyStream:
-    """A thread's lane to a CUDA device, whose stream is that thread's current one.
+    """A thread's way to a CUDA device: its CUDA stream is that thread's current one.
 
     Where nothing can be pinned, copies go through the driver's own buffer: slower, and reported.
     """
@@ -229,7 +229,7 @@ class CudaCopyStream:
     def _on_device(self, source: "Tensor") -> "Tensor":
         """Return the elements on the device before they are cast: releases of torch differ in where they would be.
 
-        They lie in memory that the lane has for that; the stream has cast what was there before it copies the next.
+        They lie in scratch memory of this object; the stream has cast what was there before it copies the next.
         """
         if self._uncast is None:
             self._uncast = self._device.allocate_memory(self._slot_bytes)
@@ -253,12 +253,12 @@ class PinnedRing:
         self._slot_bytes = slot_bytes
         self._device = device
         self._memory = torch.frombuffer(host_pages(self.size), dtype=torch.uint8)
-        self._lanes: list[CopyStream] = []
+        self._streams: list[CopyStream] = []
 
     @property
     def pinned_bytes(self) -> int:
         """How much of it has been pinned so far."""
-        return sum(lane.pinned_bytes for lane in self._lanes)
+        return sum(stream.pinned_bytes for stream in self._streams)
 
     def close(self) -> None:
         """Wait for all copies, and begin to give the memory back."""
@@ -269,7 +269,7 @@ class PinnedRing:
         """Return what brings extents to the device in thread `number`."""
         size = SLOTS_A_THREAD * self._slot_bytes
         own = self._memory[number * size : (number + 1) * size]
-        return RingReader(own, self._slot_bytes, self._device, self._lanes, source)
+        return RingReader(own, self._slot_bytes, self._device, self._streams, source)
 
 
 class Source(Protocol):
@@ -292,29 +292,29 @@ class RingReader:
     """Brings extents to a device, in one thread. See `readers.Reader`."""
 
     def __init__(
-        self, memory: "Tensor", slot_bytes: int, device: Device, lanes: "list[CopyStream]", source: "Source"
+        self, memory: "Tensor", slot_bytes: int, device: Device, streams: "list[CopyStream]", source: "Source"
     ) -> None:
         self._own = [memory[n * slot_bytes :][:slot_bytes] for n in range(SLOTS_A_THREAD)]
         self._slots: dict[int, tuple[Tensor, memoryview]] = {}
         self._under_way: list[Extent | None] = [None] * SLOTS_A_THREAD
-        self._device, self._lanes, self._source = device, lanes, source
+        self._device, self._streams, self._source = device, streams, source
         self._turn = 0
-        self._lane: CopyStream | None = None
+        self._stream: CopyStream | None = None
 
     def begin_reading(self) -> None:
-        """Make the lane and pin its first slot."""
-        self._lane = self._device.make_stream()
-        self._lanes.append(self._lane)
-        self._slot(self._lane, 0)
+        """Open the copy stream and pin its first slot."""
+        self._stream = self._device.make_stream()
+        self._streams.append(self._stream)
+        self._slot(self._stream, 0)
 
     def read_extent(self, extent: Extent) -> None:
         """Fill a slot and have the device copy it."""
-        assert self._lane is not None
+        assert self._stream is not None
         turn = self._turn
         self._empty(turn)
-        slot, view = self._slot(self._lane, turn)
+        slot, view = self._slot(self._stream, turn)
         self._source.fill_slot(extent, view)
-        self._lane.copy_slot(turn, self._source.plan_moves(extent, slot))
+        self._stream.copy_slot(turn, self._source.plan_moves(extent, slot))
         self._under_way[turn] = extent
         self._turn = (turn + 1) % SLOTS_A_THREAD
 
@@ -323,16 +323,16 @@ class RingReader:
         for slot in (self._turn, (self._turn + 1) % SLOTS_A_THREAD):  # the older one first
             self._empty(slot)
 
-    def _slot(self, lane: CopyStream, number: int) -> "tuple[Tensor, memoryview]":
+    def _slot(self, stream: CopyStream, number: int) -> "tuple[Tensor, memoryview]":
         if number not in self._slots:
-            memory = lane.slot_memory(self._own[number])
+            memory = stream.slot_memory(self._own[number])
             self._slots[number] = memory, writable_view(memory)
         return self._slots[number]
 
     def _empty(self, slot: int) -> None:
         extent, self._under_way[slot] = self._under_way[slot], None
-        if self._lane is not None and extent is not None:
-            self._lane.wait_slot(slot)
+        if self._stream is not None and extent is not None:
+            self._stream.wait_slot(slot)
             self._source.mark_arrived(extent)
 
 

@@ -41,7 +41,7 @@ class StreamedEngine:
 
     @contextmanager
     def open(self, request: LoadRequest, clock: Clock) -> Iterator[LoadedTensors]:
-        """Bring all tensors to the request's device as its arrangement says; they are the caller's to keep.
+        """Bring all tensors to the request's device as its mapping says; they are the caller's to keep.
 
         They are given out while they are read, so that the model is built meanwhile: the phase ``load/read`` is what
         the load then waits for them, `whole_read_s` in `effective` what the reading took.
@@ -138,8 +138,8 @@ def _opened(request: LoadRequest, stack: ExitStack) -> list[ShardFile]:
 def _plan(request: LoadRequest, loading: StreamedLoading, files: list[ShardFile], transfer: Transfer) -> Load:
     """Return what to read of each shard, how, and where to."""
     checkpoint = request.checkpoint
-    arrangement = request.weight_mapping or WeightMapping()
-    layout = plan_layout(checkpoint, arrangement, for_kernels=not transfer.on_host)
+    mapping = request.weight_mapping or WeightMapping()
+    layout = plan_layout(checkpoint, mapping, for_kernels=not transfer.on_host)
 
     def maps(shard: int) -> bool:  # pieces that are not cast are read to their places at once: one copy, no page faults
         return transfer.on_host and (shard not in layout.segments or layout.has_casts(shard))
@@ -151,4 +151,4 @@ def _plan(request: LoadRequest, loading: StreamedLoading, files: list[ShardFile]
         checkpoint, transfer.extent_bytes, transfer.query_residency, maps=maps, stays=stays, reading=loading.reading
     )
     extents = [extent for plan in plans for extent in plan.extents]
-    return Load(files, plans, layout, ReadTracker(extents, checkpoint.tensors, arrangement))
+    return Load(files, plans, layout, ReadTracker(extents, checkpoint.tensors, mapping))

@@ -119,18 +119,18 @@ class Layout:
             self.segments[entry.shard].append(piece)
 
 
-def plan_layout(checkpoint: Checkpoint, arrangement: WeightMapping, *, for_kernels: bool) -> Layout:
+def plan_layout(checkpoint: Checkpoint, mapping: WeightMapping, *, for_kernels: bool) -> Layout:
     """Return the places of all tensors in those shards that have any tensor to merge or to cast; others have none.
 
     Where they are `for_kernels` of a GPU, shards count too whose tensors no shift of the whole would align.
     """
     layout = Layout()
     casts = {
-        entry.name: arrangement.dtypes[entry.name]
+        entry.name: mapping.dtypes[entry.name]
         for entry in checkpoint.tensors
-        if entry.name in arrangement.dtypes and entry.begin % dtype_of(entry).itemsize == 0
+        if entry.name in mapping.dtypes and entry.begin % dtype_of(entry).itemsize == 0
     }
-    inside = {part.entry.name for merged in arrangement.fused for part in merged.slices}
+    inside = {part.entry.name for merged in mapping.fused for part in merged.slices}
     shards = {entry.shard for entry in checkpoint.tensors if entry.name in inside or entry.name in casts}
     if for_kernels:
         residues = {
@@ -139,7 +139,7 @@ def plan_layout(checkpoint: Checkpoint, arrangement: WeightMapping, *, for_kerne
         counts = Counter(shard for shard, _ in residues)
         shards |= {shard for shard, count in counts.items() if count > 1}
     layout.segments = {shard: [] for shard in shards}
-    for merged in arrangement.fused:
+    for merged in mapping.fused:
         first = merged.slices[0].entry
         whole = all(part.entry.name in casts for part in merged.slices)
         target = casts[first.name] if whole else dtype_of(first)

@@ -28,14 +28,14 @@ class ReadTracker:
     Args:
         extents: all there are, in that order.
         tensors: all of the checkpoint.
-        arrangement: which of them become one, under a name of its own.
+        mapping: which of them become one, under a name of its own.
     """
 
-    def __init__(self, extents: Sequence[Extent], tensors: Iterable[TensorEntry], arrangement: WeightMapping) -> None:
+    def __init__(self, extents: Sequence[Extent], tensors: Iterable[TensorEntry], mapping: WeightMapping) -> None:
         self.extents = extents
         #: One byte an extent, by its number: 1 where it has arrived; never empty, so that it can be lent to C.
         self.flags = bytearray(max(1, len(extents)))
-        self._sources = _sources(tensors, arrangement)
+        self._sources = _sources(tensors, mapping)
         self._first: dict[int, int] = {}
         self._begins: dict[int, list[int]] = {}
         for number, extent in enumerate(extents):
@@ -115,12 +115,12 @@ class ReadTracker:
         return order + [number for number in range(len(taken)) if not taken[number]]
 
 
-def _sources(tensors: Iterable[TensorEntry], arrangement: WeightMapping) -> dict[str, dict[int, tuple[int, int]]]:
+def _sources(tensors: Iterable[TensorEntry], mapping: WeightMapping) -> dict[str, dict[int, tuple[int, int]]]:
     """Return for each tensor of a load, by its name, the first and last byte that it needs of each shard.
 
     Where parts are merged, what lies between them counts as needed: they are a layer's experts, which lie together.
     """
-    merged = {part.entry.name: one.name for one in arrangement.fused for part in one.slices}
+    merged = {part.entry.name: one.name for one in mapping.fused for part in one.slices}
     sources: dict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
     for entry in tensors:
         own = sources[merged.get(entry.name, entry.name)]

@@ -13,8 +13,8 @@ from ladezeit.loading.streamed.device import SLOTS_A_THREAD, Device, Moves, Pinn
 from ladezeit.loading.streamed.host import HostPlace
 from ladezeit.loading.streamed.layout import ALIGNED, Layout
 from ladezeit.loading.streamed.memory import ShardFile
+from ladezeit.loading.streamed.native_readers import NativeReaders, Runtime, is_built
 from ladezeit.loading.streamed.plan import PAGE, Extent, ReadMethod, ResidencyQuery, ShardPlan
-from ladezeit.loading.streamed.pump import Pump, Runtime, is_built
 from ladezeit.loading.streamed.readers import ExtentQueue
 from ladezeit.loading.streamed.readiness import ReadTracker
 from ladezeit.system.limits import available_cpus
@@ -119,7 +119,7 @@ class ToHost:
         self._asked_threads = loading.threads
         self._threads = 0
         self._place: HostPlace | None = None
-        self._arrivals: ReadTracker | None = None
+        self._tracker: ReadTracker | None = None
 
     def query_residency(self, shard: int, ranges: Sequence[tuple[int, int]]) -> list[bool]:
         """See `plan.ResidencyQuery`."""
@@ -129,10 +129,10 @@ class ToHost:
         """See `Transfer.run_transfer`."""
         if not self.queue.wait():
             return
-        place, arrivals = self._place, self._arrivals
-        assert place is not None and arrivals is not None
+        place, tracker = self._place, self._tracker
+        assert place is not None and tracker is not None
         readers.run_readers(
-            self.queue, (place.make_reader(arrivals.mark_read) for _ in range(self._threads)), self._progress
+            self.queue, (place.make_reader(tracker.mark_read) for _ in range(self._threads)), self._progress
         )
 
     def begin_load(self, load: Load) -> None:
@@ -142,7 +142,7 @@ class ToHost:
         cached = all(extent.how is not ReadMethod.direct for extent in extents)
         threads = self._asked_threads or (available_cpus() if cached else _THREADS)
         self._threads = min(threads, len(extents))
-        self._arrivals = load.read_tracker
+        self._tracker = load.read_tracker
         self._place = HostPlace(load.plans, load.files, load.layout, self.extent_bytes)
         load.spans, load.arenas = self._place.spans, self._place.arenas
         self.queue.put_extents(extents)
@@ -184,7 +184,7 @@ class ToDevice(ABC):
     def describe_effective(self) -> dict[str, Any]:
         """See `Transfer.describe_effective`."""
 
-    def _told(self, readers: str, pinned_bytes: int) -> dict[str, Any]:
+    def _effective(self, readers: str, pinned_bytes: int) -> dict[str, Any]:
         return {
             "readers": readers,
             "threads": self._threads,
@@ -208,7 +208,7 @@ class ToDevice(ABC):
         return self._device.allocate_memory(size + ALIGNED)[shift : shift + size]
 
 
-class Pumped(ToDevice):
+class NativeTransfer(ToDevice):
     """By threads that know no Python, for bytes that are only copied."""
 
     def __init__(
@@ -218,24 +218,24 @@ class Pumped(ToDevice):
         # Only cachestat is asked by these threads: where another has to tell, it does so beforehand.
         if not all(file.told_by_cachestat() for file in files):
             self.query_residency = lambda shard, ranges: files[shard].resident_ranges(ranges)
-        self._pump = Pump(runtime, self._threads, self.extent_bytes)
+        self._readers = NativeReaders(runtime, self._threads, self.extent_bytes)
 
     def run_transfer(self) -> None:
         """See `Transfer.run_transfer`."""
-        self._pump.run_pump(self.queue, self._progress)
+        self._readers.wait_until_read(self.queue, self._progress)
 
     def describe_effective(self) -> dict[str, Any]:
         """See `Transfer.describe_effective`."""
-        return self._told("native", self._pump.pinned_bytes)
+        return self._effective("native", self._readers.pinned_bytes)
 
     def begin_load(self, load: Load) -> None:
         """See `Transfer.begin_load`."""
         super().begin_load(load)
         memory = {shard: (load.plans[shard].base, span) for shard, span in load.spans.items()}
-        self._pump.submit_reads(load.read_tracker, load.files, load.layout.segments, memory, load.arenas)
+        self._readers.submit_reads(load.read_tracker, load.files, load.layout.segments, memory, load.arenas)
 
 
-class ThroughRing(ToDevice):
+class RingTransfer(ToDevice):
     """By threads of Python, for bytes that are cast on the device too. It is the ring's `device.Source`."""
 
     def __init__(self, device: Device, files: list[ShardFile], request: LoadRequest, loading: StreamedLoading) -> None:
@@ -252,7 +252,7 @@ class ThroughRing(ToDevice):
 
     def describe_effective(self) -> dict[str, Any]:
         """See `Transfer.describe_effective`."""
-        return self._told("python", self._ring.pinned_bytes)
+        return self._effective("python", self._ring.pinned_bytes)
 
     def fill_slot(self, extent: Extent, memory: memoryview) -> None:
         """See `device.Source.fill_slot`."""
@@ -293,7 +293,7 @@ def transfer_of(
     casts = request.weight_mapping is not None and bool(request.weight_mapping.dtypes)
     runtime = device.load_runtime() if is_built() and not casts and loading.readers is not Readers.python else None
     if runtime is not None:
-        return Pumped(device, runtime, files, request, loading)
+        return NativeTransfer(device, runtime, files, request, loading)
     if loading.readers is Readers.native:
         why = (
             "weights are cast on the device, which they leave to Python's"
@@ -303,4 +303,4 @@ def transfer_of(
             else "this installation was built without a C compiler"
         )
         raise LoadError(f"loading.readers=native cannot be had: {why}. Use loading.readers=auto")
-    return ThroughRing(device, files, request, loading)
+    return RingTransfer(device, files, request, loading)

@@ -1,4 +1,4 @@
-"""The ring to a GPU without Python: what `_pump.c` does, for loads whose bytes only have to be copied.
+"""The ring to a GPU without Python: what `_native_readers.c` does, for loads whose bytes only have to be copied.
 
 It is built when ladezeit is installed and a C compiler is there; where it is not, and where elements are cast on the
 device, `device.PinnedRing` does the same with Python's threads.
@@ -29,11 +29,11 @@ from ladezeit.loading.streamed.readiness import ReadTracker
 if TYPE_CHECKING:
     from torch import Tensor
 
-_EXTENSION = "ladezeit.loading.streamed._pump"
-#: So long a call may keep a thread from Python's signal handlers, and progress from being told.
+_EXTENSION = "ladezeit.loading.streamed._native_readers"
+#: So long a call may keep a thread from Python's signal handlers, and progress from being reported.
 _PATIENCE_MS = 50
 
-#: Functions of the CUDA runtime, in the order of `_pump.c`'s table, which ends with `read` (None: the system's).
+#: Functions of the CUDA runtime, in the order of `_native_readers.c`'s table; it ends with `read` (None: the system's).
 RUNTIME_FUNCTIONS = (
     "cudaSetDevice",
     "cudaHostRegister",
@@ -77,7 +77,7 @@ class _Failure(ctypes.Structure):
     ]
 
 
-#: What `_pump.c` calls its version: a library left over from another one must not be given these lists.
+#: What `_native_readers.c` calls its version: a library left over from another one must not be given these lists.
 _VERSION = 1
 #: cudaErrorMemoryAllocation.
 _CUDA_OUT_OF_MEMORY = 2
@@ -124,9 +124,9 @@ def _library() -> ctypes.CDLL | None:
             "free": (None, [pointer]),
         }
         for name, (result, arguments) in signatures.items():
-            function = getattr(library, f"ladezeit_pump_{name}")
+            function = getattr(library, f"ladezeit_readers_{name}")
             function.restype, function.argtypes = result, arguments
-        if ctypes.c_int32.in_dll(library, "ladezeit_pump_version").value != _VERSION:
+        if ctypes.c_int32.in_dll(library, "ladezeit_readers_version").value != _VERSION:
             return None
     except (OSError, AttributeError, ValueError):  # built for another machine, or of another version
         return None
@@ -134,7 +134,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def is_built() -> bool:
-    """Say whether this installation has the pump."""
+    """Say whether this installation has them."""
     return _library() is not None
 
 
@@ -155,7 +155,7 @@ def cuda_functions() -> tuple[int, ...] | None:
     return (*addresses, 0)
 
 
-class Pump:
+class NativeReaders:
     """The threads of one load; they pin their first slots at once.
 
     Args:
@@ -178,14 +178,14 @@ class Pump:
         functions = (ctypes.c_void_p * len(runtime.functions))(*runtime.functions)
         near = (ctypes.c_int32 * len(runtime.near))(*sorted(runtime.near))
         in_background.join()  # two rings would be twice the pinned memory that was asked for
-        self._handle = library.ladezeit_pump_start(
+        self._handle = library.ladezeit_readers_start(
             functions, threads, slot_bytes, runtime.device, runtime.stream, near, len(near)
         )
         if not self._handle:
             raise LoadError("no thread that reads can be started: the system allows this process no more of them")
         self.pinned_bytes = 0
 
-    def run_pump(self, queue: ExtentQueue, progress: Progress | None) -> None:
+    def wait_until_read(self, queue: ExtentQueue, progress: Progress | None) -> None:
         """Wait until all that `give` gave has arrived, or the queue is stopped; then begin to give the memory back.
 
         Raises:
@@ -193,30 +193,32 @@ class Pump:
         """
         call, handle = self._library, self._handle
         try:
-            while not call.ladezeit_pump_join(handle, _PATIENCE_MS):
+            while not call.ladezeit_readers_join(handle, _PATIENCE_MS):
                 if queue.stopped:
-                    call.ladezeit_pump_stop(handle)
+                    call.ladezeit_readers_stop(handle)
                 elif progress is not None and queue.total_bytes:
-                    progress(call.ladezeit_pump_done_bytes(handle), queue.total_bytes, time.monotonic() - queue.began)
+                    progress(
+                        call.ladezeit_readers_done_bytes(handle), queue.total_bytes, time.monotonic() - queue.began
+                    )
             if progress is not None and queue.total_bytes and not queue.stopped:
-                progress(call.ladezeit_pump_done_bytes(handle), queue.total_bytes, time.monotonic() - queue.began)
+                progress(call.ladezeit_readers_done_bytes(handle), queue.total_bytes, time.monotonic() - queue.began)
         finally:
-            call.ladezeit_pump_stop(handle)
-            while not call.ladezeit_pump_join(handle, _PATIENCE_MS):
+            call.ladezeit_readers_stop(handle)
+            while not call.ladezeit_readers_join(handle, _PATIENCE_MS):
                 pass
-            error = call.ladezeit_pump_error(handle)
-            self.pinned_bytes = call.ladezeit_pump_pinned_bytes(handle)
+            error = call.ladezeit_readers_error(handle)
+            self.pinned_bytes = call.ladezeit_readers_pinned_bytes(handle)
             self._note_reads()
             with self._lock:
                 self._handle = None
-            in_background.run_thread(lambda: call.ladezeit_pump_free(handle))
+            in_background.run_thread(lambda: call.ladezeit_readers_free(handle))
         if error.kind:
             by_system = error.kind in (_READ_FAILED, _NO_MEMORY)
             raise self._failed(error) from (OSError(error.code, os.strerror(error.code)) if by_system else None)
 
     def submit_reads(
         self,
-        arrivals: ReadTracker,
+        tracker: ReadTracker,
         files: list[ShardFile],
         pieces: dict[int, list[Segment]],
         memory: "dict[int, tuple[int, Tensor]]",
@@ -225,32 +227,32 @@ class Pump:
         """Say what to read, and where it goes.
 
         Args:
-            arrivals: of the load, which are told from now on by this.
+            tracker: of the load, which this marks from now on.
             files: all shards, open as long as the load goes on.
             pieces: of those shards that are read in pieces.
             memory: for other shards the byte of the file and the device's memory where it begins.
             arenas: the device's memory for pieces.
         """
-        extents, copies = _lists(arrivals, pieces, memory, arenas)
+        extents, copies = _lists(tracker, pieces, memory, arenas)
         self._files = files
         self._shards = (_Shard * len(files))()
         for shard, file in zip(self._shards, files, strict=True):
             direct = file.direct_descriptor()
             shard.buffered, shard.direct = file.descriptor, -1 if direct is None else direct
-        flags = (ctypes.c_uint8 * len(arrivals.flags)).from_buffer(arrivals.flags)
+        flags = (ctypes.c_uint8 * len(tracker.flags)).from_buffer(tracker.flags)
         self._keep = [extents, copies, flags]
-        arrivals.wait_by(self._wait)
-        self._library.ladezeit_pump_give(
+        tracker.wait_by(self._wait)
+        self._library.ladezeit_readers_give(
             self._handle, extents.ctypes.data, len(extents), copies.ctypes.data, self._shards, flags
         )
 
     def _wait(self, begin: int, end: int) -> bool:
         """Wait for extents `begin` to `end` of the file's order; return False where they will not come."""
         while True:
-            with self._lock:  # `run` gives the pump back
+            with self._lock:  # `wait_until_read` gives them back
                 if self._handle is None:
                     return False
-                found = self._library.ladezeit_pump_wait(self._handle, begin, end, _PATIENCE_MS)
+                found = self._library.ladezeit_readers_wait(self._handle, begin, end, _PATIENCE_MS)
             if found >= 0:
                 return bool(found)
 
@@ -274,17 +276,17 @@ class Pump:
 
 
 def _lists(
-    arrivals: ReadTracker,
+    tracker: ReadTracker,
     pieces: dict[int, list[Segment]],
     memory: "dict[int, tuple[int, Tensor]]",
     arenas: "dict[int, Tensor]",
 ) -> tuple[Any, Any]:
-    """Return the extents in the order in which they are wanted, and their copies, as `_pump.c` takes them."""
-    extents = np.zeros(len(arrivals.extents), _EXTENT)
+    """Return the extents in the order in which they are wanted, and their copies, as `_native_readers.c` takes them."""
+    extents = np.zeros(len(tracker.extents), _EXTENT)
     copies: list[Any] = []
     count = 0
-    for shard, numbers in arrivals.of_shards():
-        own = arrivals.extents[numbers.start : numbers.stop]
+    for shard, numbers in tracker.of_shards():
+        own = tracker.extents[numbers.start : numbers.stop]
         view = extents[numbers.start : numbers.stop]
         view["begin"], view["end"] = [extent.begin for extent in own], [extent.end for extent in own]
         view["how"] = [_HOW[extent.how] for extent in own]
@@ -299,7 +301,7 @@ def _lists(
         view["copies"], view["copies_end"] = count + first[:-1], count + first[1:]
         copies.append(made)
         count += len(made)
-    return extents[arrivals.order], np.concatenate(copies) if copies else np.zeros(1, _PIECE)
+    return extents[tracker.order], np.concatenate(copies) if copies else np.zeros(1, _PIECE)
 
 
 def _copies_of_pieces(view: Any, pieces: Sequence[Segment], arenas: "dict[int, Tensor]") -> tuple[Any, Any]:

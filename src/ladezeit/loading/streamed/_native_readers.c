@@ -28,8 +28,8 @@
 #define HOST_TO_DEVICE 1
 #define EVENT_FLAGS 3 /* blocking wait: a wait that spins takes a processor from a thread that reads; no timing */
 
-/* Raise it with every change of a function or a structure, here and in pump.py. */
-const int32_t ladezeit_pump_version = 1;
+/* Raise it with every change of a function or a structure, here and in native_readers.py. */
+const int32_t ladezeit_readers_version = 1;
 
 enum { BUFFERED = 0, DIRECT = 1, BY_RESIDENCY = 2 };
 enum { READ_FAILED = 1, FILE_SHORTER = 2, RUNTIME_FAILED = 3, NO_MEMORY = 4 };
@@ -75,7 +75,7 @@ typedef struct {
     int64_t offset;
 } failure;
 
-typedef struct pump pump;
+typedef struct readers readers;
 
 typedef struct {
     void *memory;   /* what is filled */
@@ -86,12 +86,12 @@ typedef struct {
 } slot;
 
 typedef struct {
-    pump *of;
+    readers *of;
     pthread_t thread;
     slot slots[SLOTS];
-} lane;
+} reader;
 
-struct pump {
+struct readers {
     runtime functions;
     int device, threads, may_register;
     void *stream;
@@ -113,10 +113,10 @@ struct pump {
     _Atomic int64_t done_bytes;
     _Atomic int64_t pinned_bytes;
     failure error;
-    lane lanes[];
+    reader own_readers[];
 };
 
-static void fail(pump *p, int kind, int code, int file, int64_t offset)
+static void fail(readers *p, int kind, int code, int file, int64_t offset)
 {
     pthread_mutex_lock(&p->lock);
     if (!p->error.kind)
@@ -128,7 +128,7 @@ static void fail(pump *p, int kind, int code, int file, int64_t offset)
 
 /* Find and pin the memory of a slot: registered, or else the driver's own, or else as it is. Returns 0 or -1 after
    `fail`. */
-static int make_slot(pump *p, slot *s)
+static int make_slot(readers *p, slot *s)
 {
     const runtime *f = &p->functions;
     s->mapped = mmap(NULL, p->slot_bytes + LARGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -177,7 +177,7 @@ static int is_refusal(int code)
 }
 
 /* All but one page in fifty: the kernel fetches so few sooner than a direct read brings all of them again. */
-static int is_resident(const pump *p, int descriptor, const extent *e)
+static int is_resident(const readers *p, int descriptor, const extent *e)
 {
     uint64_t range[2] = {(uint64_t)e->begin, (uint64_t)(e->end - e->begin)}, found[5] = {0};
     if (syscall(CACHESTAT, descriptor, range, found, 0) != 0)
@@ -187,7 +187,7 @@ static int is_resident(const pump *p, int descriptor, const extent *e)
 }
 
 /* Read an extent to the start of `memory`, past the page cache or through it. Returns 0 or -1 after `fail`. */
-static int fill(pump *p, const extent *e, char *memory)
+static int fill(readers *p, const extent *e, char *memory)
 {
     shard *file = &p->shards[e->file];
     int64_t page = (int64_t)p->page, size = e->end - e->begin, whole = (size + page - 1) / page * page, done = 0;
@@ -226,7 +226,7 @@ static int fill(pump *p, const extent *e, char *memory)
 }
 
 /* Wait for the copies out of a slot. Returns 0 or -1 after `fail`. */
-static int empty(pump *p, slot *s)
+static int empty(readers *p, slot *s)
 {
     const extent *e = s->under_way;
     if (!e)
@@ -246,7 +246,7 @@ static int empty(pump *p, slot *s)
     return 0;
 }
 
-static int send(pump *p, const extent *e, slot *s)
+static int send(readers *p, const extent *e, slot *s)
 {
     const runtime *f = &p->functions;
     for (int i = e->copies; i < e->copies_end; i++) {
@@ -266,7 +266,7 @@ static int send(pump *p, const extent *e, slot *s)
     return code ? -1 : 0;
 }
 
-static void work(pump *p, lane *own)
+static void work(readers *p, reader *own)
 {
     int turn = 0, code = p->functions.set_device(p->device);
     if (code)
@@ -293,8 +293,8 @@ static void work(pump *p, lane *own)
 
 static void *run(void *argument)
 {
-    lane *own = argument;
-    pump *p = own->of;
+    reader *own = argument;
+    readers *p = own->of;
     if (p->has_near) /* a sandbox may forbid it, and loads without it */
         pthread_setaffinity_np(pthread_self(), sizeof p->near, &p->near);
     work(p, own);
@@ -307,10 +307,10 @@ static void *run(void *argument)
 
 /* Start the threads, which pin their first slots and wait for what to read. Fewer may start than were asked for; NULL
    where none does. `near` are the numbers of processors to run on, none of which leaves the threads where they are. */
-pump *ladezeit_pump_start(const runtime *functions, int threads, size_t slot_bytes, int device, void *stream,
+readers *ladezeit_readers_start(const runtime *functions, int threads, size_t slot_bytes, int device, void *stream,
                           const int32_t *near, int near_count)
 {
-    pump *p = calloc(1, sizeof(pump) + (size_t)threads * sizeof(lane));
+    readers *p = calloc(1, sizeof(readers) + (size_t)threads * sizeof(reader));
     if (!p)
         return NULL;
     p->functions = *functions;
@@ -333,8 +333,8 @@ pump *ladezeit_pump_start(const runtime *functions, int threads, size_t slot_byt
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (int i = 0; i < threads; i++) {
-        p->lanes[i].of = p;
-        if (pthread_create(&p->lanes[i].thread, NULL, run, &p->lanes[i]))
+        p->own_readers[i].of = p;
+        if (pthread_create(&p->own_readers[i].thread, NULL, run, &p->own_readers[i]))
             break;
         p->threads++;
     }
@@ -347,7 +347,7 @@ pump *ladezeit_pump_start(const runtime *functions, int threads, size_t slot_byt
 }
 
 /* Say what to read, in order. The lists belong to the caller and have to stay until all threads have ended. */
-void ladezeit_pump_give(pump *p, const extent *extents, int count, const piece *pieces, shard *shards, uint8_t *arrived)
+void ladezeit_readers_give(readers *p, const extent *extents, int count, const piece *pieces, shard *shards, uint8_t *arrived)
 {
     pthread_mutex_lock(&p->lock);
     p->extents = extents, p->count = count, p->pieces = pieces, p->shards = shards;
@@ -358,7 +358,7 @@ void ladezeit_pump_give(pump *p, const extent *extents, int count, const piece *
 }
 
 /* Have the threads end soon. */
-void ladezeit_pump_stop(pump *p)
+void ladezeit_readers_stop(readers *p)
 {
     pthread_mutex_lock(&p->lock);
     p->stopped = 1;
@@ -366,7 +366,7 @@ void ladezeit_pump_stop(pump *p)
     pthread_mutex_unlock(&p->lock);
 }
 
-static int missing(const pump *p, int begin, int end)
+static int missing(const readers *p, int begin, int end)
 {
     for (int i = begin; i < end; i++)
         if (!p->arrived[i])
@@ -387,7 +387,7 @@ static struct timespec from_now(int milliseconds)
 
 /* Wait at most so long until the extents of numbers `begin` to `end` have arrived: 1 when they have, 0 where they will
    not, -1 where the time is over. One thread at a time may wait. */
-int ladezeit_pump_wait(pump *p, int begin, int end, int milliseconds)
+int ladezeit_readers_wait(readers *p, int begin, int end, int milliseconds)
 {
     struct timespec until = from_now(milliseconds);
     int over = 0;
@@ -402,7 +402,7 @@ int ladezeit_pump_wait(pump *p, int begin, int end, int milliseconds)
 }
 
 /* Wait at most so long for all threads to end; returns whether they have. */
-int ladezeit_pump_join(pump *p, int milliseconds)
+int ladezeit_readers_join(readers *p, int milliseconds)
 {
     struct timespec until = from_now(milliseconds);
     int over = 0;
@@ -414,21 +414,21 @@ int ladezeit_pump_join(pump *p, int milliseconds)
     return all;
 }
 
-int64_t ladezeit_pump_done_bytes(pump *p) { return p->done_bytes; }
+int64_t ladezeit_readers_done_bytes(readers *p) { return p->done_bytes; }
 
-int64_t ladezeit_pump_pinned_bytes(pump *p) { return p->pinned_bytes; }
+int64_t ladezeit_readers_pinned_bytes(readers *p) { return p->pinned_bytes; }
 
-failure ladezeit_pump_error(pump *p) { return p->error; }
+failure ladezeit_readers_error(readers *p) { return p->error; }
 
 /* Give everything back, once all threads have ended: the driver must not read what is gone. */
-void ladezeit_pump_free(pump *p)
+void ladezeit_readers_free(readers *p)
 {
     const runtime *f = &p->functions;
     f->set_device(p->device);
     for (int i = 0; i < p->threads; i++) {
-        pthread_join(p->lanes[i].thread, NULL);
+        pthread_join(p->own_readers[i].thread, NULL);
         for (int n = 0; n < SLOTS; n++) {
-            slot *s = &p->lanes[i].slots[n];
+            slot *s = &p->own_readers[i].slots[n];
             if (s->event)
                 f->event_destroy(s->event);
             if (s->registered)

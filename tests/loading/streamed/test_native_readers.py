@@ -14,9 +14,9 @@ from streamed_for_tests import EXTENT, assert_same, checkpoint_of, load
 
 from ladezeit.config import Readers
 from ladezeit.errors import LoadError
-from ladezeit.loading.streamed import pump
+from ladezeit.loading.streamed import native_readers
 from ladezeit.loading.streamed.layout import Segment
-from ladezeit.loading.streamed.pump import RUNTIME_FUNCTIONS
+from ladezeit.loading.streamed.native_readers import RUNTIME_FUNCTIONS
 from ladezeit.loading.streamed.readers import in_background
 from ladezeit.system import page_cache
 
@@ -55,7 +55,7 @@ def test_loads_one_after_the_other_have_every_byte(threads: int, tmp_path: Path)
     for state, slot in itertools.product(("warm", "cold"), (4096, EXTENT)):
         checkpoint = checkpoint_of(*shards)
         page_cache.drop_pages(shards) if state == "cold" else page_cache.warm_pages(shards)
-        loaded = load(checkpoint, "pump", threads=threads, extent_bytes=slot)
+        loaded = load(checkpoint, "native", threads=threads, extent_bytes=slot)
         assert_same(loaded.tensors, wanted)
         assert loaded.effective["readers"] == "native"
         read = loaded.effective["bytes_read_direct"] if state == "cold" else loaded.effective["bytes_read_buffered"]
@@ -71,7 +71,7 @@ def test_where_nothing_can_be_registered_the_weights_come_all_the_same(
     """A sandbox that refuses to register memory gets the driver's own, or pageable copies, and the result says so."""
     for name in refused:
         setting(name, 1)
-    loaded = load(checkpoint_of(shard), "pump", threads=3)
+    loaded = load(checkpoint_of(shard), "native", threads=3)
     assert_same(loaded.tensors, load_file(shard))
     assert (loaded.effective["pinned_bytes"] > 0) is (len(refused) == 1)
 
@@ -81,13 +81,13 @@ def test_a_device_that_fails_ends_the_load_with_its_own_words(after: int, settin
     """An error of the GPU is the load's error, at the first copy and in the middle; nothing half read is handed out."""
     setting("fail_copy_after", after)
     with pytest.raises(LoadError, match="copying to the device failed: error 700 of the host"):
-        load(checkpoint_of(shard), "pump", threads=4)
+        load(checkpoint_of(shard), "native", threads=4)
 
 
 def test_one_kind_of_readers_is_kept_to(shard: Path) -> None:
     """Who compares readers gets those that were asked for, or an error that says why not."""
-    assert load(checkpoint_of(shard), "pump", readers=Readers.native).effective["readers"] == "native"
-    assert load(checkpoint_of(shard), "pump", readers=Readers.python).effective["readers"] == "python"
+    assert load(checkpoint_of(shard), "native", readers=Readers.native).effective["readers"] == "native"
+    assert load(checkpoint_of(shard), "native", readers=Readers.python).effective["readers"] == "python"
     with pytest.raises(LoadError, match=r"readers=native cannot be had: .*Use loading\.readers=auto"):
         load(checkpoint_of(shard), "ring", readers=Readers.native)
 
@@ -95,7 +95,7 @@ def test_one_kind_of_readers_is_kept_to(shard: Path) -> None:
 def test_pieces_are_cut_where_extents_end() -> None:
     """A tensor that lies over several reads, and a read that holds several tensors, are copied piece by piece."""
     arena = torch.empty(4096, dtype=torch.uint8)
-    view = pump.np.zeros(3, pump._EXTENT)
+    view = native_readers.np.zeros(3, native_readers._EXTENT)
     view["begin"], view["end"] = [0, 100, 200], [100, 200, 260]
     kind = torch.uint8
     pieces = [
@@ -103,7 +103,7 @@ def test_pieces_are_cut_where_extents_end() -> None:
         Segment(40, 230, 0, 512, kind, kind),
         Segment(230, 260, 0, 1024, kind, kind),
     ]
-    made, first = pump._copies_of_pieces(view, pieces, {0: arena})
+    made, first = native_readers._copies_of_pieces(view, pieces, {0: arena})
     base = arena.data_ptr()
     found = [(int(one["target"]) - base, int(one["source"]), int(one["size"])) for one in made]
     assert found == [(0, 10, 20), (512, 40, 60), (572, 0, 100), (672, 0, 30), (1024, 30, 30)]
@@ -112,18 +112,18 @@ def test_pieces_are_cut_where_extents_end() -> None:
 
 def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an older build left behind is never given lists that it would read otherwise."""
-    assert pump.is_built()
-    pump._library.cache_clear()
-    monkeypatch.setattr(pump, "_VERSION", 0)
-    assert not pump.is_built()
+    assert native_readers.is_built()
+    native_readers._library.cache_clear()
+    monkeypatch.setattr(native_readers, "_VERSION", 0)
+    assert not native_readers.is_built()
     monkeypatch.undo()
-    pump._library.cache_clear()
-    assert pump.is_built()
+    native_readers._library.cache_clear()
+    assert native_readers.is_built()
 
 
 @pytest.mark.gpu
 def test_the_runtime_that_torch_loaded_has_all_functions() -> None:
-    """On a GPU machine the pump finds what it calls."""
+    """On a GPU machine the native readers find what they call."""
     torch.zeros(1, device="cuda")
-    found = pump.cuda_functions()
+    found = native_readers.cuda_functions()
     assert found is not None and len(found) == len(RUNTIME_FUNCTIONS) + 1 and all(found[:-1])
