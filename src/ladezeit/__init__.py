@@ -15,6 +15,7 @@ _HOMES = {
     "phase": "ladezeit.timing.clock",
     "prefetch": "ladezeit.serving.prefetch",
     "trace": "ladezeit.tracing.api",
+    "verify": "ladezeit.serving.verify",
 }
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ladezeit.serving.manager import ModelManager as ModelManager
     from ladezeit.serving.prefetch import evict as evict
     from ladezeit.serving.prefetch import prefetch as prefetch
+    from ladezeit.serving.verify import verify as verify
     from ladezeit.timing.clock import phase as phase
     from ladezeit.tracing.api import trace as trace
     from ladezeit.validation.proof import ValidationError as ValidationError
@@ -37,6 +39,7 @@ __all__ = [
     "phase",
     "prefetch",
     "trace",
+    "verify",
 ]
 
 

@@ -33,6 +33,7 @@ from ladezeit.validation.proof import ValidationError
 
 if TYPE_CHECKING:
     from ladezeit.loading.base import EngineModel, LoadRequest
+    from ladezeit.validation.expected import Expected
     from ladezeit.validation.proof import Proof
 
 
@@ -221,7 +222,7 @@ class _Load:
             request = self._prepare(checkpoint, scratch)
             chosen = make_engine(self.config.loading.engine)
             chosen.prepare(request)
-            wanted = self._expected(checkpoint)
+            wanted = expected_of(self.config, checkpoint, self.device, self.clock, self.progress)
         with self.clock.span("turn"):
             _ONE_LOAD.acquire()
         try:
@@ -276,26 +277,6 @@ class _Load:
 
             self.effective["runtime"] = torch_settings.apply_settings(self.config.runtime, self.device.name)
 
-    def _expected(self, checkpoint: Checkpoint) -> Any:
-        from ladezeit.system.environment import cpu_model
-        from ladezeit.validation.references import NEED_MANIFEST, NEED_REFERENCE, ProofFiles, reference_key_of
-        from ladezeit.validation.references import prepare_references as make_proof_files
-
-        proof_files = ProofFiles()
-        if self.config.validation.level in (*NEED_MANIFEST, *NEED_REFERENCE):
-            with self.clock.span("prepare/proof_files"):
-                hardware = self.device.gpu.name if self.device.gpu is not None else str(cpu_model())
-                subject = reference_key_of(
-                    self.config, checkpoint, device=self.device.name, hardware=hardware, cache=cache_folder()
-                )
-                proof_files = make_proof_files(self.config, subject, self._making)
-        return pipeline.make_expected(self.config, checkpoint, self.device.name, proof_files)
-
-    def _making(self, what: str) -> None:
-        """Make room for a reference load: another process cannot have what this one's allocators keep."""
-        trim_allocators()
-        self.progress(what, 0, 0)
-
     def _prove(self, loaded: "EngineModel", wanted: Any) -> "Proof":
         from ladezeit.validation.levels import verify_generation, verify_model
 
@@ -319,6 +300,37 @@ class _Load:
         if isinstance(self.config.loading, TransformersLoading):
             shutil.rmtree(offload_folder(self.config.loading, scratch), ignore_errors=True)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def expected_of(
+    config: LoadConfig, checkpoint: Checkpoint, device: ResolvedDevice, clock: Clock, progress: Progress
+) -> "Expected":
+    """Return what `config` asks a model to be, with the references that its level needs, made where there are none.
+
+    Raises:
+        CheckpointError: the checkpoint's files are damaged, or its reference load failed.
+        NotRunnableError: the reference load does not fit this machine.
+    """
+    from ladezeit.system.environment import cpu_model
+    from ladezeit.validation.references import (
+        NEED_MANIFEST,
+        NEED_REFERENCE,
+        ProofFiles,
+        prepare_references,
+        reference_key_of,
+    )
+
+    def building(what: str) -> None:
+        trim_allocators()  # another process cannot have what this one's allocators keep
+        progress(what, 0, 0)
+
+    proof_files = ProofFiles()
+    if config.validation.level in (*NEED_MANIFEST, *NEED_REFERENCE):
+        with clock.span("prepare/proof_files"):
+            hardware = device.gpu.name if device.gpu is not None else str(cpu_model())
+            subject = reference_key_of(config, checkpoint, device=device.name, hardware=hardware, cache=cache_folder())
+            proof_files = prepare_references(config, subject, building)
+    return pipeline.make_expected(config, checkpoint, device.name, proof_files)
 
 
 def _clear(error: BaseException) -> None:

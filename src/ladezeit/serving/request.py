@@ -13,6 +13,7 @@ from typing import Any
 from ladezeit.config import (
     LOADINGS,
     AutoLoading,
+    DType,
     FolderModel,
     HubModel,
     LoadConfig,
@@ -135,6 +136,16 @@ def level_of(requested: str) -> ValidationLevel:
             f"validation={requested} is no level: there are {', '.join(levels)}." + did_you_mean(str(requested), levels)
         )
     return ValidationLevel[requested]
+
+
+def dtype_of(requested: str) -> DType:
+    """Return the dtype by its name, with or without ``torch.``; raises `ConfigError`."""
+    name = str(requested).removeprefix("torch.")
+    if name not in DType.__members__:
+        raise ConfigError(
+            f"dtype={requested} is none of {', '.join(DType.__members__)}." + did_you_mean(name, DType.__members__)
+        )
+    return DType[name]
 
 
 def _permitted(loading: LoadingConfig, requested: LoadArguments) -> LoadingConfig:
