@@ -1,5 +1,6 @@
 """The verdict on planted truths: the winner named, equals equal, the slow one quantified, the wrong one left out."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -345,3 +346,64 @@ def test_quantized_weights_are_other_weights() -> None:
         "float16, bitsandbytes_4bit",
         "float16",
     ]
+
+
+def test_nobody_calls_a_config_current_that_its_user_did_not() -> None:
+    text = as_markdown([decision(planted.sweep(truth={"cuda_fp16": 0.5, "transformers": 1.0}))], [], "")
+    assert "The baseline, `transformers`, **costs" in text and "current config" not in text
+    named = decision(planted.sweep(), current=[("loading", "transformers")])
+    assert "The current config, `transformers`," in as_markdown([named], [], "")
+
+
+def test_the_answer_says_how_many_times_the_baselines_time_the_best_takes() -> None:
+    """The ratio of pairs with its interval, which holds the planted 0.5."""
+    said = describe_answer(decision(planted.sweep(10, {"cuda_fp16": 0.5, "transformers": 1.0}, bad=False)))
+    found = re.search(r"Pairwise it takes ([\d.]+) times as long as `transformers` \(([\d.]+) to ([\d.]+)\)", said)
+    assert found is not None
+    ratio, low, high = map(float, found.groups())
+    assert low <= 0.5 <= high and ratio == pytest.approx(0.5, rel=0.03)
+
+
+def test_a_trade_of_dtype_is_told_in_the_answer() -> None:
+    """Half the bytes in half the time is no better method: the fastest of each dtype stands in the headline."""
+    made = [planted.sample("cuda_fp16", n, 1.0, job=n) for n in range(6)]
+    made += [planted.sample("transformers", n, 2.0, job=6 + n, dtype="float32") for n in range(6)]
+    made += [planted.sample("slow", n, 3.0, job=12 + n, dtype="float32") for n in range(6)]
+    said = describe_answer(decision(made))
+    assert "Not all end with the same dtype; the fastest of each is float16: `cuda_fp16` (" in said
+    assert "float32: `transformers` (" in said
+    assert "dtype" not in describe_answer(decision(planted.sweep(bad=False)))
+
+
+def test_a_difference_that_hardly_matters_is_not_listed_as_better() -> None:
+    """0.620 GiB and 0.622 GiB are told apart by every test, and by nobody who pays for memory."""
+    made = planted.sweep(truth={"cuda_fp16": 1.0, "slow": 2.0}, bad=False)
+    for result in made:
+        slow = result.config["loading"]["name"] == "slow"
+        result.metrics["memory/host_peak_rss_gib"] = (0.622 if slow else 0.620) + 1e-6 * result.identity.sample
+    found = decision(made)
+    row = next(line for line in as_markdown([found], [], "").splitlines() if line.startswith("| peak host memory"))
+    assert "slow" not in row
+    assert "slow" in next(line for line in as_markdown([found], [], "").splitlines() if line.startswith("| load time"))
+
+
+def test_the_sum_of_load_and_first_token_is_an_objective() -> None:
+    """Who maps pages without reading them wins the load and pays at the first token: both orders are told."""
+    made = planted.sweep(truth={"lazy": 0.9, "transformers": 1.0}, bad=False)
+    for result in made:
+        late = 3.0 if result.config["loading"]["name"] == "lazy" else 0.1
+        result.metrics["inference/first_token_s"] = late + 1e-3 * result.identity.sample
+        result.metrics["inference/load_and_first_token_s"] = (
+            result.metrics["load/total_s"] + result.metrics["inference/first_token_s"]
+        )
+    found = decision(made)
+    best = {standing.objective.name: names(standing.best) for standing in found.standings if standing.best}
+    assert best["load"] == {"lazy"} and best["ready"] == {"transformers"} == best["first_token"]
+
+
+def test_a_warm_cache_is_advised_only_where_it_is_significantly_faster() -> None:
+    """Two medians that lie apart by chance are no advice."""
+    made = [planted.sample("cuda_fp16", n, 1.0, job=n, noise=0.3) for n in range(5)]
+    made += [planted.sample("cuda_fp16", n, 1.05, job=5 + n, cache="cold", noise=0.3) for n in range(5)]
+    decisions, _ = decide_methods(made, ["cache", "loading"])
+    assert not any("page cache" in step.text for one in decisions for step in recommend_steps(one, decisions))

@@ -24,7 +24,6 @@ from ladezeit.results.records import Result
 @dataclass(frozen=True)
 class Current:
     """The config in use, compared with the best: `optimal` is None where it cannot be said.
-
     `cost_s` is the difference of the load medians, `estimate_ratio` that to the best with its interval, `p`
     Holm-adjusted.
     """
@@ -51,9 +50,13 @@ class Headroom:
 class Decision:
     """Everything said about one section: points of one model, cache state, process kind and device.
 
-    `current_apart` is the config in use where it is one of those that are not ranked.
+    `current_apart` is the config in use where it is one of those that are not ranked; without `current_named` nobody
+    said which one is in use, and it is the baseline.
 
     `find_added_phases` are sentences about work that a method does besides all that another one does.
+
+    `dtypes` has the ranked points by the dtype that their loads end with, where that is not the same for all: weights
+    of another dtype are other weights.
 
     `best_at_all` are among the best in every objective that was measured (two at least); where there are none,
     `pareto` are those that no other beats in every respect.
@@ -63,6 +66,7 @@ class Decision:
     standings: list[Standing]
     current: Current | None
     current_apart: PointFigures | None
+    current_named: bool
     attributions: list[Attribution]
     additions: list[str]
     phases: list[tuple[str, float, float]]
@@ -71,6 +75,7 @@ class Decision:
     best_at_all: list[PointFigures]
     apart: list[PointFigures]
     failing: list[PointFigures] = field(default_factory=list)
+    dtypes: dict[str, list[PointFigures]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -145,6 +150,7 @@ def _decision(
         standings=standings,
         current=current,
         current_apart=next((point for point in section.unranked if matches_conditions(point.samples[0], wanted)), None),
+        current_named=strict,
         attributions=attributions,
         additions=find_added_phases(section.ranked, {attribution.slower for attribution in attributions}),
         phases=main_phases(load.leader) if load.leader else [],
@@ -153,7 +159,16 @@ def _decision(
         best_at_all=best_at_all,
         apart=[point for point in section.unranked if point.excluded],
         failing=[point for point in section.ranked if point.problems],
+        dtypes=_dtypes([*load.best, *load.others]),
     )
+
+
+def _dtypes(points: Sequence[PointFigures]) -> dict[str, list[PointFigures]]:
+    """Return the points by the dtype that their loads end with, in the order given; empty where all end alike."""
+    found: dict[str, list[PointFigures]] = {}
+    for point in points:
+        found.setdefault(ends_of(point)[0], []).append(point)
+    return found if len(found) > 1 else {}
 
 
 def _current(section: Section, load: Standing, wanted: Sequence[Condition], *, strict: bool) -> Current | None:

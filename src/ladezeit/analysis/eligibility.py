@@ -157,6 +157,9 @@ class Objective:
 
 OBJECTIVES = (
     Objective("load", LOAD, "load time", "s", "no sample has a load time"),
+    Objective("first_token", "inference/first_token_s", "first token after the load", "s", "needs inference=greedy"),
+    # What a load leaves undone (pages not read yet, kernels not chosen) the first token pays for.
+    Objective("ready", "inference/load_and_first_token_s", "load and first token", "s", "needs inference=greedy"),
     Objective(
         "cold_start",
         "cold_start/first_token_s",

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 from ladezeit.analysis.attribution import UNATTRIBUTED, ends_with
 from ladezeit.analysis.decision import Decision
+from ladezeit.analysis.eligibility import LOAD
 from ladezeit.analysis.standing import NEGLIGIBLE, State
-from ladezeit.analysis.statistics import LEAST_TO_RANK
-from ladezeit.results.format import format_seconds
+from ladezeit.analysis.statistics import LEAST_TO_RANK, LEVEL, mann_whitney
+from ladezeit.results.format import format_p, format_seconds
 from ladezeit.results.records import Result, Status
 
 
 @dataclass(frozen=True)
 class Step:
-    """Something to do: `gain_s` is what it saves a load (None: it saves nothing, it settles something)."""
+    """Something to do: `gain_s` is what it can save a load at most (None: it saves nothing, it settles something)."""
 
     gain_s: float | None
     text: str
@@ -38,7 +39,7 @@ def _switch(decision: Decision) -> list[Step]:
     total_s = current.point.spread.median if current.point.spread else 0.0
     if total_s and current.cost_s < NEGLIGIBLE * total_s:
         return []
-    text = f"Load with {leader.name} instead of {current.point.name}: {share_text(current.cost_s, total_s)}"
+    text = f"Load with {leader.name} instead of {current.point.name}: saves {share_text(current.cost_s, total_s)}"
     dtypes = [str(ends_with(point.samples[0])["dtype"]) for point in (leader, current.point)]
     if dtypes[0] != dtypes[1]:
         text += f"; mind that it ends with {dtypes[0]}, not {dtypes[1]}"
@@ -56,7 +57,7 @@ def _phase_to_cure(decision: Decision) -> list[Step]:
             found.append(
                 Step(
                     phase.slower_s,
-                    f"Or keep {attribution.slower} and remove {phase.path} from it: "
+                    f"Where {attribution.slower} has to stay, remove {phase.path} from it, which takes "
                     f"{share_text(phase.slower_s, total_s)}; {attribution.faster} does without it",
                 )
             )
@@ -73,8 +74,9 @@ def _warm(decision: Decision, others: Sequence[Decision]) -> list[Step]:
         enough = other.load.state is not State.too_few
         if same and enough and other.conditions.get("cache") == "warm" and warm and warm.spread:
             gain_s = leader.spread.median - warm.spread.median
-            if gain_s > NEGLIGIBLE * leader.spread.median:
-                saved = share_text(gain_s, leader.spread.median)
+            p = mann_whitney(leader.metric_values(LOAD), warm.metric_values(LOAD))
+            if gain_s > NEGLIGIBLE * leader.spread.median and p < LEVEL:
+                saved = f"saves {share_text(gain_s, leader.spread.median)}, {format_p(p)}"
                 return [Step(gain_s, f"Keep the checkpoint in the page cache ({warm.name} from warm): {saved}")]
     return []
 
@@ -87,7 +89,10 @@ def _imports(decision: Decision) -> list[Step]:
     start_s = statistics.median([r.metrics.get("cold_start/first_token_s", 0.0) for r in leader.samples] or [0.0])
     if spent_s < NEGLIGIBLE or not start_s:
         return []
-    text = f"Import the libraries before the load is asked for: {share_text(spent_s, start_s)} of the cold start"
+    text = (
+        f"Import the libraries before the load is asked for: {leader.name} imports for {share_text(spent_s, start_s)} "
+        f"between process start and first token"
+    )
     return [Step(spent_s, text)]
 
 
@@ -100,9 +105,12 @@ def _collector(decision: Decision) -> list[Step]:
         total_s = point.spread.median
         share = statistics.median([r.metrics.get("load/garbage_collection_share", 0.0) for r in point.samples] or [0.0])
         if share >= NEGLIGIBLE:
-            saved = share_text(share * total_s, total_s)
-            text = f"Call gc.freeze() after all imports, before {point.name} loads: the garbage collector then has "
-            return [Step(share * total_s, f"{text}nothing to walk: {saved}")]
+            text = (
+                f"Call gc.freeze() after all imports, before {point.name} loads: the garbage collector runs for "
+                f"{share_text(share * total_s, total_s)} of its load, mostly over objects that will stay. What that "
+                f"saves was not measured"
+            )
+            return [Step(share * total_s, text)]
     return []
 
 
@@ -126,8 +134,8 @@ def _questions(decision: Decision) -> list[Step]:
 
 
 def share_text(gain_s: float, total_s: float) -> str:
-    """Return ``saves 4.31 s of 4.79 s (90 %)``."""
-    return f"saves {format_seconds(gain_s)} s of {format_seconds(total_s)} s ({100 * gain_s / total_s:.0f} %)"
+    """Return ``4.31 s of 4.79 s (90 %)``."""
+    return f"{format_seconds(gain_s)} s of {format_seconds(total_s)} s ({100 * gain_s / total_s:.0f} %)"
 
 
 def as_plain(found: Sequence[Step]) -> list[Mapping[str, object]]:

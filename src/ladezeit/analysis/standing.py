@@ -53,6 +53,18 @@ class Standing:
         """The point with the best median of the first rank, or of all where nobody has a rank."""
         return self.best[0] if self.best else None
 
+    @property
+    def beaten(self) -> list[PointFigures]:
+        """The ranked points that are worse by enough to matter: significantly, and by `NEGLIGIBLE` of the best."""
+        if self.leader is None or self.leader.spread is None:
+            return []
+        best = self.leader.spread.median
+        return [
+            point
+            for point in self.others
+            if point.rank is not None and point.spread and abs(point.spread.median - best) >= NEGLIGIBLE * abs(best)
+        ]
+
 
 def rank_methods(objective: Objective, section: Section) -> Standing:
     """Return how the points of a section stand in `objective`."""

@@ -68,7 +68,8 @@ def describe_point(point: PointCheck, checked: Check) -> str:
     how = "times less" if more_is_better(checked.metric) else "times as long" if unit == "s" else "times as much"
     figures = (
         f"{format_value(point.now, checked.metric)} {unit}, was {format_value(point.before, checked.metric)} {unit}: "
-        f"{ratio:.3g} {how} ({interval.low:.3g} to {interval.high:.3g} in the {interval.coverage:.1%} interval)"
+        f"{ratio:.3g} {how}, pairwise ({interval.low:.3g} to {interval.high:.3g} in the {interval.coverage:.1%} "
+        f"interval)"
     )
     return f"{figures}; {point.reason}{_settled_by(point)}"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ladezeit.analysis import recommendations
 from ladezeit.analysis.attribution import Attribution
-from ladezeit.analysis.comparison import PointFigures
+from ladezeit.analysis.comparison import BASELINE, PointFigures
 from ladezeit.analysis.decision import Current, Decision
 from ladezeit.analysis.eligibility import claim_of, format_value
 from ladezeit.analysis.recommendations import recommend_steps
@@ -15,6 +15,7 @@ from ladezeit.analysis.statistics import LEAST_TO_RANK, LEVEL, Ratio, samples_ne
 from ladezeit.errors import LadezeitError
 from ladezeit.report.comparison_table import apart_text_of, p_said, truncate_text
 from ladezeit.report.sweep_table import sweep_as_markdown
+from ladezeit.results.fields import matches_conditions
 from ladezeit.results.format import format_seconds
 from ladezeit.results.records import Result
 
@@ -44,7 +45,10 @@ def describe_answer(decision: Decision) -> str:
     took = f"{format_seconds(leader.spread.median)} s"
     if load.state is State.best:
         significance = f"({p_said(load.p, '≤')}, Holm-adjusted)"
-        return f"load with `{leader.name}` ({took}): significantly faster than {_all_others(load)} {significance}."
+        return (
+            f"load with `{leader.name}` ({took}): significantly faster than {_all_others(load)} {significance}."
+            f"{_against_baseline(decision)}{_unlike_dtypes(decision)}"
+        )
     if load.state is State.shared and (needed := _samples_wanting(load)):
         return (
             f"undecided: {len(load.best) + len(load.others)} methods need at least {needed} samples each to be told "
@@ -55,13 +59,37 @@ def describe_answer(decision: Decision) -> str:
         rest = f" `{leader.name}` is significantly faster than {_names(beaten)}." if beaten else ""
         medians = [point.spread.median for point in load.best if point.spread]
         span = f"medians {format_seconds(min(medians))} to {format_seconds(max(medians))} s"
-        return f"{_names(load.best)} are not distinguishable ({span}).{rest}"
+        return f"{_names(load.best)} are not distinguishable ({span}).{rest}{_unlike_dtypes(decision)}"
     if load.state is State.alone:
         return f"`{leader.name}` ({took}) is the only method with enough verified samples: there is nothing to compare."
     return (
         f"undecided: fewer than {LEAST_TO_RANK} samples per configuration. So far `{leader.name}` has the best median "
         f"({took}, n = {leader.spread.n})."
     )
+
+
+def _against_baseline(decision: Decision) -> str:
+    """Return how many times the baseline's time the best one takes, where that is significant."""
+    current, leader = decision.current, decision.load.leader
+    if leader is None or current is None or current.point is leader or leader.ratio is None:
+        return ""
+    if leader.p is None or leader.p >= LEVEL or not matches_conditions(current.point.samples[0], BASELINE):
+        return ""
+    within = leader.ratio.interval
+    times = f"{leader.ratio.estimate:.3g} times as long as `{current.point.name}`"
+    return f" Pairwise it takes {times} ({within.low:.3g} to {within.high:.3g})."
+
+
+def _unlike_dtypes(decision: Decision) -> str:
+    """Say which methods end with which dtype, the fastest first, where that differs: theirs is not the same work."""
+    if not decision.dtypes:
+        return ""
+    best = [
+        f"{dtype}: `{points[0].name}` ({format_seconds(points[0].spread.median)} s)"
+        for dtype, points in decision.dtypes.items()
+        if points[0].spread
+    ]
+    return f" Not all end with the same dtype; the fastest of each is {'; '.join(best)}."
 
 
 def _samples_wanting(load: Standing) -> int | None:
@@ -86,10 +114,11 @@ def describe_section(decision: Decision, decisions: Sequence[Decision]) -> list[
     """Return the paragraphs about one of `decisions`, without a heading of their own; subheadings have three signs."""
     parts = [f"**{_capital(describe_answer(decision))}**"]
     if decision.current and decision.load.leader:
-        parts.append(_current(decision.current, decision.load))
+        parts.append(_current(_role(decision), decision.current, decision.load))
     if distrusted := decision.current_apart:
         parts.append(
-            f"The current config, `{distrusted.name}`, **is not ranked**: {truncate_text(distrusted.excluded or '')}."
+            f"The {_role(decision)}, `{distrusted.name}`, **is not ranked**: "
+            f"{truncate_text(distrusted.excluded or '')}."
         )
     parts.append(_objectives(decision))
     if decision.best_at_all and len(decision.best_at_all) < len([*decision.load.best, *decision.load.others]):
@@ -110,8 +139,13 @@ def describe_section(decision: Decision, decisions: Sequence[Decision]) -> list[
     return parts
 
 
-def _current(current: Current, load: Standing) -> str:
-    name = f"The current config, `{current.point.name}`,"
+def _role(decision: Decision) -> str:
+    """Return what the config that all is compared with is: nobody calls current what its user did not."""
+    return "current config" if decision.current_named else "baseline"
+
+
+def _current(role: str, current: Current, load: Standing) -> str:
+    name = f"The {role}, `{current.point.name}`,"
     spread, leader = current.point.spread, load.leader
     if spread is None or leader is None:
         return ""
@@ -124,7 +158,7 @@ def _current(current: Current, load: Standing) -> str:
         return said
     if current.optimal is None:
         return f"{name} cannot be judged yet: it, or the method it is compared with, has too few verified samples."
-    times = f", {current.ratio.estimate:.3g} times as long ({_range(current.ratio)})" if current.ratio else ""
+    times = f", {current.ratio.estimate:.3g} times as long, pairwise ({_range(current.ratio)})" if current.ratio else ""
     significance = f"{p_said(current.p)} (Holm-adjusted)"
     cost = f"{name} **costs {format_seconds(current.cost_s)} s more per load**{times}, {significance}."
     if (current.cost_s or 0.0) < NEGLIGIBLE * spread.median:
@@ -152,7 +186,7 @@ def _objectives(decision: Decision) -> str:
         if len(standing.best) > 1:
             rest = standing.others or len(standing.best) <= _MOST_NAMES // 2
             best = f"{best} ({len(standing.best)} alike)" if rest else f"all {len(standing.best)} alike"
-        beaten = [point.name for point in standing.others if point.rank is not None]
+        beaten = [point.name for point in standing.beaten]
         better = ", ".join(beaten[:_MOST_NAMES]) or "–"
         better += f" and {len(beaten) - _MOST_NAMES} more" if len(beaten) > _MOST_NAMES else ""
         if standing.state is State.too_few:

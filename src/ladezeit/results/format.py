@@ -1,4 +1,4 @@
-"""How durations are written, in tables, sentences and pictures alike."""
+"""How durations and probabilities are written, in tables, sentences and pictures alike."""
 
 NOTHING = "–"
 
@@ -11,3 +11,10 @@ def format_seconds(value: float | None) -> str:
         return "<0.001"
     digits = 0 if value >= 1000 else 1 if value >= 100 else 2 if value >= 10 else 3
     return f"{value:.{digits}f}"
+
+
+def format_p(p: float | None, sign: str = "=") -> str:
+    """Return ``p = 0.040``, ``p < 0.001`` whatever the `sign`, or ``p = –`` for None."""
+    if p is None:
+        return f"p {sign} {NOTHING}"
+    return "p < 0.001" if p < 0.001 else f"p {sign} {p:.3f}"

@@ -230,6 +230,9 @@ class Sample:
             loaded.model, self.spec.checkpoint.folder, self.spec.config.inference, self.clock
         )
         self.result.metrics.update(spoken.metrics)
+        self.result.metrics["inference/load_and_first_token_s"] = (
+            self.result.metrics["load/total_s"] + spoken.metrics["inference/first_token_s"]
+        )
         self.result.effective["inference"] = {
             "text": spoken.text,
             "token_ids": spoken.token_ids,
