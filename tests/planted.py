@@ -78,7 +78,7 @@ def sweep(samples: int = 5, truth: Mapping[str, float] = TRUTH, *, bad: bool = T
     return made
 
 
-def write(folder: Path, results: Iterable[Result], planned: int | None = None) -> Path:
+def write(folder: Path, results: Iterable[Result], planned: int | None = None, title: str = "planted") -> Path:
     """Write `results` as a sweep's folder holds them, with its record, and return the folder."""
     kept = list(results)
     for result in kept:
@@ -87,7 +87,7 @@ def write(folder: Path, results: Iterable[Result], planned: int | None = None) -
         save_result(result, own)
     record = SweepRecord(
         id="2026-03-01_origin",
-        title="planted",
+        title=title,
         command="ladezeit -m …",
         varying=["loading", "sample"],
         samples_planned=len(kept) if planned is None else planned,

@@ -142,9 +142,16 @@ def test_what_is_not_in_the_figures_is_named(written: list[Path]) -> None:
     assert "NVIDIA H100" in text.split("## Environment")[1]
 
 
-def test_the_origin_case_stands_beside_what_was_measured(written: list[Path]) -> None:
-    """Before and after, in the origin's columns, with its figures: who knows that case sees whether theirs is one."""
-    text = written[0].read_text(encoding="utf-8").split("### Comparison with the case study")[1].split("###")[0]
+def test_only_the_case_studys_own_report_has_its_table(written: list[Path]) -> None:
+    assert "Comparison with the case study" not in written[0].read_text(encoding="utf-8")
+
+
+def test_the_case_study_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    """Before and after, in its own columns, with its figures: who knows that case sees whether theirs is one."""
+    made = planted.sweep(5, planted.TRUTH | {"legacy_manager": 1.0}, bad=False)
+    folder = planted.write(tmp_path / "sweep", made, title="origin_case")
+    report, *_ = write_report(build_report(read_paths([folder])), tmp_path / "report", "report")
+    text = report.read_text(encoding="utf-8").split("### Comparison with the case study")[1].split("###")[0]
     lines = [line for line in text.splitlines() if line]
     assert lines[0] == "| method | load s | first token s | GPU memory GiB | status |"
     assert "| 180.9 | 0.770 | 14.21 | ok |" in lines[2] and "| 4.790 | 0.110 | 14.19 | ok |" in lines[3]

@@ -11,10 +11,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ladezeit.errors import LadezeitError
-from ladezeit.report import document, figures, timeline
+from ladezeit.report import case_study, document, figures, timeline
 from ladezeit.report.canvas import Picture
 from ladezeit.report.comparison_table import escape_cell, section_markdown
-from ladezeit.report.document import Report, compare_with_reference_case
+from ladezeit.report.document import Report
 from ladezeit.report.verdict import describe_answer, describe_section
 from ladezeit.results.records import Result
 from ladezeit.results.redaction import redact_text
@@ -225,7 +225,8 @@ def _section(report: Report, index: int, drawn: Drawn) -> list[str]:
     said, *more = describe_section(decision, report.decisions)
     parts = [f"## {decision.title}", said, *map(_image, drawn.leading), *more]
     parts += ["### All methods", *section_markdown(report.load, compared, apart=False)]
-    parts += compare_with_reference_case(compared)
+    if any(record.title == case_study.TITLE for record in report.samples.sweeps):
+        parts += case_study.compare_with_reference_case(compared)
     if drawn.others:
         parts += ["### Pictures", *map(_image, drawn.others)]
     elif index >= MOST_SECTIONS:
