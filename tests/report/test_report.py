@@ -142,6 +142,13 @@ def test_what_is_not_in_the_figures_is_named(written: list[Path]) -> None:
     assert "NVIDIA H100" in text.split("## Environment")[1]
 
 
+def test_the_heading_says_what_was_compared(written: list[Path]) -> None:
+    """A report that is opened a month later, or from a tab among others, says what it is about."""
+    heading = "Load times of 8 methods on qwen2.5-7b-shape, warm cache (planted)"
+    assert written[0].read_text(encoding="utf-8").startswith(f"# {heading}\n")
+    assert f"<title>{heading}</title>" in written[1].read_text(encoding="utf-8")
+
+
 def test_only_the_case_studys_own_report_has_its_table(written: list[Path]) -> None:
     assert "Comparison with the case study" not in written[0].read_text(encoding="utf-8")
 

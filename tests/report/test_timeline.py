@@ -38,11 +38,11 @@ def test_sample_and_load_have_a_panel_each() -> None:
 
 
 def test_repeated_and_nested_phases_share_a_row() -> None:
-    """Eight shards are one line with eight bars, indented below what they belong to."""
+    """Eight shards are one line with eight bars, indented below what they belong to; nothing unattributed is no row."""
     shards = [Phase("load/read/shard", 1 + i, 0.5, 0.5) for i in range(8)]
     load = [Phase("load/read", 1, 8, 4), Phase("load", 1, 8, 0)]
     _, (_, rows) = _panels([*shards, *load])
-    assert [(row.name, row.depth) for row in rows] == [("read", 0), ("shard ×8", 1), ("unattributed", 0)]
+    assert [(row.name, row.depth) for row in rows] == [("read", 0), ("shard ×8", 1)]
     assert rows[1].total_s == 4.0
     assert len(rows[1].spans) == 8
 

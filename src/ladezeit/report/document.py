@@ -46,6 +46,17 @@ class Report:
     catches: dict[str, Catch]
 
     @property
+    def heading(self) -> str:
+        """What was compared, and the sweeps' title: ``Load times of 8 methods on tiny, warm cache (demo)``."""
+        sections = self.load.sections
+        methods = {point.name for section in sections for point in [*section.ranked, *section.unranked]}
+        models = dict.fromkeys(section.conditions.get("model", "") for section in sections)
+        caches = [name for section in sections if (name := section.conditions.get("cache"))]
+        where = ", ".join([*filter(None, models), " and ".join(dict.fromkeys(caches)) + " cache" if caches else ""])
+        many = "1 method" if len(methods) == 1 else f"{len(methods)} methods"
+        return f"Load times of {many} on {where.removesuffix(', ')} ({self.title})"
+
+    @property
     def load(self) -> Comparison:
         """The comparison of load times."""
         return self.compared[0]

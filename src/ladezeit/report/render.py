@@ -63,7 +63,7 @@ def write_report(report: Report, folder: Path, name: str) -> list[Path]:
     text = redact_text(as_markdown(report, drawn, folder))
     paths = [folder / f"{name}.md", folder / f"{name}.html"]
     write_atomically(paths[0], text)
-    write_atomically(paths[1], as_html(text, pictures, report.title))
+    write_atomically(paths[1], as_html(text, pictures, report.heading))
     return [*paths, *_write_pictures(pictures, folder)]
 
 
@@ -204,7 +204,7 @@ def as_markdown(report: Report, pictures: Sequence[Drawn], folder: Path, raw: st
         folder: what links are relative to.
         raw: the name of a file in `folder` that holds all results; None links each sample's own file.
     """
-    parts = [f"# {escape_cell(report.title)}", report.head]
+    parts = [f"# {escape_cell(report.heading)}", report.head]
     if len(report.decisions) > 1:
         parts.append("\n".join(f"- **{decision.title}**: {describe_answer(decision)}" for decision in report.decisions))
     parts += [f"Note: {note}." for note in report.notes]

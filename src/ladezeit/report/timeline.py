@@ -20,6 +20,8 @@ _PANEL_TITLE_IN = 0.34
 _AXIS_IN = 0.5
 _DPI = 100
 _MOST_ROWS = 24
+#: Less is written as 0.000 s.
+_LEAST_SHOWN_S = 0.0005
 
 #: By the first word of a phase's path.
 _COLORS = {
@@ -99,7 +101,8 @@ def _panels(phases: Sequence[Phase]) -> list[tuple[str, list[_Row]]]:
         if load:
             # What no phase of the load accounts for has no place in time: it is drawn from zero, in gray.
             rest_s = sum(phase.self_s for phase in load)
-            rows.append(_Row("unattributed", 0, [(0.0, rest_s)], rest_s, _REST_COLOR))
+            if rest_s >= _LEAST_SHOWN_S:
+                rows.append(_Row("unattributed", 0, [(0.0, rest_s)], rest_s, _REST_COLOR))
         panels.append(("inside the load", rows))
     return panels
 
