@@ -1,5 +1,7 @@
 """Every option file composes, says what it is for, and means something: a user may pick any of them."""
 
+import math
+import re
 import shutil
 import subprocess
 import sys
@@ -8,11 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ladezeit.analysis.comparison import CONDITIONS
+from ladezeit.analysis.statistics import samples_needed
 from ladezeit.config import RunConfig, build_config, from_plain, to_plain
 from ladezeit.config.hydra_support import register_schemas
 from ladezeit.config.rules import check_combination
@@ -80,6 +85,15 @@ def test_an_experiment_may_change_any_key() -> None:
     built = composed("experiment=origin_case")
     assert (built.title, built.smaller_model) == ("origin_case", "qwen2.5-1.5b-shape")
     assert composed("experiment=demo", "title=mine").title == "mine"
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in CONF.glob("experiment/*.yaml")))
+def test_an_experiment_takes_enough_samples_to_find_a_winner(experiment: str) -> None:
+    """Complete separation of its methods would be significant: nobody waits for a sweep that cannot decide anything."""
+    params = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    samples = int(re.fullmatch(r"range\((\d+)\)", params.pop("sample"))[1])
+    methods = math.prod(len(values.split(",")) for key, values in params.items() if key not in CONDITIONS)
+    assert samples >= samples_needed(methods)
 
 
 def test_the_point_is_what_is_measured_not_how_often_or_where_to() -> None:

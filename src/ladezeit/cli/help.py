@@ -11,10 +11,10 @@ from ladezeit.config.schema import GROUPS
 
 EXAMPLES = """\
   ladezeit model=tiny                                            one load, seconds
-  ladezeit -m 'loading=glob(*)' 'sample=range(5)'                every method, five samples each
+  ladezeit -m 'loading=glob(*)' 'sample=range(7)'                every method, as many samples as that takes
   ladezeit -m loading=transformers,cuda_fp16 cache=cold,warm     two methods from both cache states
   ladezeit model=folder model.path=/data/my-model                your own checkpoint
-  ladezeit experiment=demo                                       a small real model, five methods, cold and warm
+  ladezeit experiment=demo                                       a small real model, six methods, cold and warm
   ladezeit experiment=demo loading=cuda_fp16 'sample=range(10)'  the same, narrowed
   ladezeit --config-dir my-conf loading=mine                     your own option files beside these"""
 
