@@ -136,6 +136,13 @@ def test_what_cannot_fit_is_refused_before_it_is_read(tiny: Any, tmp_path: Path)
             load(model=folder, loading=method)
 
 
+@pytest.mark.parametrize("model", [3, None, "", b"tiny"])
+def test_what_names_no_model_is_said_so(model: Any) -> None:
+    """An empty variable of a start script is neither the current folder nor a TypeError."""
+    with pytest.raises(ConfigError, match="names no model"):
+        load(model=model)
+
+
 def test_the_profile_chooses_for_its_model_and_device(tmp_path: Path) -> None:
     """What was measured best is what is loaded by: the verdict's file, the origin's JSON, or their content."""
     entry = {

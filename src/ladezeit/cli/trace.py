@@ -27,7 +27,7 @@ def trace_command(
         str | None, typer.Option(help="Its name in results. Default: derived from the function's name.")
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Fresh processes per configuration; a verdict needs 5.")] = 5,
-    cache: Annotated[str, typer.Option(help="cold, warm, as_is, or several, separated by commas.")] = "warm",
+    cache: Annotated[str, typer.Option(help="cold, warm, half, as_is, or several, separated by commas.")] = "warm",
     against: Annotated[str, typer.Option(help="Loading methods to compare with; empty for none.")] = "transformers",
     profile: Annotated[
         bool, typer.Option("--profile", help="Measure one profiled sample instead, and show its functions.")

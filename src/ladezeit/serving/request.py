@@ -87,6 +87,11 @@ def model_of(requested: str | os.PathLike[str] | ModelConfig, config_dir: Path |
     """
     if isinstance(requested, ModelConfig):
         return requested
+    if not isinstance(requested, str | os.PathLike) or not os.fspath(requested):
+        raise ConfigError(
+            f"model={requested!r} names no model: give a configured name, a folder, a hub id (org/name@revision), or "
+            f"a ModelConfig"
+        )
     text = os.fspath(requested)
     known = [name for name in list_options("model", config_dir) if name != _FOLDER_OPTION]
     if isinstance(requested, str) and requested in known:
