@@ -79,6 +79,8 @@ def test_a_load_is_measured_proven_and_spoken_to(
     assert result.proof and result.proof["passed"] and result.proof["tensors_seen"] > 40
     assert len(result.effective["inference"]["token_ids"]) == 3
     assert ("cold_start/first_token_s" in metrics) == (kind is ProcessKind.fresh)
+    together = metrics["load/total_s"] + metrics["inference/first_token_s"]
+    assert metrics["inference/load_and_first_token_s"] == pytest.approx(together)
     assert result.environment["from"] == "the supervisor"
 
 

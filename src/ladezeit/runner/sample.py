@@ -231,7 +231,7 @@ class Sample:
         )
         self.result.metrics.update(spoken.metrics)
         self.result.metrics["inference/load_and_first_token_s"] = (
-            self.result.metrics["load/total_s"] + spoken.metrics["inference/first_token_s"]
+            self.clock.duration_s(LOAD) + spoken.metrics["inference/first_token_s"]
         )
         self.result.effective["inference"] = {
             "text": spoken.text,
