@@ -3,7 +3,6 @@
 What a proof needs, and a sample must not pay for, is done in a process of its own.
 """
 
-import ctypes
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 from ladezeit.config import RuntimeConfig
 from ladezeit.errors import CheckpointError, LadezeitError, OutOfMemoryError, exit_where_memory_ends, ran_out_of_memory
+from ladezeit.system.libc import trim_heap
 from ladezeit.system.limits import ended_for_memory, kernel_kills
 
 #: A reference load from a slow disk takes minutes; one that takes longer hangs.
@@ -120,6 +120,4 @@ def trim_allocators() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others have none to call
-    if trim is not None:
-        trim(0)
+    trim_heap()
