@@ -1,6 +1,6 @@
 """What transformers' own load says on the run's device, and how much two such loads differ.
 
-    python -m ladezeit.validation.logits <request.json> <output.json>
+    python -m ladezeit.validation.logits <request.json> <answer.json>
 
 The second load calibrates: its weights lie elsewhere, as another engine's would, and what it says differently is the
 device's own noise. Libraries choose their kernels by a weight's address too, and each rounds in its own way.
@@ -21,7 +21,7 @@ from ladezeit.config import MatmulPrecision, RuntimeConfig
 from ladezeit.errors import CheckpointError
 from ladezeit.loading.quantization import Scheme, quantization_config
 from ladezeit.system.limits import available_cpus
-from ladezeit.system.processes import answer_request, run_module_json
+from ladezeit.system.processes import answer_request
 from ladezeit.validation import reference_cache
 from ladezeit.validation.faults import Fault
 from ladezeit.validation.proof import Finding, LevelReport
@@ -137,7 +137,7 @@ def reference_file(subject: ReferenceKey, runtime: RuntimeConfig, building: Call
     def build() -> dict[str, Any]:
         building()
         request = {**subject.make_request(), "runtime": settings}
-        return run_module_json("ladezeit.validation.logits", request, f"model={subject.name}", runtime)
+        return reference_cache.run_reference("ladezeit.validation.logits", subject, request, runtime)
 
     return reference_cache.ensure_file(
         subject.cache / FOLDER, subject.name, {"place": place, "files": subject.files_identity()}, build

@@ -14,11 +14,15 @@ from typing import Any
 
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.verify import checkpoint_identity
+from ladezeit.config import RuntimeConfig
 from ladezeit.errors import CheckpointError
 from ladezeit.loading.quantization import Scheme
 from ladezeit.system.files import hold_lock, write_atomically
+from ladezeit.system.processes import run_module_json
 
 _SCHEMA = 1
+#: A reference load from a slow disk takes minutes; one that takes longer hangs.
+_LIMIT_S = 1800.0
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -135,3 +139,12 @@ class ReferenceKey:
             "trust_remote_code": self.trust_remote_code,
             "scheme": None if self.scheme is None else asdict(self.scheme),
         }
+
+
+def run_reference(
+    module: str, subject: ReferenceKey, request: dict[str, Any], runtime: RuntimeConfig | None = None
+) -> dict[str, Any]:
+    """Return what the reference process `module` answers; raises as `run_module_json` does."""
+    return run_module_json(
+        module, request, f"model={subject.name}", "its reference load", limit_s=_LIMIT_S, runtime=runtime
+    )
