@@ -1,4 +1,4 @@
-"""Functions of the C library that Python has no name for: memory mappings, advice, page cache, heap, processes.
+"""Functions of the C library that Python has no name for: memory mappings, advice, page cache, heap.
 
 Each docstring names the page of the Linux manual that says more.
 """
@@ -15,7 +15,6 @@ MADV_POPULATE_WRITE = 23
 MAP_FIXED = 0x10
 
 _CACHESTAT = 451  # the same number on every architecture
-_PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -118,8 +117,3 @@ def trim_heap() -> None:
     """Give the heap's free memory back to the system: malloc_trim(3), glibc's; other C libraries keep theirs."""
     if trim := getattr(_libc, "malloc_trim", None):
         trim(0)
-
-
-def set_parent_death_signal(number: int) -> None:
-    """Have the kernel send this process a signal when its parent dies: prctl(2), PR_SET_PDEATHSIG."""
-    _libc.prctl(_PR_SET_PDEATHSIG, number)
