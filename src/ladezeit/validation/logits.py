@@ -8,7 +8,6 @@ device's own noise. Libraries choose their kernels by a weight's address too, an
 
 import base64
 import gc
-import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -249,27 +248,23 @@ def run_greedy(model: Any) -> GreedyOutput:
     """Let a causal `transformers` model continue a prompt of ids spread over its vocabulary; it ends at no token."""
     import torch
 
-    from ladezeit.model.decoding import input_device
+    from ladezeit.model.decoding import GreedyDecoder
 
     vocabulary = int(model.get_input_embeddings().num_embeddings)
     ids = [(number * 7919 + 1) % vocabulary for number in range(PROMPT_TOKENS)]
-    fed = torch.tensor([ids], device=input_device(model))
-    takes = inspect.signature(model.forward).parameters
-    arguments = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    decoder = GreedyDecoder(model, ids, penalties=False)
     said: list[int] = []
     leads: list[float] = []
     first = None
-    kept = None
     with torch.inference_mode():
         while len(said) < NEW_TOKENS:
-            output = model(input_ids=fed, past_key_values=kept, use_cache=True, **arguments)
-            kept = output.past_key_values
-            logits = output.logits[0, -1].to(torch.float32)
-            first = logits.cpu().numpy() if first is None else first
-            best, second = logits.topk(2).values.tolist()
-            said.append(int(logits.argmax()))
+            logits = decoder.next_logits()
+            first = logits[0].cpu().numpy() if first is None else first
+            best, second = logits[0].topk(2).values.tolist()
+            chosen = logits.argmax(dim=-1)
+            decoder.append_id(chosen)
+            said.append(int(chosen))
             leads.append(best - second)
-            fed = torch.tensor([said[-1:]], device=fed.device)
     assert first is not None
     return GreedyOutput(first, said, leads)
 
