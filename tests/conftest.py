@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from configs_for_tests import model_config
-from warm_processes import answer_apart, convert_apart
+from warm_processes import answer_apart
 
 HERE = Path(__file__).parent
 
@@ -101,11 +101,9 @@ def warm_references(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequ
     """
     if request.node.get_closest_marker("gpu"):
         return
-    from ladezeit.loading import conversion
     from ladezeit.system import processes
 
     monkeypatch.setattr(processes, "run_module", answer_apart)
-    monkeypatch.setattr(conversion, "_write_apart", convert_apart)
 
 
 @pytest.fixture

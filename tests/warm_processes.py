@@ -27,44 +27,27 @@ _SERVER.set_forkserver_preload(
 )
 
 
-def answer_apart(module: str, arguments: list[str], environment: dict[str, str], limit_s: float) -> tuple[int, str]:
-    """Do what `ladezeit.system.processes.run_module` does: in a process of its own, forked from one that is warm."""
-    return _run(_answer, Path(arguments[1]).parent, (module, arguments, environment), limit_s)
+def answer_apart(
+    module: str, arguments: list[str], environment: dict[str, str], limit_s: float | None, on_progress: Any
+) -> tuple[int, str]:
+    """Do what `ladezeit.system.processes.run_module` does: in a process of its own, forked from one that is warm.
 
-
-def convert_apart(target: str, checkpoint: Any, folder: Path, told: Any) -> None:
-    """Do what the other side of `ladezeit.loading.conversion` does, likewise; it tells nobody how far it is."""
-    code, said = _run(_convert, folder.parent, (target, checkpoint, folder), 300)
-    assert code == 0, said
-
-
-def _run(target: Any, folder: Path, arguments: tuple[Any, ...], limit_s: float) -> tuple[int, str]:
-    errors = folder / f".stderr-{os.getpid()}"
-    process = _SERVER.Process(target=target, args=(errors, *arguments))
+    It tells nobody how far it is.
+    """
+    errors = Path(arguments[1]).with_name("stderr")
+    process = _SERVER.Process(target=_answer, args=(errors, module, arguments, environment))
     process.start()
     process.join(limit_s)
     process.kill()
     process.join()
-    said = errors.read_text()
-    errors.unlink()
-    return process.exitcode or 0, said
+    return process.exitcode or 0, errors.read_text()
 
 
 def _answer(errors: Path, module: str, arguments: list[str], environment: dict[str, str]) -> None:
     from ladezeit.system.processes import answer_request
 
-    _redirect(errors)
-    os.environ.update(environment)
-    sys.exit(answer_request(import_module(module).make, arguments))
-
-
-def _convert(errors: Path, target: str, checkpoint: Any, folder: Path) -> None:
-    from ladezeit.loading.conversion import converter_of
-
-    _redirect(errors)
-    converter_of(target).write_files(checkpoint, folder, lambda done: None)
-
-
-def _redirect(errors: Path) -> None:
     with errors.open("w") as file:
         os.dup2(file.fileno(), 2)
+        os.dup2(file.fileno(), 1)
+    os.environ.update(environment)
+    sys.exit(answer_request(import_module(module).make, arguments))

@@ -258,7 +258,7 @@ def test_a_half_made_conversion_never_stays(checkpoints: dict[str, Checkpoint], 
     """A shard that is cut while it is converted: one line that says so, and no folder for the next load to trust."""
     checkpoint, cache = own_copy(checkpoints["tied"], tmp_path), tmp_path / "cache"
     os.truncate(checkpoint.shards[0], checkpoint.file_bytes // 2)
-    with pytest.raises(CheckpointError, match=r"could not be converted: .*became shorter while it was converted"):
+    with pytest.raises(CheckpointError, match=r"model=test: .* became shorter while it was converted"):
         converted("tensorizer", checkpoint, cache)
     assert [path for path in (cache / "tensorizer").iterdir() if path.suffix != ".lock"] == []
 
@@ -266,7 +266,9 @@ def test_a_half_made_conversion_never_stays(checkpoints: dict[str, Checkpoint], 
 @pytest.mark.own_process
 def test_a_conversion_that_finds_no_memory_is_out_of_memory(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     """The checkpoint is as it should be: nobody fetches it again because the host was full."""
-    with pytest.raises(OutOfMemoryError, match=r"memory ran out while .* was converted: .*can't allocate memory"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"model=own: memory ran out in the conversion of .*: .*can't allocate memory"
+    ):
         convert_checkpoint(
             "engines_for_tests:FillsTheHostWriting", checkpoints["tied"], "own", tmp_path, lambda *told: None
         )

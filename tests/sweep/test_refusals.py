@@ -45,10 +45,11 @@ def test_a_refusal_is_recorded_as_what_it_is(refusal: LadezeitError, status: Sta
 def test_a_reference_load_that_finds_no_memory_is_out_of_memory() -> None:
     """Its process tells by its exit code, whichever library had asked for the memory."""
     with pytest.raises(OutOfMemoryError, match=r"model=tiny: memory ran out in its reference load: .*can't allocate"):
-        run_module_json("references_for_tests", {"ask_for_bytes": 2**50}, "model=tiny")
+        run_module_json("references_for_tests", {"ask_for_bytes": 2**50}, "model=tiny", "its reference load")
     with pytest.raises(CheckpointError, match=r"model=tiny: its reference load failed: .*KeyError"):
-        run_module_json("references_for_tests", {}, "model=tiny")
-    assert json.dumps(run_module_json("references_for_tests", {"ask_for_bytes": 1}, "model=tiny")) == '{"had_bytes": 1}'
+        run_module_json("references_for_tests", {}, "model=tiny", "its reference load")
+    answer = run_module_json("references_for_tests", {"ask_for_bytes": 1}, "model=tiny", "its reference load")
+    assert answer == {"had_bytes": 1}
 
 
 @pytest.fixture(scope="module")

@@ -132,3 +132,10 @@ def test_threads_of_one_process_share_the_lock(tmp_path: Path) -> None:
     assert not entered.broken
     with lock_device(CPU, lambda holder: pytest.fail(f"still held by {holder}"), tmp_path):
         pass
+
+
+def test_every_user_of_the_machine_may_wait_for_the_device(tmp_path: Path) -> None:
+    """Whoever shares the cache folder can take the lock next, whatever the first one's umask is."""
+    with lock_device(CPU, folder=tmp_path):
+        pass
+    assert lock_path(CPU, tmp_path).stat().st_mode & 0o777 == 0o666

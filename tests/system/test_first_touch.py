@@ -27,7 +27,7 @@ def test_no_more_than_what_is_free_is_touched(monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_old_kernel_is_served_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before Linux 5.14 memory is touched all the same."""
-    monkeypatch.setattr(memory_warmup, "_MADV_POPULATE_WRITE", 9999)
+    monkeypatch.setattr(memory_warmup, "MADV_POPULATE_WRITE", 9999)
     faults = _page_faults()
     assert touch_free_memory(16 * 2**20) == 16 * 2**20
     assert _page_faults() > faults

@@ -29,7 +29,7 @@ def test_all_ways_to_ask_agree(half_warm: Path) -> None:
     """What a load decides does not depend on which question the kernel answers."""
     with half_warm.open("rb") as file:
         descriptor = file.fileno()
-        by_cachestat = residency.pages_by_cachestat(descriptor, RANGES)
+        by_cachestat = residency.count_cached_pages(descriptor, RANGES)
         assert residency.pages_by_mincore(descriptor, RANGES) == [0, 64, 0]
         assert by_cachestat in (None, [0, 64, 0])  # None before Linux 6.5
         assert residency._by_reading(descriptor, RANGES) == [False, True, False]
@@ -38,7 +38,7 @@ def test_all_ways_to_ask_agree(half_warm: Path) -> None:
 def test_a_stacked_file_system_is_looked_through(half_warm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a container, whose files come through an overlay, a warm file is seen as warm."""
     monkeypatch.setattr(residency, "filesystem_type", lambda path: "overlay")
-    monkeypatch.setattr(residency, "pages_by_cachestat", lambda descriptor, ranges: [0] * len(ranges))
+    monkeypatch.setattr(residency, "count_cached_pages", lambda descriptor, ranges: [0] * len(ranges))
     with half_warm.open("rb") as file:
         assert residency.resident_pages(file.fileno(), half_warm, RANGES) == ([0, 64, 0], "mincore")
 
@@ -63,7 +63,7 @@ def test_a_load_asks_without_reading(half_warm: Path) -> None:
 
 def test_where_nobody_answers_a_few_bytes_are_read(half_warm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On an old or locked-down kernel the choice by residency is still made."""
-    monkeypatch.setattr(residency, "pages_by_cachestat", lambda descriptor, ranges: None)
+    monkeypatch.setattr(residency, "count_cached_pages", lambda descriptor, ranges: None)
     monkeypatch.setattr(residency, "pages_by_mincore", lambda descriptor, ranges: None)
     with half_warm.open("rb") as file:
         assert residency.resident_ranges(file.fileno(), half_warm, RANGES) == ([False, True, False], "reading")

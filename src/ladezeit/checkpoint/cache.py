@@ -6,18 +6,19 @@ renamed. One process makes it, under a lock that the system releases if that pro
 
 import contextlib
 import errno
-import fcntl
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ladezeit.errors import CheckpointError
+from ladezeit.system.files import hold_lock
 
 IDENTITY_FILE = "ladezeit.json"
 _SCHEMA = 1
@@ -72,7 +73,9 @@ def build_entry(cache: Path, recipe: Recipe, write: Callable[[Path], None], prog
         return there
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache, recipe.folder_name, progress):
+        # `cache`: said once, not at every poll.
+        waiting = functools.cache(lambda: progress("waiting for another process that makes this checkpoint", 0, 0))
+        with hold_lock(_lock_file(cache, recipe.folder_name), waiting):
             if there := find_entry(cache, recipe):
                 return there
             remove_leftovers(cache, own=recipe.folder_name)
@@ -106,8 +109,10 @@ def remove_leftovers(cache: Path, own: str) -> None:
         if name == own:
             shutil.rmtree(path, ignore_errors=True)
             continue
-        with contextlib.suppress(OSError), _lock_file(cache, name) as descriptor:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its maker lives
+        with (
+            contextlib.suppress(OSError),
+            hold_lock(_lock_file(cache, name), wait=False),
+        ):  # refused while its maker lives
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -146,25 +151,8 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     return dict(json.loads(json.dumps(plain)))
 
 
-@contextlib.contextmanager
-def _locked(cache: Path, name: str, progress: Progress) -> Iterator[None]:
-    with _lock_file(cache, name) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("waiting for another process that makes this checkpoint", 0, 0)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _lock_file(cache: Path, name: str) -> Iterator[int]:
-    """Open the lock file of `name`; it stays: removing one that somebody waits on would part them from the next."""
-    descriptor = os.open(cache / f".{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _lock_file(cache: Path, name: str) -> Path:
+    return cache / f".{name}.lock"
 
 
 def _free_bytes(folder: Path) -> int:

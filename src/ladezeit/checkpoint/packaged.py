@@ -1,28 +1,31 @@
 """A real model without a hub: the GGUF file inside an installed Python package, converted once to safetensors.
 
 `locate_packaged` and `prepare_packaged` are the caller's side and neither import the package nor anything heavy.
-``python -m ladezeit.checkpoint.packaged GGUF FOLDER`` is the other side and imports torch and transformers.
+``python -m ladezeit.checkpoint.packaged`` is the other side and imports torch and transformers.
 """
 
 import importlib.util
-import os
-import subprocess
 import sys
 from functools import cache as once
 from pathlib import Path
 from typing import Any, cast
 
 from ladezeit.checkpoint.cache import Progress, Recipe, build_entry, find_entry
-from ladezeit.checkpoint.files import shorten_value
 from ladezeit.checkpoint.fingerprint import sampled_digest
 from ladezeit.config import PackagedModel
-from ladezeit.errors import CheckpointError, OutOfMemoryError, exit_where_memory_ends
-from ladezeit.system.limits import ended_for_memory, kernel_kills
+from ladezeit.errors import CheckpointError
+from ladezeit.system.processes import answer_request, run_module_json
 
 #: Version of the conversion: raise it when the same GGUF would give another checkpoint.
 _CONVERTER = 1
 #: A 4-bit GGUF grows 3.6 times when it becomes bfloat16; coarser ones are rare.
 _GROWTH = 4
+_QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 
 
 def locate_packaged(model: PackagedModel, cache: Path) -> Path | None:
@@ -44,7 +47,9 @@ def prepare_packaged(model: PackagedModel, cache: Path, progress: Progress) -> P
 
     def convert_apart(folder: Path) -> None:
         progress(f"converting {source.name} to bfloat16 safetensors", 0, 0)
-        _convert_apart(model, source, folder)
+        request = {"source": str(source), "folder": str(folder)}
+        who, what = f"model={model.name}", f"the conversion of {source}"
+        run_module_json("ladezeit.checkpoint.packaged", request, who, what, variables=_QUIET)
 
     return build_entry(cache, _recipe(model, source), convert_apart, progress)
 
@@ -87,7 +92,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(**place, **arguments)
     wrong = {name for name, weight in model.named_parameters() if weight.dtype != torch.bfloat16}
     if wrong:
-        raise SystemExit(f"{source}: not bfloat16 after the conversion: {', '.join(sorted(wrong)[:3])}")
+        raise CheckpointError(f"{source}: not bfloat16 after the conversion: {', '.join(sorted(wrong)[:3])}")
     model.config.dtype = torch.bfloat16
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -121,28 +126,12 @@ def _recipe(model: PackagedModel, source: Path) -> Recipe:
     )
 
 
-def _convert_apart(model: PackagedModel, source: Path, folder: Path) -> None:
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    kills_before = kernel_kills()
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "ladezeit.checkpoint.packaged", str(source), str(folder)],
-        env={**os.environ, **quiet, "CUDA_VISIBLE_DEVICES": ""},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        check=False,
-    )
-    if done.returncode != 0:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        if ended_for_memory(done.returncode, kills_before):
-            raise OutOfMemoryError(f"model={model.name}: memory ran out while {source} was converted: {last[0]}")
-        raise CheckpointError(
-            f"model={model.name}: {source} could not be converted: {shorten_value(last[0], 400)}. See it fail with: "
-            f"{sys.executable} -m ladezeit.checkpoint.packaged {source} FOLDER"
-        )
+def make(request: dict[str, Any]) -> dict[str, Any]:
+    """Convert in this process, which is for nothing else."""
+    _without_repeated_work()
+    convert_gguf(Path(request["source"]), Path(request["folder"]))
+    return {}
 
 
 if __name__ == "__main__":
-    with exit_where_memory_ends():
-        _without_repeated_work()
-        convert_gguf(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(answer_request(make, sys.argv[1:]))

@@ -4,7 +4,6 @@ and `inspect_checkpoint`.
 Nothing here imports torch or transformers: the supervisor runs it before any clock starts.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +15,13 @@ from ladezeit.checkpoint.cache import Progress
 from ladezeit.checkpoint.files import read_object, shorten_value
 from ladezeit.checkpoint.fingerprint import compute_fingerprint
 from ladezeit.checkpoint.safetensors_header import TensorEntry, read_header
+from ladezeit.checkpoint.tokenizer import has_tokenizer
 from ladezeit.config import FolderModel, HubModel, ModelConfig, PackagedModel, SyntheticModel
 from ladezeit.errors import CheckpointError
 
 #: What torch calls safetensors' dtypes that a whole model can have; `from_pretrained` picks the first such tensor's.
 _FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _TORCH_NAMES = frozenset(_FLOATS.values())
-_TOKENIZERS = (
-    {"tokenizer.json"},
-    {"tokenizer.model"},
-    {"spiece.model"},
-    {"sentencepiece.bpe.model"},
-    {"tekken.json"},
-    {"vocab.txt"},
-    {"vocab.json", "merges.txt"},
-)
 
 __all__ = ["Checkpoint", "Progress", "TensorEntry", "inspect_checkpoint", "locate_checkpoint", "prepare_checkpoint"]
 
@@ -162,7 +153,7 @@ def _inspect(folder: Path) -> Checkpoint:
         config=config,
         file_format=files.file_format,
         fingerprint=compute_fingerprint(config, files.shards, hashes),
-        has_tokenizer=_has_tokenizer(folder),
+        has_tokenizer=has_tokenizer(folder),
         weight_bytes=sum(end - begin for _, begin, end in {(t.shard, t.begin, t.end) for t in tensors}),
         file_bytes=sum(shard.stat().st_size for shard in files.shards),
         dtype=_dtype(config, files.index_dtype, in_order, folder),
@@ -206,11 +197,6 @@ def _check_index(weight_map: dict[str, int], tensors: Sequence[TensorEntry], sha
         f"{shards[said].name if said is not None else 'no file'} and is in "
         f"{shards[is_in].name if is_in is not None else 'no file'}. Fetch the checkpoint again"
     )
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    there = {entry.name for entry in os.scandir(folder) if entry.is_file()}
-    return any(names <= there for names in _TOKENIZERS)
 
 
 def _dtype(config: dict[str, Any], index_dtype: str | None, tensors: Sequence[TensorEntry], folder: Path) -> str:

@@ -1,19 +1,27 @@
 """The tokenizer of a checkpoint's folder."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from ladezeit.errors import CheckpointError
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-    "vocab.txt",
-    "vocab.json",
+#: Of transformers' tokenizers; each set of files makes one.
+_TOKENIZERS = (
+    {"tokenizer.json"},
+    {"tokenizer.model"},
+    {"spiece.model"},
+    {"sentencepiece.bpe.model"},
+    {"tekken.json"},
+    {"vocab.txt"},
+    {"vocab.json", "merges.txt"},
 )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a checkpoint's folder has the files of a tokenizer."""
+    there = {entry.name for entry in os.scandir(folder) if entry.is_file()}
+    return any(names <= there for names in _TOKENIZERS)
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -22,7 +30,7 @@ def read_tokenizer(folder: Path) -> Any:
     Raises:
         CheckpointError: it cannot be read.
     """
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         return None
     from transformers import AutoTokenizer
 

@@ -155,7 +155,7 @@ def build_config(composed: DictConfig) -> RunConfig:
 
 def check_load_values(config: LoadConfig) -> None:
     """Check each value of a load by itself; raises `ConfigError`."""
-    _check_device(config.device)
+    check_device(config.device)
     _check_least(
         {
             "validation.k": (config.validation.k, 1),
@@ -201,7 +201,8 @@ def _check_keys(node: DictConfig, path: str) -> None:
             _check_keys(node[key], f"{path}{key}.")
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Check how a device is written: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; raises `ConfigError`."""
     kind, _, index = device.partition(":")
     if kind == "cuda" and (index.isdigit() or (not index and device == "cuda")):
         return

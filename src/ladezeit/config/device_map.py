@@ -89,15 +89,23 @@ def budget_key(key: str) -> int | str:
 
 
 def size_and_unit(size: str, place: str) -> tuple[float, str]:
-    """Return the number and the unit (one of `_UNITS`, or ``%``) of a size."""
-    text = size.strip().upper()
+    """Return the number and the unit (one of `UNITS`, or ``%``) of a size in `max_memory`; raises `ConfigError`."""
+    found = parse_size(size)
+    if found is None:
+        raise ConfigError(
+            f"loading.max_memory has the size '{size}' for {place}: write a share such as 90%, or a size such as 20GiB"
+        )
+    return found
+
+
+def parse_size(text: str) -> tuple[float, str] | None:
+    """Return the number and the unit of ``20GiB``, ``512`` (one of `UNITS`) or ``90%``; None where it is none."""
+    text = text.strip().upper()
     unit = next((unit for unit in ("%", *sorted(UNITS, key=len, reverse=True)) if text.endswith(unit)), "")
     try:
         number = float(text.removesuffix(unit))
     except ValueError:
-        number = -1.0
+        return None
     if not 0 <= number < float("inf"):
-        raise ConfigError(
-            f"loading.max_memory has the size '{size}' for {place}: write a share such as 90%, or a size such as 20GiB"
-        )
+        return None
     return number, unit or "B"

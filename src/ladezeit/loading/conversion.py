@@ -6,13 +6,9 @@ holds one tensor at a time (of a mixture of experts: one projection of one layer
 whole or not at all, under a lock and with the disk's free space checked first, is `checkpoint.cache`'s business.
 """
 
-import contextlib
-import errno
 import json
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -20,13 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ladezeit.checkpoint.cache import Progress, Recipe, build_entry
-from ladezeit.checkpoint.files import shorten_value
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.safetensors_header import TensorEntry
-from ladezeit.errors import CheckpointError, LoadError, OutOfMemoryError, exit_where_memory_ends
+from ladezeit.errors import CheckpointError, LoadError
 from ladezeit.loading import registry
 from ladezeit.loading.base import Conversion
-from ladezeit.system.limits import ended_for_memory, kernel_kills
+from ladezeit.system.processes import answer_request, report_progress, run_module_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +30,6 @@ if TYPE_CHECKING:
 
 
 _SECONDS_FILE = "conversion.json"
-_DISK_FULL = errno.ENOSPC  # the other side's exit code for it
 
 
 class Converter(Protocol):
@@ -91,7 +85,14 @@ def convert_checkpoint(
 
     def write(folder: Path) -> None:
         started = time.monotonic()
-        _write_apart(target, checkpoint, folder, lambda done: progress(what, done, checkpoint.weight_bytes))
+        run_module_json(
+            "ladezeit.loading.conversion",
+            {"converter": target, "checkpoint": checkpoint.to_json(), "folder": str(folder)},
+            f"model={model_name}",
+            f"the conversion of {checkpoint.folder}",
+            variables={"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+            on_progress=lambda done: progress(what, done, checkpoint.weight_bytes),
+        )
         if _recipe(converter, checkpoint, model_name) != recipe:
             raise CheckpointError(
                 f"model={model_name}: {checkpoint.folder} changed while it was converted: run it again"
@@ -172,55 +173,12 @@ def _recipe(converter: Converter, checkpoint: Checkpoint, model_name: str) -> Re
     )
 
 
-def _write_apart(target: str, checkpoint: Checkpoint, folder: Path, on_progress: Callable[[int], None]) -> None:
-    request = json.dumps({"converter": target, "checkpoint": checkpoint.to_json(), "folder": str(folder)})
-    command = [sys.executable, "-P", "-m", "ladezeit.loading.conversion"]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    kills_before = kernel_kills()
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(command, env=environment, stderr=errors, **pipes) as child,
-    ):
-        assert child.stdin is not None and child.stdout is not None
-        try:
-            with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
-                pipe.write(request)
-            for line in child.stdout:
-                on_progress(int(line))
-        except BaseException:
-            child.kill()
-            raise
-        code = child.wait()
-        errors.seek(0)
-        lines = errors.read().decode(errors="replace").strip().splitlines()
-    if code == _DISK_FULL:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-    if code != 0:
-        reason = shorten_value((lines or [f"exit code {code}"])[-1], 400)
-        if ended_for_memory(code, kills_before):
-            raise OutOfMemoryError(f"memory ran out while {checkpoint.folder} was converted: {reason}")
-        raise CheckpointError(f"{checkpoint.folder} could not be converted: {reason}")
-
-
-def _main() -> int:
-    """Write what the document on standard input asks for; every line of output is the bytes of weights written."""
-    # Libraries may print; the lines are ours alone. Without a reader the next one ends this process.
-    lines = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    asked = json.loads(sys.stdin.read())
-    checkpoint = Checkpoint.from_json(asked["checkpoint"])
-    try:
-        with exit_where_memory_ends():
-            converter_of(asked["converter"]).write_files(
-                checkpoint, Path(asked["folder"]), lambda done: print(done, file=lines, flush=True)
-            )
-    except OSError as cause:
-        if cause.errno == errno.ENOSPC:
-            return _DISK_FULL
-        raise
-    return 0
+def make(request: dict[str, Any]) -> dict[str, Any]:
+    """Write the files in this process, telling how many bytes of weights are written."""
+    checkpoint = Checkpoint.from_json(request["checkpoint"])
+    converter_of(request["converter"]).write_files(checkpoint, Path(request["folder"]), report_progress)
+    return {}
 
 
 if __name__ == "__main__":
-    sys.exit(_main())
+    sys.exit(answer_request(make, sys.argv[1:]))

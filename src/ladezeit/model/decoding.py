@@ -16,21 +16,27 @@ _PENALTIES: dict[str, tuple[str, tuple[Any, ...]]] = {
 
 
 class GreedyDecoder:
-    """Yields one id per forward; keeps what the model keeps between forwards."""
+    """Yields one id per forward; keeps what the model keeps between forwards.
 
-    def __init__(self, model: Any, prompt: list[int]) -> None:
+    Args:
+        model: a causal `transformers` model.
+        prompt: the ids that it continues.
+        penalties: whether those of its generation config count.
+    """
+
+    def __init__(self, model: Any, prompt: list[int], *, penalties: bool = True) -> None:
         import torch
 
         self._model = model
         self._ids = torch.tensor([prompt], device=input_device(model))
         self._cache: Any = None
-        self._penalties = _penalties(model)
+        self._penalties = _penalties(model) if penalties else []
         # Logits of the last position are enough: those of a whole prompt can take gigabytes.
         takes = inspect.signature(model.forward).parameters
         self._arguments = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
-    def next_token(self) -> int:
-        """Return the id that follows; raises `LoadError` where the logits are not finite."""
+    def next_logits(self) -> Any:
+        """Return the logits of the id that follows, float32 of shape ``(1, vocabulary)``."""
         import torch
 
         fed = self._ids if self._cache is None else self._ids[:, -1:]
@@ -39,6 +45,17 @@ class GreedyDecoder:
         logits = output.logits[:, -1, :].to(self._ids.device, torch.float32)
         for penalty in self._penalties:
             logits = penalty(self._ids, logits)
+        return logits
+
+    def append_id(self, chosen: Any) -> None:
+        """Continue with an id, a tensor of shape ``(1,)``."""
+        import torch
+
+        self._ids = torch.cat([self._ids, chosen[:, None]], dim=1)
+
+    def next_token(self) -> int:
+        """Return the id that follows; raises `LoadError` where the logits are not finite."""
+        logits = self.next_logits()
         chosen = logits.argmax(dim=-1)
         # argmax takes NaN for the greatest, so the chosen logit tells of any; -inf elsewhere is a model's own mask.
         value = float(logits[0, chosen])
@@ -47,7 +64,7 @@ class GreedyDecoder:
                 f"the model's logits are not finite ({value} after {self._ids.shape[1]} tokens): its weights are "
                 f"damaged, were not all loaded, or its dtype is too narrow. Try loading.dtype=float32"
             )
-        self._ids = torch.cat([self._ids, chosen[:, None]], dim=1)
+        self.append_id(chosen)
         return int(chosen)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from ladezeit.system.libc import MADV_POPULATE_READ, advise_memory
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 #: Stands for a way that has no word here: nothing is proven of such a part.
 UNKNOWN = "unknown"
 
-_MADV_POPULATE_READ = 22
 _PAGE = mmap.PAGESIZE
 
 
@@ -180,9 +181,6 @@ def _run_part(run: "Tensor", dimension: int, rank: int, ranks: int) -> "Tensor":
 # Touches what a load left lazy: a load that only mapped a file is not done.
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
 def fault_in_pages(model: Any) -> int:
     """Fault in every page of the model's tensors in host memory; return the bytes that were touched.
 
@@ -216,9 +214,9 @@ def _extents(model: Any) -> list[tuple[int, int]]:
 def _populate(start: int, length: int) -> bool:
     first = start - start % _PAGE
     size = -(-(start + length - first) // _PAGE) * _PAGE
-    if _libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _MADV_POPULATE_READ) == 0:
+    number = advise_memory(first, size, MADV_POPULATE_READ)
+    if number == 0:
         return True
-    number = ctypes.get_errno()
     if number in (errno.EINVAL, errno.ENOSYS, errno.ENOMEM):
         return False  # an old kernel, or a gap between merged tensors
     raise OSError(number, "the weights could not be read from their file")

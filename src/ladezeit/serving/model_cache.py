@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ladezeit.config.device_map import UNITS, parse_size
 from ladezeit.errors import ConfigError, NotRunnableError
 from ladezeit.serving.load import StorageWatch, taken_bytes
 from ladezeit.serving.protocols import Bytes, in_words
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 _POLL_S = 0.05
 _RETRY_S = 0.25
 
-_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 #: No memory at all.
 NOTHING = Bytes()
@@ -353,15 +353,10 @@ def size_bytes(size: int | str | None, what: str) -> int | None:
     """
     if size is None or (isinstance(size, int) and not isinstance(size, bool) and size >= 0):
         return size
-    text = str(size).strip().upper()
-    unit = next((unit for unit in sorted(_UNITS, key=len, reverse=True) if text.endswith(unit)), "")
-    try:
-        number = float(text.removesuffix(unit))
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
+    number, unit = parse_size(str(size)) or (0, "")
+    if unit not in UNITS:
         raise ConfigError(f"{what}={size!r} is no size: give bytes, or a text such as '20GiB'")
-    return int(number * _UNITS[unit or "B"])
+    return int(number * UNITS[unit])
 
 
 def bytes_of(model: Any) -> Bytes:

@@ -1,16 +1,14 @@
 """The ceilings: which rates this machine allows, so that a load can say how much of the possible it reached.
 
-    python -m ladezeit.system.bandwidth <request.json> <output.json>
+    python -m ladezeit.system.bandwidth <request.json> <answer.json>
 
 They are measured in a process of their own, because that touches much memory and, on a GPU, needs torch and a context.
 Measuring changes nothing: the checkpoint's files are only read, and no page of theirs comes into the page cache.
 """
 
 import errno
-import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,11 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ladezeit.config import CacheState, RuntimeConfig
+from ladezeit.config import CacheState
 from ladezeit.errors import CheckpointError, LadezeitError, WorkerError
 from ladezeit.system import rates
 from ladezeit.system.limits import available_cpus
 from ladezeit.system.page_cache import COLD_BELOW, WARM_ABOVE, drop_pages, resident_share, warm_pages
+from ladezeit.system.processes import answer_request, run_module_json
 from ladezeit.system.residency import filesystem_type
 from ladezeit.system.staged_transfer import to_cuda
 
@@ -178,24 +177,15 @@ def measure_apart(device: str, shards: Sequence[Path]) -> Ceilings:
 
     Raises:
         WorkerError: that process failed or took longer than `LIMIT_S`.
+        OutOfMemoryError: memory ran out there.
     """
-    from ladezeit.system.torch_settings import import_environment
-
-    with tempfile.TemporaryDirectory(prefix="ladezeit-ceilings-") as folder:
-        request, output = Path(folder) / "request.json", Path(folder) / "ceilings.json"
-        request.write_text(json.dumps({"device": device, "shards": [str(shard) for shard in shards]}))
-        command = [sys.executable, "-m", "ladezeit.system.bandwidth", str(request), str(output)]
-        environment = {**os.environ, **import_environment(RuntimeConfig())}
-        try:
-            ended = subprocess.run(
-                command, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT_S
-            )
-            if ended.returncode == 0:
-                return Ceilings.from_plain(json.loads(output.read_text()))
-        except subprocess.TimeoutExpired:
-            raise WorkerError(f"the ceilings were not measured within {LIMIT_S:g} s") from None
-    last = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
-    raise WorkerError(f"the ceilings could not be measured: {last}")
+    request = {"device": device, "shards": [str(shard) for shard in shards]}
+    what = "the measurement of its ceilings"
+    return Ceilings.from_plain(
+        run_module_json(
+            "ladezeit.system.bandwidth", request, f"device={device}", what, limit_s=LIMIT_S, error=WorkerError
+        )
+    )
 
 
 def _told(tries: list[rates.Try]) -> dict[str, float]:
@@ -250,16 +240,10 @@ def _opened(paths: Sequence[Path], flags: int = 0) -> Iterator[list[int]]:
         yield files
 
 
-def main(arguments: list[str]) -> int:
-    """Entry of ``python -m ladezeit.system.bandwidth``; returns the exit code."""
-    from ladezeit.system.lifetime import die_with_parent
-
-    die_with_parent()
-    request = json.loads(Path(arguments[0]).read_text())
-    found = measure_ceilings(request["device"], [Path(shard) for shard in request["shards"]])
-    Path(arguments[1]).write_text(json.dumps(found.to_plain()))
-    return 0
+def make(request: dict[str, Any]) -> dict[str, Any]:
+    """Measure in this process; returns plain data."""
+    return measure_ceilings(request["device"], [Path(shard) for shard in request["shards"]]).to_plain()
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answer_request(make, sys.argv[1:]))

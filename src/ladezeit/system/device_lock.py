@@ -4,37 +4,20 @@ A sweep holds the device against other sweeps while its samples, which a launche
 hold it against each other: two locks, so that the one does not wait for the other.
 """
 
-import fcntl
 import json
 import os
 import socket
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal
 
-from ladezeit.system.files import cache_folder
+from ladezeit.system.files import cache_folder, hold_lock
 from ladezeit.system.gpus import ResolvedDevice
 
-_POLL_S = 0.2
-
 Against = Literal["samples", "sweeps"]
-
-
-@dataclass
-class _Held:
-    file: TextIOWrapper
-    entered: int
-
-
-#: Locks this process holds: a sweep and the samples inside it may both ask.
-_held: dict[Path, _Held] = {}
-_held_guard = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -60,8 +43,8 @@ def lock_device(
 ) -> Iterator[None]:
     """Hold `device` for this process, waiting as long as another one has it.
 
-    A process may enter it again and again; the last one out gives it back. The kernel gives it back when the process
-    dies, whatever it dies of. A process that was forked off while it is held keeps it too, until that one ends.
+    A process may enter it again and again, in any thread; the last one out gives it back. The kernel gives it back
+    when the process dies, whatever it dies of.
 
     Args:
         device: what to hold.
@@ -70,41 +53,18 @@ def lock_device(
         against: whether other samples or other sweeps have to wait.
     """
     path = lock_path(device, folder, against)
-    with _held_guard:
-        if path not in _held:
-            _held[path] = _Held(_acquire(path, waiting), 0)
-        _held[path].entered += 1
-    try:
-        yield
-    finally:
-        with _held_guard:
-            _held[path].entered -= 1
-            if not _held[path].entered:
-                _held.pop(path).file.close()
-
-
-def _acquire(path: Path, waiting: Callable[[Holder | None], None]) -> TextIOWrapper:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+", encoding="utf-8")
     told: list[Holder | None] = []
-    try:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                holder = _holder(path)
-                if holder not in told:
-                    told.append(holder)
-                    waiting(holder)
-                time.sleep(_POLL_S)
-        file.truncate(0)
-        json.dump(asdict(Holder(os.getpid(), " ".join(sys.orig_argv))), file)
-        file.flush()
-    except BaseException:
-        file.close()
-        raise
-    return file
+
+    def tell() -> None:
+        if (holder := _holder(path)) not in told:
+            told.append(holder)
+            waiting(holder)
+
+    with hold_lock(path, tell, shared_by_threads=True):
+        with path.open("r+", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(Holder(os.getpid(), " ".join(sys.orig_argv)))))
+            file.truncate()
+        yield
 
 
 def _holder(path: Path) -> Holder | None:

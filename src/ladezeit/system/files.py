@@ -1,7 +1,12 @@
-"""Where ladezeit keeps what it makes once and uses again, and files that are there whole or not at all."""
+"""Where ladezeit keeps what it makes once and uses again, files that are there whole or not at all, and file locks."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+#: How often a process that waits for a lock tries again.
+_POLL_S = 0.1
 
 
 def cache_folder() -> Path:
@@ -23,3 +28,36 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def hold_lock(
+    path: Path, on_wait: Callable[[], None] = lambda: None, *, wait: bool = True, shared_by_threads: bool = False
+) -> Iterator[None]:
+    """Hold the lock file `path`, creating it and its folder where they are missing.
+
+    The kernel gives the lock back when the process dies, whatever it dies of. The file stays: removing one that
+    somebody waits on would part them from the next.
+
+    Args:
+        path: the lock file; every user who can enter its folder may hold it.
+        on_wait: called again and again while another one has it.
+        wait: whether to wait at all.
+        shared_by_threads: whether all threads of this process hold it together and may enter it again; otherwise they
+            exclude each other.
+
+    Raises:
+        TimeoutError: another one has it, and `wait` is false.
+        OSError: the file cannot be opened, or its file system has no locks.
+    """
+    from filelock import FileLock
+
+    def give_up() -> bool:
+        on_wait()
+        return False
+
+    lock = FileLock(
+        path, mode=0o666, thread_local=not shared_by_threads, is_singleton=shared_by_threads, fallback_to_soft=False
+    )
+    with lock.acquire(poll_interval=_POLL_S, blocking=wait, cancel_check=give_up):
+        yield

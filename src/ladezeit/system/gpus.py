@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ladezeit.errors import ConfigError, NotRunnableError, did_you_mean
+from ladezeit.config.compose import check_device
+from ladezeit.errors import NotRunnableError
 from ladezeit.system.nvml import Card, Gpu, describe_gpu, instances_of, list_cards, memory_of, open_nvml
 
 #: Memory that may stay in use on a drained GPU above what was in use before: the driver gives its own back lazily.
@@ -86,14 +87,10 @@ def resolve_device(requested: str) -> ResolvedDevice:
         ConfigError: `requested` is none of these.
         NotRunnableError: the GPU that was asked for cannot be used here.
     """
-    kind, _, index = requested.partition(":")
+    check_device(requested)
     if requested == "cpu":
         return ResolvedDevice("cpu", None, None)
-    if requested != "auto" and (kind != "cuda" or not (requested == "cuda" or index.isdigit())):
-        valid = ("auto", "cpu", "cuda", "cuda:0")
-        raise ConfigError(
-            f"device={requested} is not a device: use auto, cpu, cuda or cuda:N.{did_you_mean(requested, valid)}"
-        )
+    index = requested.partition(":")[2]
     found = _inventory()
     gpus, why_none = found.gpus, found.why_none
     if gpus and not torch_has_cuda():

@@ -6,7 +6,6 @@ then ran at half its speed for as long as a load takes. Reading every page once,
 nothing becomes resident that was not.
 """
 
-import ctypes
 import errno
 import mmap
 import os
@@ -16,13 +15,14 @@ from pathlib import Path
 
 import psutil
 
+from ladezeit.system.libc import MADV_POPULATE_WRITE, advise_memory, buffer_address
+
 _PAGE = os.sysconf("SC_PAGESIZE")
 _ENTRY_BYTES = 8  # of pagemap, which has one a page
 _PRESENT = 63  # the bit of an entry that tells of a page in memory
 _CHUNK_BYTES = 2**20
 _WINDOW_BYTES = 2**30  # of addresses that are looked up at once: some allocators reserve terabytes
 
-_MADV_POPULATE_WRITE = 23  # since Linux 5.14
 #: How many times what a load takes is to be touched: the kernel does not hand out first what it got back last. After
 #: touching just as much, every second load of 3 GB met memory that its host had to fetch: 2.2 s and not 1.3.
 TOUCHED_TIMES = 2
@@ -73,36 +73,22 @@ def _mappings() -> Iterator[tuple[int, int]]:
 # Touches memory before a load needs it, so that no sample pays for what the machine's memory has to be fetched with.
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
 def touch_free_memory(wanted_bytes: int) -> int:
     """Touch up to `wanted_bytes` of memory that nobody uses, give it back, and return how much it was."""
     size = max(0, min(wanted_bytes, psutil.virtual_memory().free - _SPARED_BYTES))
     pieces = []
     for done in range(0, size, _PIECE_BYTES):
         piece = host_pages(min(_PIECE_BYTES, size - done))
-        if not _advise(piece, _MADV_POPULATE_WRITE):
+        number = advise_memory(buffer_address(piece), len(piece), MADV_POPULATE_WRITE)
+        if number in (errno.EINVAL, errno.ENOSYS):  # a kernel too old for it
             for offset in range(0, len(piece), mmap.PAGESIZE):
                 piece[offset] = 0
+        elif number:
+            raise MemoryError(f"memory cannot be touched: {errno.errorcode.get(number)}")
         pieces.append(piece)
     for piece in pieces:
         piece.close()
     return size
-
-
-def _advise(piece: mmap.mmap, advice: int) -> bool:
-    """Return whether the kernel took the advice; false where it is too old for it."""
-    view = (ctypes.c_char * len(piece)).from_buffer(piece)
-    try:
-        if _libc.madvise(ctypes.byref(view), ctypes.c_size_t(len(piece)), advice) == 0:
-            return True
-        number = ctypes.get_errno()
-    finally:
-        del view
-    if number in (errno.EINVAL, errno.ENOSYS):
-        return False
-    raise MemoryError(f"memory cannot be touched: {errno.errorcode.get(number)}")
 
 
 # Host memory in large pages: what is read into directly, and what is to hold weights, is best in few pieces.

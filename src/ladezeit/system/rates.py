@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ladezeit.system.libc import MADV_POPULATE_READ, advise_memory, buffer_address, map_memory, unmap_memory
 from ladezeit.system.memory_warmup import host_pages
 from ladezeit.system.staged_transfer import Transfer
 
@@ -29,17 +30,6 @@ _STAGED_BYTES = 8 * 2**30
 _SLOTS_A_THREAD = 2
 _TRY_S = 0.3
 _REPETITIONS = 3
-#: Populates page tables for reading (madvise(2), since Linux 5.14); Python has no name for it.
-_MADV_POPULATE_READ = 22
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_libc.memcpy.restype = ctypes.c_void_p
-_libc.memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-
 Item = TypeVar("Item")
 #: A piece of an open file: its descriptor, where the piece begins, and its length in bytes.
 Span = tuple[int, int, int]
@@ -106,7 +96,7 @@ def measure_memory(cpus: int) -> list[Try]:
 
         def copy(span: tuple[int, int], thread: int) -> int:
             start, length = span
-            _libc.memcpy(to_address + start, from_address + start, length)
+            ctypes.memmove(to_address + start, from_address + start, length)
             return length
 
         tries = []
@@ -240,29 +230,21 @@ def _drive(
 @contextmanager
 def _mapped(span: Span) -> Iterator[int]:
     descriptor, start, length = span
-    address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_PRIVATE, descriptor, start)
-    if address in (None, ctypes.c_void_p(-1).value):
-        raise _error()
+    address = map_memory(length, mmap.PROT_READ, mmap.MAP_PRIVATE, descriptor=descriptor, offset=start)
     try:
         yield address
     finally:
-        _libc.munmap(address, length)
+        unmap_memory(address, length)
 
 
 def _populate(address: int, length: int) -> int:
-    if _libc.madvise(address, length, _MADV_POPULATE_READ) != 0:
-        raise _error()
+    if number := advise_memory(address, length, MADV_POPULATE_READ):
+        raise OSError(number, os.strerror(number))
     return length
 
 
 def _touched(buffer: mmap.mmap) -> int:
     """Write to every page of `buffer` and return its address; the first touch of memory costs more than a copy."""
-    view = ctypes.c_char.from_buffer(buffer)
-    address = ctypes.addressof(view)
+    address = buffer_address(buffer)
     ctypes.memset(address, 1, len(buffer))
     return address
-
-
-def _error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))

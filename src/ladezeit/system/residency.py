@@ -8,7 +8,6 @@ Counting gigabytes takes tens of milliseconds. A load, whose clock runs, asks ab
 no further about a part of which one is missing.
 """
 
-import ctypes
 import math
 import mmap
 import os
@@ -19,21 +18,14 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-_CACHESTAT = 451  # the same number on every architecture
+from ladezeit.system.libc import count_cached_pages, count_mapped_pages, map_memory, unmap_memory
+
 #: File systems that pass files through from another one: cachestat sees their own, always empty, cache.
 _STACKED = ("overlay", "aufs")
 _PAGE = mmap.PAGESIZE
 #: Asked of mincore at once, which writes a byte a page; a multiple of a page.
 _WINDOW_BYTES = 2**30
 _SAMPLES = 64
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
-_libc.syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
-_libc.syscall.restype = ctypes.c_long
 
 
 def may_ask(path: Path) -> bool:
@@ -111,7 +103,7 @@ class ResidencyProbe:
 
     def _pages(self, begin: int, end: int) -> int | None:
         if not self._by_mincore:
-            found = pages_by_cachestat(self._descriptor, [(begin, end)])
+            found = count_cached_pages(self._descriptor, [(begin, end)])
             if found is not None and found[0] == 0 and self._by_mincore is None:
                 # Looking up the file system costs more than all else here, so it is asked once, where it matters.
                 self._by_mincore = filesystem_type(self._path) in _STACKED
@@ -138,7 +130,7 @@ def resident_pages(descriptor: int, path: Path, ranges: Sequence[tuple[int, int]
 
     For who may not ask (`may_ask`) the answer is wrong: every page.
     """
-    pages = pages_by_cachestat(descriptor, ranges)
+    pages = count_cached_pages(descriptor, ranges)
     # Looking up the file system takes as long as all else here: a cache that is not empty needs no second opinion.
     if pages is not None and (any(pages) or filesystem_type(path) not in _STACKED):
         return pages, "cachestat"
@@ -160,48 +152,20 @@ def filesystem_type(path: Path) -> str:
     return kind
 
 
-def pages_by_cachestat(descriptor: int, ranges: Sequence[tuple[int, int]]) -> list[int] | None:
-    """Return the pages of each range in the cache; None where the kernel has no cachestat or does not tell us."""
-    asked, found = (ctypes.c_uint64 * 2)(), (ctypes.c_uint64 * 5)()  # offset, length; cached, dirty, …
-
-    def pages(begin: int, end: int) -> int | None:
-        asked[0], asked[1] = begin, end - begin
-        if _libc.syscall(_CACHESTAT, descriptor, ctypes.addressof(asked), ctypes.addressof(found), 0) != 0:
-            return None
-        return int(found[0])
-
-    counts = []
-    for begin, end in ranges:
-        count = pages(begin, end)
-        if count is None:
-            return None
-        counts.append(count)
-    return counts
-
-
 def pages_by_mincore(descriptor: int, ranges: Sequence[tuple[int, int]]) -> list[int] | None:
     """Return the pages of each range in the cache; None where the file cannot be mapped or the kernel does not tell."""
     file_bytes = os.fstat(descriptor).st_size
     if file_bytes == 0:
         return [0] * len(ranges)
-    address = _libc.mmap(None, file_bytes, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
-    if address in (None, ctypes.c_void_p(-1).value):
-        return None
-    longest = min(_WINDOW_BYTES, max((end - begin for begin, end in ranges), default=0))
-    flags = ctypes.create_string_buffer(-(-longest // _PAGE))
-    counts = []
     try:
-        for begin, end in ranges:
-            count = 0
-            for start in range(begin, min(end, file_bytes), _WINDOW_BYTES):
-                pages = -(-min(_WINDOW_BYTES, end - start, file_bytes - start) // _PAGE)
-                if _libc.mincore(address + start, pages * _PAGE, flags) != 0:
-                    return None
-                count += flags.raw.count(1, 0, pages)
-            counts.append(count)
+        address = map_memory(file_bytes, mmap.PROT_READ, mmap.MAP_SHARED, descriptor=descriptor)
+    except OSError:
+        return None
+    try:
+        inside = [(begin, min(end, file_bytes)) for begin, end in ranges]
+        return count_mapped_pages(address, inside, _WINDOW_BYTES)
     finally:
-        _libc.munmap(address, file_bytes)
-    return counts
+        unmap_memory(address, file_bytes)
 
 
 def _by_reading(descriptor: int, ranges: Sequence[tuple[int, int]]) -> list[bool]:

@@ -9,6 +9,7 @@ from typing import Any
 from ladezeit.config import ValidationConfig
 from ladezeit.errors import ran_out_of_memory
 from ladezeit.loading.base import EngineModel
+from ladezeit.system.libc import allocate_block, free_block
 from ladezeit.validation import placement
 from ladezeit.validation.digest import digest_tensor, digest_tensors, summed_by
 from ladezeit.validation.expected import Expected
@@ -266,12 +267,6 @@ def _meaning(manifest: Manifest, held: list[NamedTensor]) -> str | None:
 # Overwrites memory that an engine gave back, as the next user of that memory would.
 
 
-_libc = ctypes.CDLL(None)
-_libc.malloc.restype = ctypes.c_void_p
-_libc.malloc.argtypes = [ctypes.c_size_t]
-_libc.free.argtypes = [ctypes.c_void_p]
-
-
 def poison_freed_memory(sizes_bytes: Sequence[int], device: str, most_bytes: int = MOST_BYTES) -> int:
     """Fill new blocks of the given sizes, one of each size and then more while they last; return the bytes filled."""
     if device == "cpu":
@@ -300,14 +295,14 @@ def _within(sizes: Sequence[int], most_bytes: int) -> Iterator[int]:
 def _fill_on_host(sizes: Iterator[int]) -> int:
     filled, blocks = 0, []
     for size in sizes:
-        block = _libc.malloc(size)
+        block = allocate_block(size)
         if block is None:  # memory is full: what cannot be had cannot be reused either
             break
         ctypes.memset(block, _PATTERN, size)
         blocks.append(block)
         filled += size
     for block in blocks:
-        _libc.free(block)
+        free_block(block)
     return filled
 
 

@@ -1,6 +1,6 @@
 """What transformers' own load says on the run's device, and how much two such loads differ.
 
-    python -m ladezeit.validation.logits <request.json> <output.json>
+    python -m ladezeit.validation.logits <request.json> <answer.json>
 
 The second load calibrates: its weights lie elsewhere, as another engine's would, and what it says differently is the
 device's own noise. Libraries choose their kernels by a weight's address too, and each rounds in its own way.
@@ -8,7 +8,6 @@ device's own noise. Libraries choose their kernels by a weight's address too, an
 
 import base64
 import gc
-import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from ladezeit.config import MatmulPrecision, RuntimeConfig
 from ladezeit.errors import CheckpointError
 from ladezeit.loading.quantization import Scheme, quantization_config
 from ladezeit.system.limits import available_cpus
-from ladezeit.system.processes import answer_request, run_module_json
+from ladezeit.system.processes import answer_request
 from ladezeit.validation import reference_cache
 from ladezeit.validation.faults import Fault
 from ladezeit.validation.proof import Finding, LevelReport
@@ -137,7 +136,7 @@ def reference_file(subject: ReferenceKey, runtime: RuntimeConfig, building: Call
     def build() -> dict[str, Any]:
         building()
         request = {**subject.make_request(), "runtime": settings}
-        return run_module_json("ladezeit.validation.logits", request, f"model={subject.name}", runtime)
+        return reference_cache.run_reference("ladezeit.validation.logits", subject, request, runtime)
 
     return reference_cache.ensure_file(
         subject.cache / FOLDER, subject.name, {"place": place, "files": subject.files_identity()}, build
@@ -249,27 +248,23 @@ def run_greedy(model: Any) -> GreedyOutput:
     """Let a causal `transformers` model continue a prompt of ids spread over its vocabulary; it ends at no token."""
     import torch
 
-    from ladezeit.model.decoding import input_device
+    from ladezeit.model.decoding import GreedyDecoder
 
     vocabulary = int(model.get_input_embeddings().num_embeddings)
     ids = [(number * 7919 + 1) % vocabulary for number in range(PROMPT_TOKENS)]
-    fed = torch.tensor([ids], device=input_device(model))
-    takes = inspect.signature(model.forward).parameters
-    arguments = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    decoder = GreedyDecoder(model, ids, penalties=False)
     said: list[int] = []
     leads: list[float] = []
     first = None
-    kept = None
     with torch.inference_mode():
         while len(said) < NEW_TOKENS:
-            output = model(input_ids=fed, past_key_values=kept, use_cache=True, **arguments)
-            kept = output.past_key_values
-            logits = output.logits[0, -1].to(torch.float32)
-            first = logits.cpu().numpy() if first is None else first
-            best, second = logits.topk(2).values.tolist()
-            said.append(int(logits.argmax()))
+            logits = decoder.next_logits()
+            first = logits[0].cpu().numpy() if first is None else first
+            best, second = logits[0].topk(2).values.tolist()
+            chosen = logits.argmax(dim=-1)
+            decoder.append_id(chosen)
+            said.append(int(chosen))
             leads.append(best - second)
-            fed = torch.tensor([said[-1:]], device=fed.device)
     assert first is not None
     return GreedyOutput(first, said, leads)
 

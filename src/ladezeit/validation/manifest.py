@@ -1,6 +1,6 @@
 """The reference load that a manifest is made from: transformers' own `from_pretrained`, in a process of its own.
 
-    python -m ladezeit.validation.manifest <request.json> <output.json>
+    python -m ladezeit.validation.manifest <request.json> <answer.json>
 
 It loads onto the CPU. Where the weights in memory would not fit there they are loaded onto the run's GPU, because a
 digest is the same on both.
@@ -18,7 +18,7 @@ from ladezeit.errors import CheckpointError, NotRunnableError
 from ladezeit.loading.quantization import TORCHAO, Scheme, quantization_config, rule_of
 from ladezeit.model.tensors import named_component_tensors, state_component_tensors
 from ladezeit.system.limits import available_memory_bytes
-from ladezeit.system.processes import answer_request, run_module_json
+from ladezeit.system.processes import answer_request
 from ladezeit.validation import reference_cache
 from ladezeit.validation.checksum import ARITHMETIC
 from ladezeit.validation.digest import digest_tensors
@@ -76,7 +76,7 @@ def manifest_file(subject: ReferenceKey, building: Callable[[], None] = lambda: 
             "ranks": subject.ranks,
             "asked": asked,
         }
-        return run_module_json("ladezeit.validation.manifest", request, f"model={subject.name}")
+        return reference_cache.run_reference("ladezeit.validation.manifest", subject, request)
 
     return reference_cache.ensure_file(subject.cache / FOLDER, subject.name, asked, build)
 

@@ -3,13 +3,10 @@
 Of several processes that need a file one makes it and the others wait; the system lets go of the lock of one that dies.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +14,15 @@ from typing import Any
 
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.verify import checkpoint_identity
+from ladezeit.config import RuntimeConfig
 from ladezeit.errors import CheckpointError
 from ladezeit.loading.quantization import Scheme
-from ladezeit.system.files import write_atomically
+from ladezeit.system.files import hold_lock, write_atomically
+from ladezeit.system.processes import run_module_json
 
 _SCHEMA = 1
+#: A reference load from a slow disk takes minutes; one that takes longer hangs.
+_LIMIT_S = 1800.0
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -43,8 +44,7 @@ def ensure_file(folder: Path, name: str, requested: dict[str, Any], build: Calla
     if _is_there(path, requested):
         return path
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with hold_lock(path.with_name(f".{path.name}.lock")):
             if not _is_there(path, requested):
                 body = json.dumps(build(), separators=(",", ":"))
                 head = {"schema": _SCHEMA, "asked": requested, "sha256": hashlib.sha256(body.encode()).hexdigest()}
@@ -87,16 +87,6 @@ def _parsed(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     if head["schema"] != _SCHEMA or hashlib.sha256(body).hexdigest() != head["sha256"]:
         raise ValueError("its content is not what it was written with")
     return head, dict(json.loads(body))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 # What a reference is made for: a checkpoint as a point loads it.
@@ -149,3 +139,12 @@ class ReferenceKey:
             "trust_remote_code": self.trust_remote_code,
             "scheme": None if self.scheme is None else asdict(self.scheme),
         }
+
+
+def run_reference(
+    module: str, subject: ReferenceKey, request: dict[str, Any], runtime: RuntimeConfig | None = None
+) -> dict[str, Any]:
+    """Return what the reference process `module` answers; raises as `run_module_json` does."""
+    return run_module_json(
+        module, request, f"model={subject.name}", "its reference load", limit_s=_LIMIT_S, runtime=runtime
+    )

@@ -17,6 +17,7 @@ from ladezeit.checkpoint.safetensors_header import TensorEntry
 from ladezeit.errors import CheckpointError, LoadError
 from ladezeit.loading.streamed.plan import PAGE, Extent, ReadMethod, ShardPlan
 from ladezeit.model.classes import torch_dtype
+from ladezeit.system.libc import MADV_POPULATE_READ, MAP_FIXED, advise_memory, map_memory
 from ladezeit.system.memory_warmup import LARGE_PAGE, host_pages
 from ladezeit.system.residency import ResidencyProbe, resident_ranges
 
@@ -24,19 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_MADV_POPULATE_READ = 22  # since Linux 5.14
-_MADV_DONTNEED = 4
-_MADV_HUGEPAGE = 14
-_MAP_FIXED = 0x10
-
 #: What the kernel or a file system answers where it cannot read past the page cache (into this memory).
 _REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP, errno.EFAULT, errno.ENOSYS)
 #: Fewer than IOV_MAX, which is 1,024 on Linux, because what lies between two parts takes one too.
 _MOST_VECTORS = 1000
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 
 
 def dtype_of(entry: TensorEntry) -> torch.dtype:
@@ -266,19 +258,20 @@ def _not_mapped(plan: ShardPlan) -> list[tuple[int, int]]:
 
 def _put_anonymous(address: int, size: int, file: ShardFile, offset: int) -> None:
     """Put anonymous memory in the place of a part of a mapping; both go when the mapping goes."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
-    if _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != address:
-        cause = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
+    try:
+        map_memory(size, mmap.PROT_READ | mmap.PROT_WRITE, flags, at=address)
+    except OSError as cause:
         raise file.read_error(offset, f"no memory to read into ({cause.strerror})") from cause
-    _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _MADV_HUGEPAGE)
+    advise_memory(address, size, mmap.MADV_HUGEPAGE)
 
 
 def fault_in_extent(extent: Extent, memory: "Tensor", file: ShardFile) -> None:
     """Bring in the pages of a mapped extent, whose bytes are the start of `memory`; raises `LoadError`."""
     size = -(-extent.size // PAGE) * PAGE
-    if _libc.madvise(ctypes.c_void_p(memory.data_ptr()), ctypes.c_size_t(size), _MADV_POPULATE_READ) == 0:
+    number = advise_memory(memory.data_ptr(), size, MADV_POPULATE_READ)
+    if number == 0:
         return
-    number = ctypes.get_errno()
     if number not in (errno.EINVAL, errno.ENOSYS):
         reason = f"its mapped pages are gone (error {number}: {errno.errorcode.get(number)})"
         raise file.read_error(extent.begin, reason) from OSError(number, os.strerror(number))
@@ -292,7 +285,7 @@ def release_pages(extent: Extent, memory: "Tensor") -> None:
     second while the others had nothing to do.
     """
     size = extent.size // PAGE * PAGE  # the next extent begins on a page
-    _libc.madvise(ctypes.c_void_p(memory.data_ptr()), ctypes.c_size_t(size), _MADV_DONTNEED)
+    advise_memory(memory.data_ptr(), size, mmap.MADV_DONTNEED)
 
 
 def populate_pages(memory: "Tensor") -> None:
