@@ -1,7 +1,10 @@
 """Engines that misbehave, each in one real way, for the supervisor to survive: ``engines_for_tests:Name``."""
 
 import ctypes
+import errno
+import faulthandler
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +35,26 @@ class Hangs(TransformersEngine):
         raise AssertionError
 
 
+class Daemons(TransformersEngine):
+    """Starts processes that go their own ways, and then ends as the file ``end`` beside the sample says."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        folder = request.scratch.parent
+        sleep = ["sleep", "600"]
+        for name, own in (("plain", False), ("own session", True)):
+            child = subprocess.Popen(sleep, start_new_session=own)
+            (folder / f"{name}.pid").write_text(str(child.pid))
+        orphan = "import subprocess; print(subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL).pid)"
+        told = subprocess.check_output([sys.executable, "-c", orphan], env={"HOME": "/"}, start_new_session=True)
+        (folder / "orphan without an environment.pid").write_bytes(told)
+        end = (folder / "end").read_text()
+        if end == "crash":
+            ctypes.string_at(0)
+        if end == "hang":
+            time.sleep(600)
+        return super().load(request, clock)
+
+
 class KilledFromOutside(TransformersEngine):
     """Dies of SIGKILL in the middle of the load."""
 
@@ -47,6 +70,76 @@ class Crashes(TransformersEngine):
     def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
         ctypes.string_at(0)
         raise AssertionError
+
+
+class EndsBySignal(TransformersEngine):
+    """Dies of the signal whose number is in the file ``signal`` beside the sample."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        number = int((request.scratch.parent / "signal").read_text())
+        if number == signal.SIGSEGV:
+            faulthandler.disable()
+        os.kill(os.getpid(), number)
+        raise AssertionError
+
+
+class FillsItsControlGroup(TransformersEngine):
+    """Takes memory until the kernel ends it."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        taken = []
+        while True:
+            taken.append(b"x" * 2**24)
+
+
+class WritesItsOwnResult(TransformersEngine):
+    """Leaves a result that nobody can read, and ends."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        (request.scratch.parent / "result.json").write_text('{"status": "o')
+        os._exit(0)
+
+
+class RemovesItsFolder(TransformersEngine):
+    """Loads well, and loses the folder that its result belongs in."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        loaded = super().load(request, clock)
+        shutil.rmtree(request.scratch.parent)
+        return loaded
+
+
+class TellsTooMuch(TransformersEngine):
+    """Writes more to its log than anybody reads: as many mebibytes as the file ``mebibytes`` says."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        os.write(2, b"the first words\n")
+        line = b"0123456789abcde\n" * 2**16
+        for _ in range(int((request.scratch.parent / "mebibytes").read_text())):
+            os.write(2, line)
+        os.write(2, b"the last words\n")
+        return super().load(request, clock)
+
+
+class TellsOddThings(TransformersEngine):
+    """Reports what no JSON file can hold."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        import torch
+
+        loaded = super().load(request, clock)
+        loaded.effective["odd"] = {
+            "nan": float("nan"), "infinite": [float("inf")], "dtype": torch.float16, "path": Path("/a"),
+            "surrogate": "a\udcffb", 7: {3}, ("a", 1): torch.tensor(2.5),
+        }  # fmt: skip
+        return loaded
+
+
+class FindsNoProcess(TransformersEngine):
+    """Is refused a process by a system that has no memory for one."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        raise RuntimeError("no reader could be started") from OSError(errno.ENOMEM, "Cannot allocate memory")
 
 
 class Leaves(TransformersEngine):

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pynvml
 import pytest
@@ -30,31 +29,9 @@ from ladezeit.config import (
 )
 from ladezeit.results.records import Identity, Result, Status, read_result
 from ladezeit.runner.spec import WorkerSpec
-from ladezeit.runner.supervisor import Supervisor, last_words
-from ladezeit.system.page_cache import set_state
+from ladezeit.runner.supervisor import CRASHES, MOST_LOG_BYTES, Supervisor, last_words
 from ladezeit.timing.clock import LOAD
-
-
-@pytest.fixture(scope="module")
-def supervisor() -> Iterator[Supervisor]:
-    with Supervisor() as one:
-        yield one
-
-
-@pytest.fixture
-def measure(supervisor: Supervisor, own_tiny: Any, tmp_path: Path) -> Callable[..., Result]:
-    """Measure one sample of model=tiny into `tmp_path`."""
-
-    def run(engine: str = "transformers", progress: Any = lambda phase: None, **changes: Any) -> Result:
-        loading = TransformersLoading(name=engine, device_map="device")
-        loading.engine = engine if engine == "transformers" else f"engines_for_tests:{engine}"
-        config = make_run_config(tmp_path, **({"loading": loading} | changes))
-        identity = Identity("0" * 12, 0, 0, "test", [], "ladezeit")
-        spec = WorkerSpec(config, own_tiny, identity, config.device, tmp_path, environment={"from": "the supervisor"})
-        set_state(own_tiny.shards, config.cache.state)
-        return supervisor.run_sample(spec, progress)
-
-    return run
+from process_states import runs
 
 
 def limited(seconds: float, kind: ProcessKind = ProcessKind.prewarmed) -> ProcessConfig:
@@ -123,16 +100,9 @@ def test_a_hang_is_ended_with_everything_it_started(measure: Callable[..., Resul
     assert result.error and "in load" in result.error.trace, "the stacks show where it hung"
     child = int((tmp_path / "child.pid").read_text())
     deadline = time.monotonic() + 5
-    while _runs(child) and time.monotonic() < deadline:
+    while runs(child) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _runs(child)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    assert not runs(child)
 
 
 @pytest.mark.parametrize("kind", [ProcessKind.fresh, ProcessKind.prewarmed])
@@ -147,9 +117,66 @@ def test_a_kill_from_outside_leaves_a_result_with_the_last_words(
 
 def test_a_crash_names_the_signal_and_keeps_the_stack(measure: Callable[..., Result]) -> None:
     result = measure("Crashes")
-    assert result.status is Status.killed
-    assert result.reason and "SIGSEGV" in result.reason
+    assert result.status is Status.failed
+    assert result.reason and "crashed with SIGSEGV" in result.reason
     assert result.error and "engines_for_tests.py" in result.error.trace
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        *((number, "failed", f"the worker crashed with {number.name}") for number in sorted(CRASHES)),
+        (signal.SIGKILL, "killed", "ended by SIGKILL from outside"),
+        (signal.SIGTERM, "killed", "ended by SIGTERM from outside"),
+        (signal.SIGRTMIN + 3, "killed", "ended by SIGRTMIN+3 from outside"),
+    ],
+)
+def test_each_signal_says_whether_the_worker_or_somebody_else_was_to_blame(
+    measure: Callable[..., Result], tmp_path: Path, number: int, status: str, said: str
+) -> None:
+    """A crash counts against the loading method, a kill does not; a signal without a name is no defect of ours."""
+    (tmp_path / "signal").write_text(str(int(number)))
+    result = measure("EndsBySignal")
+    assert result.status is Status(status), result.reason
+    assert said in str(result.reason)
+
+
+def test_a_result_that_cannot_be_read_is_a_failed_sample(measure: Callable[..., Result], tmp_path: Path) -> None:
+    """A damaged file costs one sample, not the sweep, and is kept for whoever looks into it."""
+    result = measure("WritesItsOwnResult")
+    assert result.status is Status.failed and "result.unreadable.json" in str(result.reason)
+    assert read_result(tmp_path) == result
+    assert (tmp_path / "result.unreadable.json").read_text() == '{"status": "o'
+
+
+@pytest.mark.parametrize("kind", [ProcessKind.fresh, ProcessKind.prewarmed])
+def test_a_folder_that_is_removed_costs_one_sample(
+    measure: Callable[..., Result], tmp_path: Path, kind: ProcessKind
+) -> None:
+    """Whoever cleans up under a running sweep loses that sample's figures, and still has a result that says so."""
+    result = measure("RemovesItsFolder", process=limited(120, kind))
+    assert result.status is Status.failed, result.reason
+    assert read_result(tmp_path) == result
+
+
+def test_a_log_keeps_its_beginning_and_its_end(measure: Callable[..., Result], tmp_path: Path) -> None:
+    """A library that warns for each tensor does not fill the disk that the results go to."""
+    (tmp_path / "mebibytes").write_text("3072")
+    result = measure("TellsTooMuch")
+    assert result.status is Status.ok, result.reason
+    log = (tmp_path / "worker.log").read_bytes()
+    assert len(log) <= MOST_LOG_BYTES
+    assert log.startswith(b"the first words\n") and b"the last words\n" in log[-1000:] and b" bytes left out" in log
+
+
+def test_odd_values_do_not_cost_the_sample(measure: Callable[..., Result], tmp_path: Path) -> None:
+    """An engine may report what JSON has no words for: numbers become null, the rest its text."""
+    result = measure("TellsOddThings")
+    assert result.status is Status.ok, result.reason
+    assert read_result(tmp_path).effective["odd"] == {
+        "nan": None, "infinite": [None], "dtype": "torch.float16", "path": "/a", "surrogate": "a\\udcffb",
+        "7": "{3}", "('a', 1)": "tensor(2.5000)",
+    }  # fmt: skip
 
 
 def test_a_library_that_aborts_because_memory_ran_out_is_out_of_memory(measure: Callable[..., Result]) -> None:
@@ -183,6 +210,7 @@ def test_leaving_without_a_result_is_a_failure(measure: Callable[..., Result]) -
         ("RunsOutOfMemory", "oom", "MemoryError"),
         ("FillsTheGpu", "oom", "LoadError"),
         ("FillsTheHost", "oom", "RuntimeError"),
+        ("FindsNoProcess", "oom", "RuntimeError"),
         ("Raises", "failed", "RuntimeError"),
     ],
 )
@@ -193,7 +221,7 @@ def test_an_error_in_the_engine_keeps_what_was_measured_before_it(
     result = measure(engine)
     assert result.status is Status(status)
     assert result.error and result.error.type == kind and "engines_for_tests.py" in result.error.trace
-    assert "load/read" in {phase.path for phase in result.phases}
+    assert "load" in {phase.path for phase in result.phases}
     assert result.metrics["load/total_s"] > 0
 
 
@@ -315,6 +343,30 @@ def test_a_server_that_dies_costs_one_sample(supervisor: Supervisor, measure: Ca
     assert measure().status is Status.ok
 
 
+@pytest.mark.parametrize("stopped", ["between samples", "while a sample runs", "while a sample hangs"])
+def test_a_server_that_is_stopped_holds_nothing_up(
+    supervisor: Supervisor, measure: Callable[..., Result], stopped: str
+) -> None:
+    """A sweep goes on with a new server; what the old one could not do is a `timeout`, what it had done is kept."""
+    assert measure().status is Status.ok
+    (server,) = supervisor._servers.values()
+
+    def stop(phase: str) -> None:
+        if phase == "load/read":
+            server._process.send_signal(signal.SIGSTOP)
+
+    if stopped == "between samples":
+        stop("load/read")
+        result = measure(process=limited(3))
+    elif stopped == "while a sample runs":
+        result = measure("Steady", progress=stop)
+    else:
+        result = measure("Hangs", progress=stop, process=limited(8))
+    assert result.status is (Status.ok if "runs" in stopped else Status.timeout), result.reason
+    assert server._process.poll() is not None, "it was ended, stopped as it was"
+    assert measure().status is Status.ok
+
+
 def test_a_server_that_finds_no_memory_is_out_of_memory(supervisor: Supervisor, measure: Callable[..., Result]) -> None:
     """A host that is full between two samples: that sample is `oom`, as if it had been full in it."""
     assert measure().status is Status.ok
@@ -348,8 +400,8 @@ def test_no_load_outlives_its_supervisor(tmp_path: Path) -> None:
     program = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_supervisor import hang_for_ever
-hang_for_ever(Path({str(tmp_path)!r}))
+from test_supervisor import run_engine
+run_engine("Hangs", Path({str(tmp_path)!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", program])
     pid_file = tmp_path / "child.pid"
@@ -360,22 +412,56 @@ hang_for_ever(Path({str(tmp_path)!r}))
     assert workers, "the worker is there"
     process.kill()
     process.wait()
-    while any(map(_runs, workers)) and time.monotonic() < deadline:
+    while any(map(runs, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not any(map(_runs, workers))
+    assert not any(map(runs, workers))
     os.kill(int(pid_file.read_text()), signal.SIGKILL)
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group of 1 GiB for tests that are root's, on a system that lets them make one."""
+    version_1 = Path("/sys/fs/cgroup/memory")
+    group = (version_1 if version_1.is_dir() else Path("/sys/fs/cgroup")) / f"ladezeit-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"needs a control group of its own: {error}")
+    limit = group / ("memory.limit_in_bytes" if version_1.is_dir() else "memory.max")
+    try:
+        limit.write_text(str(2**30))
+        yield group
+    except OSError as error:
+        pytest.skip(f"control groups do not limit memory here: {error}")
+    finally:
+        group.rmdir()
+
+
+def test_a_worker_that_the_kernel_ended_for_memory_is_told_from_a_neighbour(small_group: Path, tmp_path: Path) -> None:
+    """In a container with a limit the kernel kills without a word: the sample is `oom`, and a plain kill is not."""
+    program = f"""
+import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+Path({str(small_group / "cgroup.procs")!r}).write_text(str(os.getpid()))
+from test_supervisor import run_engine
+run_engine("FillsItsControlGroup", Path({str(tmp_path)!r}))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    result = read_result(tmp_path)
+    assert result.status is Status.oom, result.reason
+    assert "the kernel ended the worker" in str(result.reason)
 
 
 def _children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def hang_for_ever(folder: Path) -> None:
-    """Start a supervisor whose fresh worker hangs; called in a process of its own."""
+def run_engine(engine: str, folder: Path) -> None:
+    """Run a fresh sample by one of the engines for tests; called in a process of its own."""
     from ladezeit.checkpoint.resolve import prepare_checkpoint
     from ladezeit.system.files import cache_folder
 
-    loading = TransformersLoading(name="Hangs", engine="engines_for_tests:Hangs", device_map="device")
+    loading = TransformersLoading(name=engine, engine=f"engines_for_tests:{engine}", device_map="device")
     config = make_run_config(folder, loading=loading, process=limited(300, ProcessKind.fresh))
     checkpoint = prepare_checkpoint(config.model, cache_folder())
     identity = Identity("0" * 12, 0, 0, "test", [], "ladezeit")

@@ -121,10 +121,14 @@ def test_readers_for_a_gpu_stay_on_its_side(
 
 
 def test_a_process_that_the_kernel_ended_for_memory_is_told_from_one_that_somebody_killed(tmp_path: Path) -> None:
-    """Both end by SIGKILL: the kernel counts those that it ended itself."""
+    """Both end by SIGKILL: the kernel counts those that it ended itself, those of other containers apart from ours."""
     vmstat = "nr_free_pages 1234\noom_kill 3\npgfault 99"
     assert kernel_kills(machine(tmp_path, "0::/", {"proc/vmstat": vmstat})) == 3
     assert kernel_kills(tmp_path / "nothing") == 0
+    groups = {f"{V2}/pod/box/memory.events": "low 0\noom 2\noom_kill 1", f"{V2}/pod/memory.events": "oom_kill 2"}
+    assert kernel_kills(machine(tmp_path / "2", "0::/pod/box", {"proc/vmstat": vmstat, **groups})) == 1
+    older = {f"{V1}/box/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2"}
+    assert kernel_kills(machine(tmp_path / "1", "5:memory:/box", {"proc/vmstat": vmstat, **older})) == 2
     now = kernel_kills()
     assert ended_for_memory(-signal.SIGKILL, now - 1)
     assert not ended_for_memory(-signal.SIGKILL, now)

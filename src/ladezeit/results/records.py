@@ -24,10 +24,10 @@ class Status(Enum):
 
     ok = "ok"  # loaded, proven as far as asked
     wrong = "wrong"  # loaded, but not what was asked for
-    failed = "failed"  # an error while loading, validating or generating
+    failed = "failed"  # an error while loading, validating or generating, or a crash
     oom = "oom"  # device or host memory ran out
     timeout = "timeout"  # ended by the time limit
-    killed = "killed"  # ended by a signal that was not ours, or by Ctrl-C
+    killed = "killed"  # ended by a signal from outside, or by Ctrl-C
     invalid = "invalid"  # the machine was not in the state that was asked for (page cache)
     skipped = "skipped"  # never started: the combination has no meaning on this machine
 
@@ -86,10 +86,11 @@ class Result:
     schema_version: int = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data in the order of the documented schema; a metric that is not finite becomes None."""
-        plain = asdict(self)
+        """Return plain data in the order of the documented schema; a number that is not finite becomes None, and what
+        JSON has no words for its text.
+        """
+        plain = _as_json(asdict(self))
         plain["status"] = self.status.value
-        plain["metrics"] = {k: v if math.isfinite(v) else None for k, v in self.metrics.items()}
         first = ("schema_version", "status", "reason", "identity", "config", "effective", "phases", "metrics")
         return {key: plain[key] for key in (*first, "proof", "environment", "started_at", "error")}
 
@@ -157,6 +158,19 @@ class SweepRecord:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as cause:
             raise LadezeitError(f"{path} is not the record of a sweep: {cause}") from cause
+
+
+def _as_json(value: Any) -> Any:
+    """Return what JSON can hold of a value: an engine reports what it likes, and no measurement is lost for it."""
+    if isinstance(value, dict):
+        return {_as_json(key if isinstance(key, str) else str(key)): _as_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(inner) for inner in value]
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return str(value).encode(errors="backslashreplace").decode()  # a lone surrogate is no text
 
 
 def save_result(result: Result, folder: Path) -> Path:

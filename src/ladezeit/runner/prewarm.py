@@ -2,17 +2,17 @@
 
     python -m ladezeit.runner.prewarm <descriptor of its socket>
 
-Requests and answers are JSON documents, one a message. ``{"import": model_config}`` imports the model's class and
-answers with the seconds that took; ``{"run": path, "origin_ns": …, "environment": …}``, sent with the descriptors of
-the event pipe and the log, forks a worker and answers with its pid, and with its exit status when it ended. The server
-ends when its socket closes, and takes a running worker with it.
+Requests and answers are JSON documents, one a message, each request answered before the next is read.
+``{"import": model_config}`` imports the model's class and answers with the seconds that took; ``{"run": path,
+"origin_ns": …, "environment": …}``, sent with the descriptors of the event pipe and the log, forks a worker and answers
+with its pid; ``{"wait": pid}`` answers with the exit status of one that has ended. The server ends when its socket
+closes, and a running worker with it.
 """
 
 import contextlib
 import gc
 import json
 import os
-import selectors
 import signal
 import socket
 import subprocess
@@ -30,13 +30,23 @@ from ladezeit.system.processes import set_variables
 
 _MESSAGE_BYTES = 1 << 20
 _END_S = 5.0
+#: The most that a fork, or the status of a worker that has ended, is waited for; imports may take as long as a sample.
+_ANSWER_S = 60.0
 
 #: Lets `torch.cuda.is_available` ask the driver's management library: CUDA, once called, does not survive a fork.
 _NO_CUDA_CALLS = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
+class NoAnswerError(WorkerError):
+    """A process that was asked for something does not answer, and does not end either: stopped, or hung."""
+
+
 class PrewarmServer:
-    """The supervisor's side: starts the server, asks it for imports and workers, and ends it."""
+    """The supervisor's side: starts the server, asks it for imports and workers, and ends it.
+
+    Every method that asks raises `NoAnswerError` where no answer came in time, and `WorkerError` where the server has
+    ended or could not do it: such a server is of no more use.
+    """
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         self.log = log
@@ -55,13 +65,9 @@ class PrewarmServer:
             )
         self.import_s = 0.0
 
-    def fileno(self) -> int:
-        """Return the socket's descriptor, readable when a worker has ended."""
-        return self._socket.fileno()
-
-    def import_libraries(self, model_config: dict[str, Any]) -> float:
+    def import_libraries(self, model_config: dict[str, Any], limit_s: float) -> float:
         """Import what loading that model needs; return the seconds it took (0 where it was there already)."""
-        answer = self._ask({"import": model_config})
+        answer = self._ask({"import": model_config}, limit_s)
         self.import_s += answer["seconds"]
         return float(answer["seconds"])
 
@@ -71,11 +77,11 @@ class PrewarmServer:
         `environment` is added to the worker's.
         """
         request = {"run": str(spec), "origin_ns": origin_ns, "environment": environment}
-        return int(self._ask(request, [events, log])["pid"])
+        return int(self._ask(request, _ANSWER_S, [events, log])["pid"])
 
-    def wait_worker(self) -> int:
-        """Wait for the running worker's end; return its exit code, negative for a signal."""
-        return os.waitstatus_to_exitcode(self._receive()["status"])
+    def wait_worker(self, pid: int) -> int:
+        """Return the exit code of a worker that has ended, negative for a signal; its pid may be another's then."""
+        return os.waitstatus_to_exitcode(self._ask({"wait": pid}, _END_S)["status"])
 
     def close(self) -> None:
         """End the server; a worker that still runs dies with it."""
@@ -86,17 +92,16 @@ class PrewarmServer:
         self._process.kill()
         self._process.wait()
 
-    def _ask(self, request: dict[str, Any], descriptors: list[int] | None = None) -> dict[str, Any]:
+    def _ask(self, request: dict[str, Any], limit_s: float, descriptors: list[int] | None = None) -> dict[str, Any]:
+        message = b""
+        self._socket.settimeout(limit_s)
         try:
             socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors or [])
-        except OSError:
-            raise WorkerError(self._gone()) from self._why_gone()
-        return self._receive()
-
-    def _receive(self) -> dict[str, Any]:
-        message = b""
-        with contextlib.suppress(ConnectionError):  # it ended with a message unread
             message = self._socket.recv(_MESSAGE_BYTES)
+        except TimeoutError:
+            raise NoAnswerError(f"the server for prewarmed samples gave no answer within {limit_s:g} s") from None
+        except OSError:
+            pass  # it ended, with a message unread perhaps
         if not message:
             raise WorkerError(self._gone()) from self._why_gone()
         answer: dict[str, Any] = json.loads(message)
@@ -125,9 +130,13 @@ def serve_requests(connection: socket.socket) -> None:
             return
         request = json.loads(message)
         if "import" in request:
-            connection.send(json.dumps(_import(request["import"])).encode())
+            answer = _import(request["import"])
+        elif "run" in request:
+            answer = _fork(connection, request, *descriptors)
         else:
-            _fork(connection, request, *descriptors)
+            answer = {"status": os.waitpid(request["wait"], 0)[1]}
+        with contextlib.suppress(BrokenPipeError):  # nobody waits any more: the next request is none
+            connection.send(json.dumps(answer).encode())
 
 
 def _import(model_config: dict[str, Any]) -> dict[str, Any]:
@@ -161,39 +170,39 @@ def _import_torchao() -> None:
         import_module("torch.utils._triton").has_triton.cache_clear()
 
 
-def _fork(connection: socket.socket, request: dict[str, Any], events: int, log: int) -> None:
+def _fork(connection: socket.socket, request: dict[str, Any], events: int, log: int) -> dict[str, Any]:
     sys.stdout.flush()
     sys.stderr.flush()
     try:
         pid = os.fork()
     except OSError as error:
-        os.close(events)
-        os.close(log)
-        connection.send(json.dumps(_failed(error)).encode())
-        return
-    if pid == 0:
-        connection.close()
-        os.environ.update(request["environment"])
-        _be_worker(Path(request["run"]), request["origin_ns"], events, log)
+        answer = _failed(error)
+    else:
+        if pid == 0:
+            _be_worker(connection, request, events, log)
+        answer = {"pid": pid}
     os.close(events)
     os.close(log)
-    connection.send(json.dumps({"pid": pid}).encode())
-    _watch(connection, pid)
+    return answer
 
 
-def _be_worker(spec: Path, origin_ns: int, events: int, log: int) -> None:
+def _be_worker(connection: socket.socket, request: dict[str, Any], events: int, log: int) -> None:
     """Turn this forked process into a worker; never returns."""
     started_ns = time.monotonic_ns()
     code = 1
     try:
         die_with_parent()
         os.setsid()
+        connection.close()
+        os.environ.update(request["environment"])
         os.dup2(log, 1)
         os.dup2(log, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        code = worker.run_worker(spec, events, origin_ns, started_ns)
+        code = worker.run_worker(Path(request["run"]), events, request["origin_ns"], started_ns)
         sys.stdout.flush()
         sys.stderr.flush()
+    except SystemExit as leaving:  # a library's own way to end a process
+        code = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException:
         import traceback
 
@@ -201,23 +210,6 @@ def _be_worker(spec: Path, origin_ns: int, events: int, log: int) -> None:
         sys.stderr.flush()
     finally:
         os._exit(code)
-
-
-def _watch(connection: socket.socket, pid: int) -> None:
-    """Sleep until the worker ended, and say so; end it where the supervisor is gone."""
-    handle = os.pidfd_open(pid)
-    try:
-        with selectors.DefaultSelector() as selector:
-            selector.register(handle, selectors.EVENT_READ)
-            selector.register(connection, selectors.EVENT_READ)
-            ready = {key.fileobj for key, _ in selector.select()}
-        if handle not in ready:
-            os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-    finally:
-        os.close(handle)
-    with contextlib.suppress(OSError):
-        connection.send(json.dumps({"status": status}).encode())
 
 
 def main(arguments: list[str]) -> None:

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ladezeit.system.lifetime import die_with_parent
+from ladezeit.system.lifetime import die_with_parent, signal_name
 
 #: Names the rank that was lost, for whoever explains the end of the sample.
 LOST_FILE = "lost_rank.json"
@@ -151,7 +151,7 @@ def _name_the_rank(path: Path, rank: int) -> None:
 
 def _end_of(process: "subprocess.Popen[bytes]") -> str:
     code = process.returncode
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return signal_name(-code) if code < 0 else f"exit code {code}"
 
 
 if __name__ == "__main__":

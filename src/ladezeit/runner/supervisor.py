@@ -1,7 +1,7 @@
 """Starts, watches and ends the measured process of a sample, and always comes back with a result.
 
-While a worker runs the supervisor sleeps on its event pipe: it wakes when a phase opens, when the worker ends and when
-the time limit is reached, and at no other time.
+While a worker runs the supervisor sleeps on its event pipe: it wakes when a phase opens, when the worker ends, when the
+time limit is reached, and once a second to see how long the worker's log has become.
 """
 
 import contextlib
@@ -12,93 +12,93 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from ladezeit.config import ProcessKind, TensorParallelLoading, to_plain
-from ladezeit.errors import WorkerError, says_out_of_memory
+from ladezeit.errors import MEMORY_FULL, LadezeitError, WorkerError, says_out_of_memory
 from ladezeit.results.records import FILE_NAME, ErrorReport, Result, Status, read_result, save_result
-from ladezeit.runner.prewarm import PrewarmServer
+from ladezeit.runner.prewarm import NoAnswerError, PrewarmServer
 from ladezeit.runner.rank_launcher import lost_rank
 from ladezeit.runner.sample import status_of
 from ladezeit.runner.spec import WorkerSpec
 from ladezeit.runner.worker import STACKS_SIGNAL
+from ladezeit.system.lifetime import end_descendants, signal_name
 from ladezeit.system.limits import kernel_kills
 
 LOG_FILE = "worker.log"
 #: Characters of a worker's log that an error report keeps, and the bytes of its end that they are looked for in.
 LAST_WORDS = 4000
 LOG_END_BYTES = 64 * 1024
+#: How long a worker's log may become, and how often that is looked at.
+MOST_LOG_BYTES = 16 * 2**20
+LOG_CHECK_S = 1.0
+#: A worker's result that nobody can read is kept under this name.
+UNREADABLE_FILE = "result.unreadable.json"
+#: Signals that a process causes by what it does itself. Whoever sends one from outside means the same: a crash.
+CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP}
 GRACE_S = 3.0
 _GPUS = "CUDA_VISIBLE_DEVICES"
 
 Progress = Callable[[str], None]
 
 
-class Worker(Protocol):
-    """A started process: its pid (also its group), a descriptor that is readable when it ended, its exit code."""
+class Worker:
+    """A started process: `pid` is also its process group and its session; its descriptor is readable when it ended."""
 
-    pid: int
+    def __init__(self, pid: int, wait: Callable[[], int]) -> None:
+        self.pid = pid
+        self._wait = wait
+        self._handle = os.pidfd_open(pid)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable once the process has ended."""
-        ...
-
-    def exit_code(self) -> int:
-        """Wait for the end; return the exit code, negative for a signal."""
-        ...
-
-
-class FreshWorker:
-    """A worker in a new interpreter; where a sample is several ranks, the process that starts them."""
-
-    def __init__(self, command: list[str], events: int, log: int, environment: dict[str, str]) -> None:
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **environment},
-                pass_fds=[events],
-                start_new_session=True,
-            )
-        except OSError as cause:
-            raise WorkerError(f"the measured process could not be started: {cause}") from cause
-        self.pid = self._process.pid
-        self._handle = os.pidfd_open(self.pid)
-
-    def fileno(self) -> int:
-        """See `Worker.fileno`."""
         return self._handle
 
     def exit_code(self) -> int:
-        """See `Worker.exit_code`."""
-        code = self._process.wait()
-        os.close(self._handle)
-        return code
+        """Wait for the end; return the exit code, negative for a signal.
+
+        Raises:
+            NoAnswerError: it does not end although it was killed, or its server does not answer.
+            WorkerError: its server has ended.
+        """
+        try:
+            return self._wait()
+        finally:
+            os.close(self._handle)
 
 
-class PrewarmedWorker:
-    """A worker forked from a server that has imported everything."""
+def start_fresh(command: list[str], events: int, log: int, environment: dict[str, str]) -> Worker:
+    """Start a worker in a new interpreter; where a sample is several ranks, the process that starts them.
 
-    def __init__(
-        self, spec: Path, events: int, log: int, origin_ns: int, *, server: PrewarmServer, environment: dict[str, str]
-    ) -> None:
-        self._server = server
-        self.pid = server.start_worker(spec, origin_ns, events, log, environment)
+    Raises:
+        WorkerError: the system has no process, no memory or no program for it.
+    """
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **environment},
+            pass_fds=[events],
+            start_new_session=True,
+        )
+    except OSError as cause:
+        raise WorkerError(f"the measured process could not be started: {cause}") from cause
 
-    def fileno(self) -> int:
-        """See `Worker.fileno`."""
-        return self._server.fileno()
+    def wait() -> int:
+        try:
+            return process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            raise NoAnswerError(f"the measured process {process.pid} was killed and does not end") from None
 
-    def exit_code(self) -> int:
-        """See `Worker.exit_code`."""
-        return self._server.wait_worker()
+    return Worker(process.pid, wait)
 
 
 @dataclass(frozen=True)
@@ -131,21 +131,20 @@ class Supervisor:
             self._servers.popitem()[1].close()
 
     def run_sample(self, spec: WorkerSpec, progress: Progress = lambda phase: None) -> Result:
-        """Measure one sample in a process of the kind its config asks for; never raises for what that process does.
+        """Measure one sample in a process of the kind its config asks for; never raises for what becomes of it.
 
-        The worker writes ``result.json`` itself; where it could not, the supervisor writes what it knows. Ctrl-C ends
-        the worker, leaves a result that says so, and goes on as `KeyboardInterrupt`.
+        The worker writes ``result.json`` itself; where it could not, the supervisor writes what it knows, and where
+        that cannot be written either, the result is still returned. All that the worker started has ended then. Ctrl-C
+        ends the worker, leaves a result that says so, and goes on as `KeyboardInterrupt`.
         """
         spec.started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        if spec.config.process.kind is ProcessKind.inline:
-            return _inline(spec, progress)
         try:
+            if spec.config.process.kind is ProcessKind.inline:
+                return _save(_inline(spec, progress), spec.folder)
             return self._apart(spec, progress)
-        except WorkerError as error:
+        except Exception as error:
             self.close()  # the next sample starts with a new server
-            result = _result(spec, status_of(error), str(error), 0.0)
-            save_result(result, spec.folder)
-            return result
+            return _own_result(spec) or _save(_failed(spec, error), spec.folder)
 
     def _apart(self, spec: WorkerSpec, progress: Progress) -> Result:
         """Measure in a process of its own; raises `WorkerError` where the prewarmed server fails."""
@@ -160,20 +159,22 @@ class Supervisor:
         if server is not None:
             spec.environment["prewarm"] = {"import_s": round(server.import_s, 3)}
         path = spec.save_spec()
-        with _worker_files(spec.folder) as (events, events_write, log):
+        with end_descendants(), _worker_files(spec.folder) as (events, events_write, log):
             origin_ns = time.monotonic_ns()
-            worker: Worker = (
-                FreshWorker(_command(spec, path, events_write, origin_ns), events_write, log, environment)
-                if server is None
-                else PrewarmedWorker(path, events_write, log, origin_ns, server=server, environment=own)
-            )
+            if server is None:
+                worker = start_fresh(_command(spec, path, events_write, origin_ns), events_write, log, environment)
+            else:
+                pid = server.start_worker(path, origin_ns, events_write, log, own)
+                worker = Worker(pid, partial(server.wait_worker, pid))
             return _watch(worker, events, spec, origin_ns, progress)
 
     def _server(self, spec: WorkerSpec, environment: dict[str, str]) -> PrewarmServer:
         key = tuple(sorted(environment.items()))
         if key not in self._servers:
             self._servers[key] = PrewarmServer(environment, spec.folder / "prewarm.log")
-        self._servers[key].import_libraries({"model_type": spec.checkpoint.config.get("model_type")})
+        self._servers[key].import_libraries(
+            {"model_type": spec.checkpoint.config.get("model_type")}, spec.config.process.time_limit_s
+        )
         return self._servers[key]
 
 
@@ -189,27 +190,43 @@ def _command(spec: WorkerSpec, path: Path, events: int, origin_ns: int) -> list[
 def _inline(spec: WorkerSpec, progress: Progress) -> Result:
     from ladezeit.runner.sample import Sample
 
-    result = Sample(spec, time.monotonic_ns(), progress).run_sample()
-    save_result(result, spec.folder)
-    return result
+    return Sample(spec, time.monotonic_ns(), progress).run_sample()
 
 
 def _watch(worker: Worker, events: int, spec: WorkerSpec, origin_ns: int, progress: Progress) -> Result:
     """Sleep until the worker has ended or has to be, and return its result or what is known without one."""
     killed_before = kernel_kills()
     try:
-        reason = _sleep_until_end(worker, events, spec.config.process.time_limit_s, progress)
+        reason = _sleep_until_end(worker, events, spec, progress)
     except BaseException:
         _end(worker)
-        save_result(_without_result(spec, Ended(worker.exit_code(), Status.killed), origin_ns), spec.folder)
+        _save(_without_result(spec, Ended(0, Status.killed), origin_ns), spec.folder)
         raise
     if reason is not None:
         _end(worker)
     ended = Ended(worker.exit_code(), reason, kernel_kills() > killed_before)
-    if reason is None and (spec.folder / FILE_NAME).exists():
-        return read_result(spec.folder)
-    result = _without_result(spec, ended, origin_ns)
-    save_result(result, spec.folder)
+    own = _own_result(spec) if reason is None else None
+    return own or _save(_without_result(spec, ended, origin_ns), spec.folder)
+
+
+def _own_result(spec: WorkerSpec) -> Result | None:
+    """Return what the worker wrote; None where it did not come to that, or nobody can read it."""
+    path = spec.folder / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        result = read_result(path)
+    except LadezeitError:
+        path.replace(spec.folder / UNREADABLE_FILE)
+        return None
+    return result if result.started_at == spec.started_at else None
+
+
+def _save(result: Result, folder: Path) -> Result:
+    """Write and return `result`; where its folder is gone it is made again, and a full disk costs the file alone."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_result(result, folder)
     return result
 
 
@@ -225,18 +242,19 @@ def _worker_files(folder: Path) -> Iterator[tuple[int, int, int]]:
             os.close(descriptor)
 
 
-def _sleep_until_end(worker: Worker, events: int, limit_s: float, progress: Progress) -> Status | None:
+def _sleep_until_end(worker: Worker, events: int, spec: WorkerSpec, progress: Progress) -> Status | None:
     """Sleep until the worker ended (None) or its time was up (`timeout`), passing on the phases it tells."""
-    deadline = time.monotonic() + limit_s
+    deadline = time.monotonic() + spec.config.process.time_limit_s
     with selectors.DefaultSelector() as selector:
         selector.register(events, selectors.EVENT_READ, "event")
         selector.register(worker.fileno(), selectors.EVENT_READ, "end")
         while (left_s := deadline - time.monotonic()) > 0:
-            ready = {key.data for key, _ in selector.select(left_s)}
+            ready = {key.data for key, _ in selector.select(min(left_s, LOG_CHECK_S))}
             if "event" in ready:
                 for line in os.read(events, 1 << 16).decode(errors="replace").splitlines():
                     with contextlib.suppress(ValueError, KeyError):
                         progress(json.loads(line)["phase"])
+            shorten_log(spec.folder / LOG_FILE)
             if "end" in ready:
                 return None
     return Status.timeout
@@ -259,11 +277,20 @@ def _without_result(spec: WorkerSpec, ended: Ended, origin_ns: int) -> Result:
     """Return what is known of a worker that left no result."""
     rank = lost_rank(spec.folder)
     who = "the worker" if rank is None else f"rank {rank}"
-    status, reason = _explain(ended, spec.config.process.time_limit_s, who, last_words(spec.folder))
+    status, reason = _explain(ended, spec, who)
     return _result(spec, status, reason, (time.monotonic_ns() - origin_ns) / 1e9)
 
 
-def _result(spec: WorkerSpec, status: Status, reason: str, wall_s: float) -> Result:
+def _failed(spec: WorkerSpec, error: Exception) -> Result:
+    """Return the result of a sample that broke outside of its worker."""
+    status = Status.timeout if isinstance(error, NoAnswerError) else status_of(error)
+    if isinstance(error, LadezeitError):
+        return _result(spec, status, str(error), 0.0)
+    words = "".join(traceback.format_exception(error))
+    return _result(spec, status, f"{type(error).__name__}: {error}", 0.0, words)
+
+
+def _result(spec: WorkerSpec, status: Status, reason: str, wall_s: float, words: str = "") -> Result:
     return Result(
         status=status,
         identity=spec.identity,
@@ -272,11 +299,12 @@ def _result(spec: WorkerSpec, status: Status, reason: str, wall_s: float) -> Res
         reason=reason,
         environment=spec.environment,
         metrics={"sample/wall_s": wall_s},
-        error=ErrorReport("WorkerError", reason, last_words(spec.folder)),
+        error=ErrorReport("WorkerError", reason, words or last_words(spec.folder)),
     )
 
 
-def _explain(ended: Ended, limit_s: float, who: str, words: str) -> tuple[Status, str]:
+def _explain(ended: Ended, spec: WorkerSpec, who: str) -> tuple[Status, str]:
+    limit_s, code = spec.config.process.time_limit_s, ended.exit_code
     if ended.reason is Status.timeout:
         return (
             Status.timeout,
@@ -284,17 +312,46 @@ def _explain(ended: Ended, limit_s: float, who: str, words: str) -> tuple[Status
         )
     if ended.reason is Status.killed:
         return Status.killed, "interrupted"
-    if ended.exit_code >= 0:
-        return (
-            Status.failed,
-            f"{who} left with exit code {ended.exit_code} and no result; see {LOG_FILE}",
-        )
-    name = signal.Signals(-ended.exit_code).name
-    if name == "SIGKILL" and ended.kernel_out_of_memory:
+    if (spec.folder / UNREADABLE_FILE).exists():
+        return Status.failed, f"{who} left a result that cannot be read: see {UNREADABLE_FILE}"
+    if code < 0:
+        return _explain_signal(ended, who, spec.folder)
+    if code == MEMORY_FULL:
+        return Status.oom, f"{who} ended because host memory ran out; see {LOG_FILE}"
+    return Status.failed, f"{who} left with exit code {code} and no result; see {LOG_FILE}"
+
+
+def _explain_signal(ended: Ended, who: str, folder: Path) -> tuple[Status, str]:
+    number, name = -ended.exit_code, signal_name(-ended.exit_code)
+    if number == signal.SIGKILL and ended.kernel_out_of_memory:
         return Status.oom, f"the kernel ended {who} because host memory ran out"
-    if name == "SIGABRT" and says_out_of_memory(words):  # C++ ends the process where nobody catches std::bad_alloc
+    if number == signal.SIGABRT and says_out_of_memory(last_words(folder)):
+        # C++ ends the process where nobody catches std::bad_alloc
         return Status.oom, f"{who} was aborted by a library because memory ran out; see {LOG_FILE}"
+    if number in CRASHES:
+        return Status.failed, f"{who} crashed with {name}; see {LOG_FILE}"
     return Status.killed, f"{who} was ended by {name} from outside; see {LOG_FILE}"
+
+
+# The worker's log, which a library may fill faster than a disk holds it.
+
+
+def shorten_log(path: Path) -> None:
+    """Cut the middle out of a log that is longer than `MOST_LOG_BYTES`, while it is written to.
+
+    Beginning and end stay. What is written in the very moment may be lost with the middle.
+    """
+    with contextlib.suppress(OSError):
+        size = path.stat().st_size
+        if size <= MOST_LOG_BYTES:
+            return
+        kept = MOST_LOG_BYTES // 4
+        with path.open("r+b") as log:
+            log.seek(size - kept)
+            end = log.read(kept)
+            log.truncate(kept)
+        with path.open("ab") as log:
+            log.write(f"\n… {size - 2 * kept} bytes left out: a log keeps {MOST_LOG_BYTES} …\n".encode() + end)
 
 
 def last_words(folder: Path) -> str:

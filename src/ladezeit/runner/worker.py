@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ladezeit.config import TensorParallelLoading
+from ladezeit.errors import exit_where_memory_ends
 from ladezeit.results.records import save_result
 from ladezeit.runner.sample import Sample
 from ladezeit.runner.spec import WorkerSpec
@@ -31,7 +32,8 @@ RANK_FAILED = 3
 def run_worker(spec_path: Path, event_descriptor: int, origin_ns: int, started_ns: int) -> int:
     """Be a worker process: measure one sample and return the exit code.
 
-    0: a result was written, whatever it says. `RANK_FAILED`: this is a rank whose error ends the others too.
+    0: a result was written, whatever it says. `RANK_FAILED`: this is a rank whose error ends the others too. Where
+    there was no memory to write one, the process leaves with `MEMORY_FULL`.
     """
     faulthandler.enable()
     faulthandler.register(STACKS_SIGNAL, all_threads=True)
@@ -42,11 +44,12 @@ def run_worker(spec_path: Path, event_descriptor: int, origin_ns: int, started_n
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             os.write(event_descriptor, (json.dumps({"phase": path}) + "\n").encode())
 
-    spec = WorkerSpec.read_spec(spec_path)
-    sample = _sample(spec, origin_ns, notify)
-    sample.clock.record_phase("process_start", origin_ns, started_ns)
-    result = sample.run_sample()
-    save_result(result, sample.spec.folder)
+    with exit_where_memory_ends():
+        spec = WorkerSpec.read_spec(spec_path)
+        sample = _sample(spec, origin_ns, notify)
+        sample.clock.record_phase("process_start", origin_ns, started_ns)
+        result = sample.run_sample()
+        save_result(result, sample.spec.folder)
     is_rank = sample.spec is not spec
     return RANK_FAILED if is_rank and result.error is not None else 0
 

@@ -28,11 +28,19 @@ class _Names:
 
     limit: str
     usage: str
+    kills: str
     reclaimable: tuple[str, ...]
 
 
-_VERSION_2 = _Names("memory.max", "memory.current", ("active_file", "inactive_file", "slab_reclaimable"))
-_VERSION_1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file"))
+_VERSION_2 = _Names(
+    "memory.max", "memory.current", "memory.events", ("active_file", "inactive_file", "slab_reclaimable")
+)
+_VERSION_1 = _Names(
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "memory.oom_control",
+    ("total_active_file", "total_inactive_file"),
+)
 
 
 def memory_limit_bytes(root: Path = _ROOT) -> int:
@@ -78,9 +86,13 @@ def near_cpus(pci_address: str | None, root: Path = _ROOT) -> frozenset[int]:
 
 
 def kernel_kills(root: Path = _ROOT) -> int:
-    """Return how many processes the kernel's out-of-memory killer has ended since boot; 0 where it does not say."""
-    counts = dict(line.split(" ", 1) for line in _text(root / "proc/vmstat").splitlines() if " " in line)
-    return int(counts.get("oom_kill", 0))
+    """Return how many processes of this control group the kernel's out-of-memory killer has ended since boot.
+
+    Of the whole machine where there are no groups, or none counts; 0 where the kernel does not say.
+    """
+    counters = [group / names.kills for group, names in _memory_groups(root)]
+    kills = (_counts(path).get("oom_kill") for path in (*counters, root / "proc/vmstat"))
+    return next((count for count in kills if count is not None), 0)
 
 
 def ended_for_memory(exit_code: int, kills_before: int) -> bool:
@@ -130,8 +142,14 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _reclaimable(group: Path, names: _Names) -> int:
-    counts = dict(line.split(" ", 1) for line in _text(group / "memory.stat").splitlines() if " " in line)
-    return sum(int(counts[key]) for key in names.reclaimable if counts.get(key, "").isdigit())
+    counts = _counts(group / "memory.stat")
+    return sum(counts.get(key, 0) for key in names.reclaimable)
+
+
+def _counts(path: Path) -> dict[str, int]:
+    """Return the numbers of a file of names and numbers, one pair a line."""
+    pairs = (line.partition(" ") for line in _text(path).splitlines())
+    return {name: int(number) for name, _, number in pairs if number.isdigit()}
 
 
 def _number(path: Path) -> int | None:
