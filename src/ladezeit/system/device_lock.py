@@ -18,6 +18,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal
 
+from ladezeit.redaction import redact_text
 from ladezeit.system.files import cache_folder
 from ladezeit.system.gpus import ResolvedDevice
 
@@ -99,7 +100,7 @@ def _acquire(path: Path, waiting: Callable[[Holder | None], None]) -> TextIOWrap
                     waiting(holder)
                 time.sleep(_POLL_S)
         file.truncate(0)
-        json.dump(asdict(Holder(os.getpid(), " ".join(sys.orig_argv))), file)
+        json.dump(asdict(Holder(os.getpid(), redact_text(" ".join(sys.orig_argv)))), file)
         file.flush()
     except BaseException:
         file.close()
