@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
+from ladezeit.redaction import redact_text
+
 #: Exit code of console scripts: nothing was done, and the user can cure it.
 USAGE = 2
 #: Exit code of processes that ladezeit starts besides workers: memory ran out there.
@@ -114,7 +116,7 @@ def run_as(script: str, command: Callable[[], object]) -> None:
     try:
         command()
     except LadezeitError as error:
-        print(f"{script}: {error}", file=sys.stderr)
+        print(redact_text(f"{script}: {error}"), file=sys.stderr)
         sys.exit(USAGE)
 
 

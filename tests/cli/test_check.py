@@ -12,7 +12,8 @@ import pytest
 import planted
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.results.records import Status
-from ladezeit.tracking import import_unlogged, open_tracker
+from ladezeit.tracking import open_tracker
+from ladezeit.tracking.sync import sync_folder
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -40,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, with_store: Callable[[Path],
             result.started_at = result.started_at.replace("2026-03-01", f"2026-04-{day:02}")
         planted.write(folder / name, results)
     tracker = open_tracker(TrackingConfig(kind=TrackingKind.sqlite, experiment="main"), with_store(folder / "outputs"))
-    import_unlogged(folder / "baseline", tracker)
+    sync_folder(folder / "baseline", tracker)
     return folder
 
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import yaml
 
 import planted
 from ladezeit.analysis.comparison import compare_points
+from ladezeit.results.records import SweepRecord
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -130,10 +132,15 @@ def test_nothing_to_read_exits_with_2(run: Run, tmp_path: Path, command: str) ->
 
 
 def test_the_newest_sweep_is_the_default(run: Run, tmp_path: Path) -> None:
-    planted.write(tmp_path / "outputs" / "sweeps" / "2026-01-01", planted.sweep(samples=1))
-    planted.write(tmp_path / "outputs" / "sweeps" / "2026-01-02", planted.sweep(samples=2))
+    """It is the one that was started last, whatever its folder is called and however deep it lies."""
+    for name, hour, samples in (("z-first", 8, 1), ("by-day/2026/a-last", 10, 2), ("middle", 9, 1)):
+        folder = planted.write(tmp_path / "outputs" / "sweeps" / name, planted.sweep(samples=samples))
+        own = SweepRecord.read_record(folder)
+        replace(own, started_at=f"2026-01-02T{hour:02}:00:00.000+00:00").save_record(folder)
+    (tmp_path / "outputs" / "sweeps" / "damaged").mkdir()
+    (tmp_path / "outputs" / "sweeps" / "damaged" / "sweep.json").write_text("{")
     shown = run("compare", "--format", "json")
-    assert shown.returncode == 0 and "2026-01-02" in shown.stderr
+    assert shown.returncode == 0 and "reading outputs/sweeps/by-day/2026/a-last" in shown.stderr
     assert json.loads(shown.stdout)["points"][0]["n"] == 2
 
 

@@ -17,7 +17,8 @@ import yaml
 import planted
 from ladezeit.analysis.regression import Outcome
 from ladezeit.config import TrackingConfig, TrackingKind
-from ladezeit.tracking import import_unlogged, open_tracker
+from ladezeit.tracking import open_tracker
+from ladezeit.tracking.sync import sync_folder
 
 PAGE = (Path(__file__).parents[2] / "docs" / "regression-gate.md").read_text(encoding="utf-8")
 WORKFLOW: dict[Any, Any] = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0])
@@ -71,7 +72,7 @@ def test_the_commands_at_the_top_of_the_page_run(tmp_path: Path, with_store: Cal
             result.started_at = result.started_at.replace("2026-03-01", f"2026-04-0{day}")
         planted.write(tmp_path / "outputs" / "sweeps" / name, results)
     tracker = open_tracker(TrackingConfig(kind=TrackingKind.sqlite), with_store(tmp_path / "outputs"))
-    import_unlogged(tmp_path / "outputs" / "sweeps" / "baseline", tracker)
+    sync_folder(tmp_path / "outputs" / "sweeps" / "baseline", tracker)
     commands = re.findall(r"^\$ (ladezeit-results check .*)$", PAGE, re.MULTILINE)
     assert len(commands) == 3
     for command in commands:

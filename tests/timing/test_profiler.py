@@ -10,10 +10,10 @@ from configs_for_tests import make_run_config
 from ladezeit.analysis.eligibility import unverified_reason
 from ladezeit.config import ProcessConfig, ProcessKind, TensorParallelLoading, TransformersLoading
 from ladezeit.errors import LadezeitError
+from ladezeit.redaction import redact_text
 from ladezeit.report.sample_view import as_rich
 from ladezeit.results.reader import read_paths
 from ladezeit.results.records import Identity, Result, Status, read_result
-from ladezeit.results.redaction import redact_text
 from ladezeit.runner.spec import WorkerSpec
 from ladezeit.runner.supervisor import Supervisor
 from ladezeit.timing import profiler

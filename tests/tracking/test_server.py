@@ -1,12 +1,16 @@
 """A tracking server: found or refused in seconds, and never able to take a measurement with it when it dies."""
 
+import os
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 from real_parts import PASSWORD, end_group, free_port, mlflow_server
@@ -15,7 +19,8 @@ from example_results import record, result, write_sample
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.errors import TrackingError
 from ladezeit.report.timeline import draw_timeline
-from ladezeit.tracking import SweepStatus, import_unlogged, open_tracker, pending_samples
+from ladezeit.tracking import MARKER, SweepStatus, open_tracker
+from ladezeit.tracking.sync import sync_folder
 
 SAMPLES_OF_ONE_PROCESS = """
 import sys
@@ -98,6 +103,64 @@ def test_a_sweep_goes_to_a_server_with_its_files(server: str, tmp_path: Path, mo
     assert not (tmp_path / "artifacts").exists(), "the server keeps them"
 
 
+class _Forgetful(ThreadingHTTPServer):
+    """In front of a server: passes everything on, but the answer to the first run that is created gets lost."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Forwarding)
+        self.target = target
+        self.address = f"http://127.0.0.1:{self.server_port}"
+        self.created = 0
+
+
+class _Forwarding(BaseHTTPRequestHandler):
+    server: _Forgetful
+
+    def _forward(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        headers = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "connection")}
+        asked = Request(self.server.target + self.path, body or None, headers, method=self.command)
+        try:
+            with urlopen(asked) as reply:
+                status, kind, content = reply.status, reply.headers["Content-Type"], reply.read()
+        except HTTPError as error:
+            status, kind, content = error.code, error.headers["Content-Type"], error.read()
+        if self.path.endswith("/runs/create"):
+            self.server.created += 1
+            if self.server.created == 1:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+        self.send_response(status)
+        self.send_header("Content-Type", kind or "text/plain")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = _forward
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_a_lost_answer_makes_no_second_run(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow repeats a request that was not answered, even one that makes a run: each sample would be there twice."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    measured = result(sweep=None)
+    folder = write_sample(tmp_path / "0", measured)
+    with _Forgetful(server) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        tracker: Any = open_tracker(at(proxy.address, "lost answer"), tmp_path)
+        with pytest.raises(TrackingError, match="logging sample"):
+            tracker.log_sample(measured, folder, None, ["loading"])
+        assert proxy.created == 1 and os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+        assert sync_folder(folder, tracker).written == 1, "the run that was made is found and filled"
+        assert proxy.created == 1
+        (run,) = tracker.store.client.search_runs([tracker.store.experiment_id])
+        proxy.shutdown()
+    assert run.info.status == "FINISHED" and run.data.metrics["load/total_s"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_server_that_dies_in_mid_sweep_costs_no_sample(tmp_path: Path, with_store: Callable[[Path], Path]) -> None:
@@ -115,10 +178,10 @@ def test_a_server_that_dies_in_mid_sweep_costs_no_sample(tmp_path: Path, with_st
                 tracker.log_sample(second, folder, sweep, sweep.varying)
         with pytest.raises(TrackingError):
             tracker.end_sweep(sweep, SweepStatus.FINISHED, "")
-    assert pending_samples(tmp_path) == [folder]
+    assert not (folder / MARKER).exists()
     with mlflow_server(tmp_path, backend) as (address, _):
         tracker = open_tracker(at(address), tmp_path)
-        assert import_unlogged(tmp_path, tracker) == 1
+        assert sync_folder(tmp_path, tracker).written == 1
         parent = tracker.store.client.get_run(sweep.parent_run_id)
         assert parent.info.status == "FINISHED"
         runs = tracker.store.client.search_runs([sweep.experiment_id], "tags.`ladezeit.role` = 'sample'")
@@ -137,7 +200,7 @@ def test_a_server_that_begins_to_hang_is_asked_briefly(tracker: Any, tmp_path: P
     tracker._suspect = True
     with pytest.raises(TrackingError, match="does not answer"):
         tracker.log_sample(measured, folder, None, [])
-    assert pending_samples(tmp_path) == [folder]
+    assert not (folder / MARKER).exists()
 
 
 @pytest.mark.postgres

@@ -1,18 +1,23 @@
 """The sqlite store: opened by anybody at any time, and never at the price of what is in it."""
 
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from example_results import record, result, write_sample
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.errors import TrackingError
-from ladezeit.tracking import SweepStatus, Untracked, open_tracker, pending_samples
+from ladezeit.tracking import MARKER, SweepStatus, Tracker, open_tracker
+from ladezeit.tracking.reader import read_experiment
+from ladezeit.tracking.sync import close_orphans, sync_folder
 
 SQLITE = TrackingConfig(kind=TrackingKind.sqlite)
 
@@ -112,7 +117,7 @@ def test_a_sample_of_a_lost_store_stays_in_the_outbox(tmp_path: Path, outputs: P
     with pytest.raises(TrackingError, match="is gone"):
         tracker.end_sweep(sweep, SweepStatus.FINISHED, "")
     assert (folder / "result.json").read_bytes() == written
-    assert pending_samples(tmp_path) == [folder]
+    assert not (folder / MARKER).exists()
     assert not (private / "mlflow.db").exists(), "no empty store took its place"
 
 
@@ -147,14 +152,42 @@ def test_a_deleted_experiment_is_not_written_to(outputs: Path) -> None:
         open_tracker(config, outputs)
 
 
-def test_a_moved_outputs_folder_is_noticed(tmp_path: Path, outputs: Path) -> None:
-    """The store keeps absolute paths: artifacts must not be written to where the folder used to be."""
-    config = TrackingConfig(kind=TrackingKind.sqlite, experiment="moved")
-    store = open_tracker(config, outputs).store
-    damaged(outputs, "UPDATE experiments SET artifact_location = 'file:///once/there/artifacts' WHERE name = 'moved'")
-    with pytest.raises(TrackingError, match="/once/there/artifacts, which is gone"):
-        open_tracker(config, outputs)
-    assert store.experiment_id
+@pytest.mark.parametrize("original", ["there", "gone"])
+def test_a_copied_outputs_folder_writes_into_the_copy(
+    tmp_path: Path, with_store: Callable[[Path], Path], caplog: pytest.LogCaptureFixture, original: str
+) -> None:
+    """MLflow keeps absolute paths: a copy would fill the original's folder, or one that is not there any more."""
+    first = with_store(tmp_path / "original")
+    measured = result(sweep=None, sample=0)
+    open_tracker(SQLITE, first).log_sample(measured, write_sample(first / "runs" / "0", measured), None, [])
+    copy = tmp_path / "copy"
+    shutil.copytree(first, copy)
+    before = sorted(str(path) for path in first.rglob("*"))
+    if original == "gone":
+        shutil.rmtree(first)
+    tracker: Any = open_tracker(SQLITE, copy)
+    assert f"runs go to 'ladezeit in {copy}'" in caplog.text
+    assert sync_folder(copy / "runs" / "0", tracker).written == 1
+    newer = result(sweep=None, sample=1, job=1)
+    run_id = tracker.log_sample(newer, write_sample(copy / "runs" / "1", newer), None, [])
+    assert (copy / "artifacts" / run_id / "artifacts" / "result.json").is_file()
+    assert not close_orphans(tracker, copy / "sweeps")
+    if original == "there":
+        assert sorted(str(path) for path in first.rglob("*")) == before
+        assert len(read_experiment("ladezeit", f"sqlite:///{first}/mlflow.db").results) == 1
+    else:
+        assert not first.exists()
+    assert len(read_experiment("ladezeit", f"sqlite:///{copy}/mlflow.db").results) == 2
+    assert open_tracker(SQLITE, copy).store.experiment_id == tracker.store.experiment_id  # type: ignore[attr-defined]
+
+
+def test_artifacts_that_a_person_put_elsewhere_stay_there(outputs: Path, tmp_path: Path) -> None:
+    """An experiment that was made with a folder of its own for artifacts is no copy."""
+    store: Any = open_tracker(SQLITE, outputs).store  # type: ignore[attr-defined]
+    (tmp_path / "large disk").mkdir()
+    made = store.client.create_experiment("chosen", artifact_location=(tmp_path / "large disk" / "runs").as_uri())
+    opened: Any = open_tracker(TrackingConfig(kind=TrackingKind.sqlite, experiment="chosen"), outputs)
+    assert opened.store.experiment_id == made
 
 
 def test_an_experiment_made_by_a_server_is_refused(outputs: Path) -> None:
@@ -190,11 +223,11 @@ def test_another_sqlite_file_can_be_named(outputs: Path, tmp_path: Path) -> None
 def test_without_tracking_nothing_but_the_record_is_written(tmp_path: Path) -> None:
     """`tracking=none` measures without MLflow, and the results can still be imported later."""
     tracker = open_tracker(TrackingConfig(kind=TrackingKind.none), tmp_path)
-    assert isinstance(tracker, Untracked)
+    assert type(tracker) is Tracker
     sweep = tracker.begin_sweep(record(), tmp_path)
     folder = write_sample(tmp_path / "0", result())
     assert tracker.log_sample(result(), folder, sweep, sweep.varying) == ""
     tracker.end_sweep(sweep, SweepStatus.FINISHED, "")
-    assert pending_samples(tmp_path) == [folder]
+    assert not (folder / MARKER).exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "sweep.json"]
     assert "tracking=none" in tracker.comparison_lines(sweep)

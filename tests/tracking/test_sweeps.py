@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 from example_results import record, result, sweep_results, write_sample
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.errors import TrackingError
+from ladezeit.redaction import redact_text
 from ladezeit.report.sweep_table import sweep_as_markdown
 from ladezeit.results.records import SweepRecord
-from ladezeit.results.redaction import redact_text
-from ladezeit.tracking import SweepStatus, Untracked, import_unlogged, open_tracker, pending_samples
+from ladezeit.tracking import MARKER, SweepStatus, open_tracker
+from ladezeit.tracking.sync import sync_folder
 
 
 def run_of(tracker: Any, sweep: SweepRecord) -> Any:
@@ -128,6 +130,22 @@ def test_a_view_that_cannot_be_saved_fails_nothing(
     assert "searchFilter=" in tracker.comparison_lines(sweep)
 
 
+@pytest.mark.parametrize("version", ["3.18.0", "4.0.0rc1", "2.22", ""])
+def test_no_view_is_written_for_an_interface_that_may_not_read_it(
+    tracker: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, version: str
+) -> None:
+    """A release that changed the undocumented format could show a broken page: one line, and a search instead."""
+    tracker.store = replace(tracker.store, mlflow_version=version)
+    with caplog.at_level(logging.WARNING, "ladezeit"):
+        sweep = tracker.begin_sweep(record(), tmp_path)
+        tracker.end_sweep(sweep, SweepStatus.FINISHED, "")
+    assert len(caplog.records) == 1 and "may read another format" in caplog.text
+    assert run_of(tracker, sweep).info.status == "FINISHED"
+    tags = tracker.store.client.get_experiment(tracker.store.experiment_id).tags
+    assert not [tag for tag in tags if "sharedViewState" in tag]
+    assert "searchFilter=" in tracker.comparison_lines(sweep)
+
+
 def test_a_long_summary_is_cut_visibly(tracker: Any, tmp_path: Path) -> None:
     """MLflow shows 8,000 characters of a description; the rest must not vanish unnoticed."""
     sweep = tracker.begin_sweep(record(), tmp_path)
@@ -148,7 +166,7 @@ def test_samples_of_a_sweep_that_no_store_knew_are_imported_with_their_times(
     for measured in results:
         write_sample(folder / str(measured.identity.job), measured)
     write_sample(folder / "warm-up", result(sweep=None, job=-1))
-    assert import_unlogged(folder, tracker) == 10
+    assert sync_folder(folder, tracker).written == 10
     sweep = SweepRecord.read_record(folder)
     client = tracker.store.client
     runs = client.search_runs([tracker.store.experiment_id], "tags.`ladezeit.role` = 'sample'")
@@ -160,8 +178,8 @@ def test_samples_of_a_sweep_that_no_store_knew_are_imported_with_their_times(
     assert parent.info.start_time == 1772357400000
     assert parent.info.end_time == max(run.info.end_time for run in runs)
     assert "cuda_fp16" in parent.data.tags["mlflow.note.content"]
-    assert import_unlogged(folder, tracker) == 0
-    assert pending_samples(folder) == [folder / "warm-up"]
+    assert sync_folder(folder, tracker).written == 0
+    assert not (folder / "warm-up" / MARKER).exists()
 
 
 def test_a_whole_sweep_can_be_rebuilt_in_another_store(tracker: Any, outputs: Path, tmp_path: Path) -> None:
@@ -172,9 +190,7 @@ def test_a_whole_sweep_can_be_rebuilt_in_another_store(tracker: Any, outputs: Pa
     measured = result()
     tracker.log_sample(measured, write_sample(folder / "0", measured), sweep, sweep.varying)
     other: Any = open_tracker(TrackingConfig(kind=TrackingKind.sqlite, experiment=f"{tmp_path}-other"), outputs)
-    assert import_unlogged(folder, other) == 0
-    assert import_unlogged(folder, other, everything=True) == 1
-    assert import_unlogged(folder, other, everything=True) == 1
+    assert [sync_folder(folder, other).written for _ in range(2)] == [1, 0]
     runs = other.store.client.search_runs([other.store.experiment_id])
     assert sorted(run.data.tags["ladezeit.role"] for run in runs) == ["sample", "sweep"]
     (parent,) = [run for run in runs if run.data.tags["ladezeit.role"] == "sweep"]
@@ -185,17 +201,10 @@ def test_a_single_run_is_imported_too(tracker: Any, tmp_path: Path) -> None:
     """A run outside any sweep has no parent; its overrides are its params."""
     measured = result("device_map_auto", sweep=None)
     write_sample(tmp_path / "run", measured)
-    assert import_unlogged(tmp_path / "run", tracker) == 1
+    assert sync_folder(tmp_path / "run", tracker).written == 1
     (run,) = tracker.store.client.search_runs([tracker.store.experiment_id])
     assert run.data.params == {"loading": "device_map_auto", "cache": "warm", "sample": "0"}
     assert "mlflow.parentRunId" not in run.data.tags
-
-
-def test_importing_into_nothing_is_refused(tmp_path: Path) -> None:
-    """`tracking=none` would say that it imported samples, and nobody would ever find them."""
-    write_sample(tmp_path / "0", result(sweep=None))
-    with pytest.raises(TrackingError, match="tracking=sqlite"):
-        import_unlogged(tmp_path, Untracked())
 
 
 def test_samples_wait_for_a_sweep_that_could_not_be_opened(tracker: Any, tmp_path: Path) -> None:
@@ -204,7 +213,7 @@ def test_samples_wait_for_a_sweep_that_could_not_be_opened(tracker: Any, tmp_pat
     folder = write_sample(tmp_path / "0", measured)
     with pytest.raises(TrackingError, match="can be imported"):
         tracker.log_sample(measured, folder, record(), ["loading"])
-    assert pending_samples(tmp_path) == [folder]
+    assert not (folder / MARKER).exists()
 
 
 def test_the_printed_command_and_pages_belong_to_the_store(
@@ -232,6 +241,10 @@ def test_the_printed_command_and_pages_belong_to_the_store(
         ("see postgresql+psycopg://me:p/w@db/runs, then", "see postgresql+psycopg://***@db/runs, then"),
         ("https://token@host", "https://***@host"),
         ("mysql://u:p%40w@db?ssl=1&password=pw", "mysql://***@db?ssl=1&password=***"),
+        ("postgresql://db/runs?user=me&sslmode=off&key=k", "postgresql://db/runs?user=***&sslmode=off&key=***"),
+        ("http://h/x?API-KEY=k;access_key_id=i&apikey=1", "http://h/x?API-KEY=***;access_key_id=***&apikey=***"),
+        ("connection failed: host=db password=pw port=1", "connection failed: host=db password=*** port=1"),
+        ("http://h/#/e?viewStateShareKey=a&monkey=b&page=2", "http://h/#/e?viewStateShareKey=a&monkey=b&page=2"),
         ("sqlite:////a@b/mlflow.db", "sqlite:////a@b/mlflow.db"),
         ("mail me@example.org about file:///a/b", "mail me@example.org about file:///a/b"),
         ("http://host/a and ann@b.org", "http://host/a and ann@b.org"),
@@ -261,4 +274,4 @@ def test_a_sample_folder_that_moved_is_still_imported(tracker: Any, tmp_path: Pa
     record(samples_planned=1).save_record(folder)
     write_sample(folder / "0", result())
     shutil.move(folder, tmp_path / "here")
-    assert import_unlogged(tmp_path / "here", tracker) == 1
+    assert sync_folder(tmp_path / "here", tracker).written == 1

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from example_results import record, result, sweep_results, write_sample
-from ladezeit.errors import LadezeitError
-from ladezeit.results.records import SweepRecord
+from ladezeit.errors import LadezeitError, TrackingError
+from ladezeit.results.records import Status, SweepRecord
 from ladezeit.tracking.owner import Owner
+from ladezeit.tracking.reader import read_experiment
 from ladezeit.tracking.sync import list_folders, sync_folder
 
 
@@ -108,6 +109,75 @@ def test_a_sweep_that_runs_is_left_alone(tracker: Any, tmp_path: Path, living: O
     done = sync_folder(folder, tracker)
     assert done.written == 0 and done.left_alone == f"process {living.pid} on {living.host} is at it"
     assert list(everything(tracker)) == [opened.parent_run_id]
+
+
+def create_again(tracker: Any, run: Any) -> str:
+    """Create a run with the very tags and times of another one, as a request does that is sent twice."""
+    again = tracker.store.client.create_run(
+        tracker.store.experiment_id,
+        start_time=run.info.start_time,
+        run_name=run.info.run_name,
+        tags={**run.data.tags, "ladezeit.created": "9999"},
+    )
+    return str(again.info.run_id)
+
+
+def test_of_duplicates_the_oldest_is_kept(tracker: Any, tmp_path: Path) -> None:
+    """A measurement or a sweep that is there twice counts twice in every average and chart."""
+    folder = copied_sweep(tmp_path / "sweep")
+    sync_folder(folder, tracker)
+    before = everything(tracker)
+    client = tracker.store.client
+    runs = [client.get_run(run_id) for run_id in before]
+    (parent,) = [run for run in runs if run.data.tags["ladezeit.role"] == "sweep"]
+    sample = next(run for run in runs if run.data.tags["ladezeit.role"] == "sample")
+    second_parent, second = create_again(tracker, parent), create_again(tracker, sample)
+    client.set_tag(sample.info.run_id, "mlflow.parentRunId", second_parent)
+    assert sync_folder(folder, tracker).written == 0
+    after = everything(tracker)
+    assert {run_id: after[run_id] for run_id in before} == before, "the samples are below the oldest again"
+    for run_id, oldest in ((second_parent, parent.info.run_id), (second, sample.info.run_id)):
+        status, _, _, _, tags = after[run_id]
+        assert status == "KILLED" and tags["ladezeit.role"] == "duplicate"
+        assert tags["ladezeit.reason"] == f"duplicate of run {oldest}"
+    found = read_experiment(client.get_experiment(tracker.store.experiment_id).name, tracker.store.uri)
+    assert len(found.results) == 10
+    assert sync_folder(folder, tracker).written == 0 and everything(tracker) == after
+
+
+def test_what_a_person_deleted_stays_deleted(tracker: Any, tmp_path: Path) -> None:
+    """Who removes a sample, a run or a sweep from the interface does not want it back with the next sync."""
+    folder = copied_sweep(tmp_path / "sweep")
+    alone = write_sample(tmp_path / "alone", result(sweep=None))
+    sync_folder(folder, tracker)
+    sync_folder(alone, tracker)
+    client = tracker.store.client
+    sample, single = ((at / ".mlflow_run_id").read_text().strip() for at in (folder / "3", alone))
+    for run_id in (sample, single):
+        client.delete_run(run_id)
+    before = set(everything(tracker))
+    for at in (folder / "3", alone):
+        (at / ".mlflow_run_id").unlink()  # as if the files came from another machine
+    assert (sync_folder(folder, tracker).written, sync_folder(alone, tracker).written) == (0, 0)
+    assert set(everything(tracker)) == before and not {sample, single} & before
+    parent = SweepRecord.read_record(folder).parent_run_id
+    client.delete_run(parent)
+    assert sync_folder(folder, tracker).left_alone == "its run was deleted in MLflow"
+    assert set(everything(tracker)) == before - {parent}
+    with pytest.raises(TrackingError, match="deleted in MLflow"):
+        tracker.begin_sweep(record(), folder)
+
+
+def test_a_half_written_sample_is_filled(tracker: Any, tmp_path: Path) -> None:
+    """A process that died while it wrote leaves a run without figures; its file has them all."""
+    folder = copied_sweep(tmp_path / "sweep")
+    opened = tracker.begin_sweep(SweepRecord.read_record(folder), folder)
+    half = next(measured for measured in sweep_results(1) if measured.status is Status.ok)
+    run = tracker._create(half, opened, folder / "0")
+    tracker.store.client.log_metric(run.info.run_id, "load/total_s", half.metrics["load/total_s"])
+    assert sync_folder(folder, tracker).written == 10
+    status, _, metrics, params, _ = everything(tracker)[run.info.run_id]
+    assert status == "FINISHED" and "inference/first_token_s" in metrics and params["loading"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ or not to be compared.
 
 import typer
 
-from ladezeit.cli.results_commands import check, compare, hand_over, reap, report, rerun, show, sync, ui, verdict
+from ladezeit.cli.results_commands import decide, mlflow_store, present
 from ladezeit.errors import run_as
 
 app = typer.Typer(
@@ -17,16 +17,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("compare")(compare.compare_command)
-app.command("verdict")(verdict.verdict_command)
-app.command("check")(check.check_command)
-app.command("report")(report.report_command)
-app.command("hand-over")(hand_over.hand_over_command)
-app.command("show")(show.show_command)
-app.command("rerun")(rerun.rerun_command)
-app.command("sync")(sync.sync_command)
-app.command("reap")(reap.reap_command)
-app.command("ui")(ui.ui_command)
+app.command("compare")(decide.compare_command)
+app.command("verdict")(decide.verdict_command)
+app.command("check")(decide.check_command)
+app.command("report")(present.report_command)
+app.command("hand-over")(present.hand_over_command)
+app.command("show")(present.show_command)
+app.command("rerun")(present.rerun_command)
+app.command("sync")(mlflow_store.sync_command)
+app.command("reap")(mlflow_store.reap_command)
+app.command("ui")(mlflow_store.ui_command)
 
 
 @app.callback()

@@ -18,8 +18,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ladezeit.cli import help
+from ladezeit.config.compose import refuse_credentials
 from ladezeit.config.hydra_support import register_schemas
 from ladezeit.errors import USAGE, LadezeitError
+from ladezeit.redaction import redact_text
 
 OK, SOME_NOT_OK, NONE_OK, INTERRUPTED = 0, 1, 3, 130
 
@@ -42,7 +44,7 @@ def run(composed: DictConfig) -> float:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove a run's folder that holds nothing but Hydra's own files."""
+    """Remove a run's folder that holds nothing but Hydra's own files, which show what was refused as it was typed."""
     if {entry.name for entry in folder.iterdir()} <= {".hydra"}:
         shutil.rmtree(folder)
 
@@ -63,6 +65,8 @@ def _main(arguments: list[str]) -> int:
     # Hydra prints errors its own way and exits with 1; told to raise them, it leaves both to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        for argument in arguments:  # before Hydra writes them down
+            refuse_credentials(argument, argument.lstrip("+~").partition("=")[0])
         hydra.main(version_base="1.3", config_path="pkg://ladezeit.conf", config_name="config")(run)()
         if _refusal is not None:
             raise _refusal
@@ -75,7 +79,7 @@ def _main(arguments: list[str]) -> int:
             raise
         from ladezeit.config.hydra_support import explain_error
 
-        print(f"ladezeit: {explain_error(error)}", file=sys.stderr)
+        print(redact_text(f"ladezeit: {explain_error(error)}"), file=sys.stderr)
         return USAGE
     finally:
         if "ladezeit.sweep.session" in sys.modules:  # importing it takes half a second, which help need not wait for

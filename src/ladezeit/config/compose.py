@@ -11,14 +11,14 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ladezeit.config.run import LoadConfig, RunConfig, TrackingConfig
+from ladezeit.config.run import LoadConfig, RunConfig
 from ladezeit.config.schema import KINDS
 from ladezeit.errors import ConfigError, did_you_mean
+from ladezeit.redaction import holds_credentials, redact_text
 
 _SCHEMA = re.compile(r"/schema/(?P<group>\w+)/(?P<name>\w+)@_here_")
 
@@ -144,6 +144,7 @@ def build_config(composed: DictConfig) -> RunConfig:
         omegaconf.errors.OmegaConfBaseException: a mandatory value is missing or an interpolation fails.
     """
     _check_keys(composed, "")
+    refuse_credentials(OmegaConf.to_container(composed, resolve=True))
     config = OmegaConf.to_object(composed)
     if not isinstance(config, RunConfig):
         raise ConfigError(
@@ -179,7 +180,6 @@ def check_values(config: RunConfig) -> None:
             "process.time_limit_s": (config.process.time_limit_s, 1),
         }
     )
-    _check_no_secret(config.tracking)
 
 
 def _check_keys(node: DictConfig, path: str) -> None:
@@ -214,11 +214,23 @@ def check_device(device: str) -> None:
     )
 
 
-def _check_no_secret(tracking: TrackingConfig) -> None:
-    if urlsplit(tracking.uri or "").password:
+def refuse_credentials(node: Any, key: str = "") -> None:
+    """Refuse plain data in which an address holds a user, a password or a token; `key` is where `node` stands.
+
+    Raises:
+        ConfigError: there is one; the text does not repeat it.
+    """
+    if isinstance(node, dict):
+        for name, value in node.items():
+            refuse_credentials(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for value in node:
+            refuse_credentials(value, key)
+    elif isinstance(node, str) and holds_credentials(node):
         raise ConfigError(
-            "tracking.uri holds a password, and configs are written into results and logs: leave tracking.uri out and "
-            "set MLFLOW_TRACKING_URI in the environment instead"
+            f"{redact_text(key)} holds an address with a user, a password or a token, and configs are written into "
+            f"results and logs: leave it out; the address of a tracking store can be MLFLOW_TRACKING_URI in the "
+            f"environment instead"
         )
 
 

@@ -11,13 +11,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ladezeit.errors import LadezeitError
+from ladezeit.redaction import redact_text
 from ladezeit.report import case_study, document, figures, timeline
 from ladezeit.report.canvas import Picture
 from ladezeit.report.comparison_table import escape_cell, section_markdown
 from ladezeit.report.document import Report
 from ladezeit.report.verdict import describe_answer, describe_section
 from ladezeit.results.records import Result
-from ladezeit.results.redaction import redact_text
 from ladezeit.system.files import write_atomically
 
 _NAME = re.compile(r"[\w.+-]+")

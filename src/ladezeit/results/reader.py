@@ -4,8 +4,10 @@ import gc
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ladezeit.errors import LadezeitError
@@ -116,9 +118,9 @@ def _read_path(path: Path, samples: Samples, seen: set[tuple[object, ...]]) -> N
     for folder, result in gathered.by_folder.items():
         samples.add_result(result, str(folder), seen)
     samples.unreadable += gathered.problems
-    for record in _records(path):
+    for own in [path] if (path / SWEEP_FILE_NAME).is_file() else sweep_folders(path):
         try:
-            samples.sweeps.append(SweepRecord.read_record(record.parent))
+            samples.sweeps.append(SweepRecord.read_record(own))
         except LadezeitError as cause:
             samples.unreadable.append(str(cause))
 
@@ -132,10 +134,25 @@ def _read_lines(path: Path, samples: Samples, seen: set[tuple[object, ...]]) -> 
             samples.unreadable.append(f"{path}:{number}: {' '.join(str(cause).split())}")
 
 
-def _records(folder: Path) -> Iterable[Path]:
-    """Return the sweep records in `folder` or, where it holds several sweeps, below it."""
-    own = folder / SWEEP_FILE_NAME
-    return [own] if own.is_file() else sorted(folder.rglob(SWEEP_FILE_NAME))
+def sweep_folders(folder: Path) -> list[Path]:
+    """Return the folders of sweeps at or below `folder`, at any depth, in path order."""
+    return sorted(path.parent for path in folder.rglob(SWEEP_FILE_NAME))
+
+
+def newest_sweep(folder: Path) -> Path:
+    """Return the folder of the sweep below `folder` that was started last, whatever its name.
+
+    Raises:
+        LadezeitError: there is no sweep whose record can be read.
+    """
+    started = {}
+    for own in sweep_folders(folder):
+        with suppress(LadezeitError, ValueError):
+            moment = datetime.fromisoformat(SweepRecord.read_record(own).started_at)
+            started[own] = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if not started:
+        raise LadezeitError(f"no sweep in {folder}: give the folder of a sweep, a result.json, or --experiment NAME")
+    return max(started, key=lambda own: started[own])
 
 
 # All results below a folder, read so that one damaged file hides no other.

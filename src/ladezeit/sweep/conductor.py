@@ -17,6 +17,7 @@ from ladezeit.config import RunConfig, build_config
 from ladezeit.config.serialize import point_id
 from ladezeit.errors import REFUSALS, ConfigError, NotRunnableError, TrackingError
 from ladezeit.loading.preflight import TooLittleMemoryError
+from ladezeit.redaction import redact_text
 from ladezeit.report.sweep_table import as_rich
 from ladezeit.report.verdict import closing_words, summarize_sweep
 from ladezeit.results.fields import varying_values
@@ -123,7 +124,7 @@ def _record(jobs: Sequence[Job], folder: Path) -> SweepRecord:
     return SweepRecord(
         id=_id(folder, now),
         title=config.title or "+".join(models),
-        command=shlex.join(["ladezeit", *sys.argv[1:]]),
+        command=redact_text(shlex.join(["ladezeit", *sys.argv[1:]])),
         varying=varying,
         samples_planned=len(jobs),
         started_at=now.isoformat(timespec="milliseconds"),

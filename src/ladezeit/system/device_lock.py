@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from ladezeit.redaction import redact_text
 from ladezeit.system.files import cache_folder, hold_lock
 from ladezeit.system.gpus import ResolvedDevice
 
@@ -62,7 +63,7 @@ def lock_device(
 
     with hold_lock(path, tell, shared_by_threads=True):
         with path.open("r+", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(Holder(os.getpid(), " ".join(sys.orig_argv)))))
+            file.write(json.dumps(asdict(Holder(os.getpid(), redact_text(" ".join(sys.orig_argv))))))
             file.truncate()
         yield
 

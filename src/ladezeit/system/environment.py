@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from ladezeit.redaction import redact_text
 from ladezeit.system.gpus import ResolvedDevice
 
 LIBRARIES = (
@@ -34,7 +35,7 @@ _TELLING = re.compile(
     r"|OMP_|MKL_|OPENBLAS_|GOMP_|KMP_|MALLOC_|LD_PRELOAD$|PYTHON[A-Z]|LADEZEIT_)"
 )
 _SECRET = re.compile(r"TOKEN(?!IZERS_)|KEY|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"(?<=//)[^/@\s]+(?=@)|\bhf_[A-Za-z0-9]{8,}")
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 _GIT_LIMIT_S = 5.0
 
 
@@ -67,7 +68,7 @@ def relevant_variables(variables: dict[str, str]) -> dict[str, str]:
     None whose name speaks of a secret is among them; a password in a URL and a hub token in a value are struck out.
     """
     told = {name for name in variables if _TELLING.match(name) and not _SECRET.search(name)}
-    return {name: _SECRET_VALUE.sub("***", variables[name]) for name in sorted(told)}
+    return {name: _HUB_TOKEN.sub("***", redact_text(variables[name])) for name in sorted(told)}
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

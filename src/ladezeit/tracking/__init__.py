@@ -2,7 +2,6 @@
 
 from ladezeit.tracking.mlflow_tracker import MARKER
 from ladezeit.tracking.open import open_tracker
-from ladezeit.tracking.sync import import_unlogged, pending_samples
-from ladezeit.tracking.tracker import SweepStatus, Tracker, Untracked
+from ladezeit.tracking.tracker import SweepStatus, Tracker
 
-__all__ = ["MARKER", "SweepStatus", "Tracker", "Untracked", "import_unlogged", "open_tracker", "pending_samples"]
+__all__ = ["MARKER", "SweepStatus", "Tracker", "open_tracker"]

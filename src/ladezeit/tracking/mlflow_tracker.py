@@ -6,27 +6,26 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ladezeit.errors import TrackingError
+from ladezeit.redaction import redact_text
 from ladezeit.results.records import FILE_NAME, Result, SweepRecord
-from ladezeit.results.redaction import redact_text
 from ladezeit.system.files import write_atomically
 from ladezeit.tracking import projection, views
 from ladezeit.tracking.owner import Owner
 from ladezeit.tracking.projection import PHASES_FILE, phases_table
 from ladezeit.tracking.store import Store, check_answers, check_reachable, report_errors
-from ladezeit.tracking.tracker import SweepStatus
+from ladezeit.tracking.tracker import SweepStatus, Tracker
 from ladezeit.tracking.views import comparison_address
 
 _LIBRARIES = ("ladezeit", "mlflow", "torch", "transformers", "accelerate", "safetensors")
 
-_PAGE = 1000
-
-#: Left in a sample's folder once its run is complete; holds the run's id. A folder without it is in the outbox.
+#: Left in a sample's folder once its run is complete; holds the run's id.
 MARKER = ".mlflow_run_id"
 
 TIMELINE_FILE = "timeline.png"
@@ -40,8 +39,8 @@ _MOST_TEXT_BYTES = 1_000_000
 _log = logging.getLogger(__name__)
 
 
-class MlflowTracker:
-    """Tracks to an open store; see `Tracker` for the methods.
+class MlflowTracker(Tracker):
+    """Tracks to an open store.
 
     MLflow's client is used, never its fluent interface: that one keeps an active run in the process and would mask an
     error with its own.
@@ -51,19 +50,21 @@ class MlflowTracker:
         self.store = store
         self._client = store.client
         self._suspect = False
+        self._view_reasons: set[str] = set()
 
     def begin_sweep(self, record: SweepRecord, folder: Path) -> SweepRecord:
         """See `Tracker.begin_sweep`."""
-        with self._asking(f"opening the run of sweep {record.id}"):
-            parent = parent_of(self.store, record)
+        with self.reporting(f"opening the run of sweep {record.id}"):
+            parent = self.find_run(record)
             own = {**Owner.this_process().tags, projection.FOLDER_TAG: _place(folder)}
             if parent is None:
-                parent = self._client.create_run(
-                    self.store.experiment_id,
+                parent = self.store.create_run(
                     start_time=projection.started_ms(record.started_at),
                     run_name=projection.truncate_text(redact_text(record.title), 200) or record.id,
-                    tags={**projection.parent_tags(record, _versions()), **own, "mlflow.user": _user()},
+                    tags={**projection.parent_tags(record, _versions()), **own, **_made()},
                 )
+            elif is_deleted(parent):
+                raise TrackingError(f"the run of sweep {record.id} was deleted in MLflow: restore it there first")
             else:
                 for key, value in own.items():
                     self._client.set_tag(parent.info.run_id, key, value)
@@ -74,19 +75,33 @@ class MlflowTracker:
         return opened
 
     def log_sample(self, result: Result, folder: Path, sweep: SweepRecord | None, varying: Sequence[str]) -> str:
-        """See `Tracker.log_sample`."""
+        """See `Tracker.log_sample`; a run that a person deleted stays deleted."""
         if sweep is not None and sweep.parent_run_id is None:
             raise TrackingError(f"sweep {sweep.id} has no run in MLflow yet: its samples can be imported when it has")
-        with self._asking(f"logging sample {result.identity.label}"):
-            run = run_of(self.store, result)
-            if run is None:
-                run = self._create(result, sweep, folder)
+        with self.reporting(f"logging sample {result.identity.label}"):
+            run = self.find_run(result) or self._create(result, sweep, folder)
             run_id = str(run.info.run_id)
             # A run that is still open was cut off while it was written: what is missing is written now.
-            if run.info.status == "RUNNING":
+            if run.info.status == "RUNNING" and not is_deleted(run):
                 self._fill(run_id, result, folder, sweep, varying)
         write_atomically(folder / MARKER, run_id + "\n")
         return run_id
+
+    def find_run(self, of: Result | SweepRecord) -> Any:
+        """Return the run of a sample, or a sweep's own; see `settle_duplicates`. Raises whatever MLflow raises."""
+        return self.settle_duplicates(self.store.search_runs(projection.condition_of(of, "sweep"), with_deleted=True))
+
+    def settle_duplicates(self, runs: Sequence[Any]) -> Any:
+        """Return the run that stands for the sample (or sweep) that all of `runs` are of; None where there is none.
+
+        It is the oldest. Two processes that log a sample at once make two, and so does a server behind a proxy that
+        repeats a request: the others are closed and marked. One that a person deleted counts where there is no other.
+        """
+        kept, *others = sorted((run for run in runs if not is_deleted(run)), key=_age) or [None]
+        for other in others:
+            self._client.set_tag(other.info.run_id, projection.ROLE_TAG, "duplicate")
+            self._explain(other.info.run_id, f"duplicate of run {kept.info.run_id}", end=True)
+        return kept if kept is not None else next(iter(runs), None)
 
     def end_sweep(
         self,
@@ -101,7 +116,7 @@ class MlflowTracker:
         run_id = record.parent_run_id
         if run_id is None:
             raise TrackingError(f"sweep {record.id} has no run in MLflow: nothing to close")
-        with self._asking(f"closing the run of sweep {record.id}"):
+        with self.reporting(f"closing the run of sweep {record.id}"):
             note = f"{summary_markdown}\n\nRepeat it: `{record.command}`"
             self._client.set_tag(run_id, projection.NOTE_TAG, projection.as_note(note))
             for path in artifacts:
@@ -118,17 +133,24 @@ class MlflowTracker:
         Raises:
             TrackingError: the run could not be written.
         """
-        with self._asking(f"closing the run {run_id}"):
-            self._client.set_tag(run_id, projection.REASON_TAG, projection.truncate_text(redact_text(reason)))
-            if end:
-                self._client.set_tag(run_id, projection.NOTE_TAG, projection.as_note(f"**killed**: {reason}"))
-                self._client.set_terminated(run_id, "KILLED")
+        with self.reporting(f"closing the run {run_id}"):
+            self._explain(run_id, reason, end=end)
+
+    def _explain(self, run_id: str, reason: str, *, end: bool) -> None:
+        self._client.set_tag(run_id, projection.REASON_TAG, projection.truncate_text(redact_text(reason)))
+        if end:
+            self._client.set_tag(run_id, projection.NOTE_TAG, projection.as_note(f"**killed**: {reason}"))
+            self._client.set_terminated(run_id, "KILLED")
+
+    def set_parent(self, run_id: str, sweep: SweepRecord) -> None:
+        """Put the run of a sample below its sweep's; raises whatever MLflow raises."""
+        self._client.set_tag(run_id, projection.PARENT_TAG, sweep.parent_run_id)
 
     def comparison_lines(self, of: SweepRecord | str | None) -> str:
         """See `Tracker.address`."""
         saved: dict[str, str] = {}
         if isinstance(of, SweepRecord):
-            with self._asking("reading the experiment"):
+            with self.reporting("reading the experiment"):
                 saved = self._client.get_experiment(self.store.experiment_id).tags
         return comparison_address(self.store, of, views_saved=saved)
 
@@ -138,13 +160,12 @@ class MlflowTracker:
             projection.FOLDER_TAG: _place(folder),
             projection.IDENTITY_TAG: projection.identity_of(result),
             projection.ROLE_TAG: "sample",
-            "mlflow.user": _user(),
+            **_made(),
         }
         if sweep is not None and sweep.parent_run_id is not None:
             tags[projection.SWEEP_TAG] = projection.sweep_tag(sweep.id)
             tags[projection.PARENT_TAG] = sweep.parent_run_id
-        return self._client.create_run(
-            self.store.experiment_id,
+        return self.store.create_run(
             start_time=projection.started_ms(result.started_at),
             run_name=projection.run_name(result),
             tags=tags,
@@ -173,12 +194,15 @@ class MlflowTracker:
     def save_view(self, record: SweepRecord) -> None:
         """Write the ready-made comparison into the experiment; a comfort that must not fail anything."""
         try:
-            views.save_views(self._client, self.store.experiment_id, record)
+            views.save_views(self.store, record)
         except Exception as cause:
-            _log.warning("the saved view of sweep %s was not written: %s", record.id, redact_text(str(cause))[:200])
+            reason = redact_text(str(cause))[:200]
+            if reason not in self._view_reasons:  # once, and not at the beginning and at the end
+                self._view_reasons.add(reason)
+                _log.warning("the saved view of sweep %s was not written: %s", record.id, reason)
 
     @contextmanager
-    def _asking(self, doing: str) -> Iterator[None]:
+    def reporting(self, doing: str) -> Iterator[None]:
         """Turn any failure inside into a quick `TrackingError`; after one, the store must show that it is back."""
         self._check_there()
         was_suspect, self._suspect = self._suspect, True
@@ -218,53 +242,26 @@ def _user() -> str:
         return "unknown"
 
 
-# What a store knows already: the run of a sweep or of a sample, and which runs are still open.
+# What a store knows already.
 
 
-def parent_of(store: Store, record: SweepRecord) -> Any:
-    """Return the sweep's own run, None where there is none."""
-    of_sweep = f"tags.`{projection.SWEEP_TAG}` = '{projection.sweep_tag(record.id)}'"
-    return _first(store, f"{of_sweep} and tags.`{projection.ROLE_TAG}` = 'sweep'")
-
-
-def run_of(store: Store, result: Result) -> Any:
-    """Return the sample's run, None where there is none."""
-    return _first(store, f"tags.`{projection.IDENTITY_TAG}` = '{projection.identity_of(result)}'")
+def is_deleted(run: Any) -> bool:
+    """Say whether a person deleted the run in MLflow's interface: it is there, and nothing may be written to it."""
+    return bool(run.info.lifecycle_stage == "deleted")
 
 
 def newest_sweep(store: Store) -> Any:
     """Return the run of the sweep that was started last, None where there is none."""
-    return _first(store, f"tags.`{projection.ROLE_TAG}` = 'sweep'", order_by=["attributes.start_time DESC"])
+    condition, order = f"tags.`{projection.ROLE_TAG}` = 'sweep'", ["attributes.start_time DESC"]
+    return next(iter(store.client.search_runs([store.experiment_id], condition, max_results=1, order_by=order)), None)
 
 
-def complete_samples(store: Store, sweep: SweepRecord) -> set[str]:
-    """Return the identities (`projection.identity_of`) of the sweep's samples whose runs are closed."""
-    found = _all(store, f"tags.`{projection.SWEEP_TAG}` = '{projection.sweep_tag(sweep.id)}'")
-    closed = (run for run in found if run.info.status != "RUNNING")
-    return {run.data.tags.get(projection.IDENTITY_TAG, "") for run in closed} - {""}
+def _age(run: Any) -> tuple[int, str, str]:
+    return run.info.start_time, run.data.tags.get(projection.CREATED_TAG, ""), run.info.run_id
 
 
-def left_open(store: Store) -> list[Any]:
-    """Return ladezeit's runs that are marked as running, those of sweeps before those of samples."""
-    found = _all(store, "attributes.status = 'RUNNING'")
-    own = [run for run in found if projection.ROLE_TAG in run.data.tags]
-    return sorted(own, key=lambda run: (run.data.tags[projection.ROLE_TAG] != "sweep", run.info.start_time))
-
-
-def _first(store: Store, condition: str, **order: Any) -> Any:
-    found = store.client.search_runs([store.experiment_id], condition, max_results=1, **order)
-    return found[0] if found else None
-
-
-def _all(store: Store, condition: str) -> list[Any]:
-    runs: list[Any] = []
-    token = None
-    while True:
-        page = store.client.search_runs([store.experiment_id], condition, max_results=_PAGE, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
+def _made() -> dict[str, str]:
+    return {projection.CREATED_TAG: datetime.now(UTC).isoformat(), "mlflow.user": _user()}
 
 
 # The files of a sample that go with its run, copied without credentials.

@@ -6,7 +6,7 @@ from pathlib import Path
 from ladezeit.config import TrackingConfig, TrackingKind
 from ladezeit.errors import TrackingError
 from ladezeit.tracking.store import check_reachable
-from ladezeit.tracking.tracker import Tracker, Untracked
+from ladezeit.tracking.tracker import Tracker
 
 
 def open_tracker(tracking: TrackingConfig, outputs: Path) -> Tracker:
@@ -16,7 +16,7 @@ def open_tracker(tracking: TrackingConfig, outputs: Path) -> Tracker:
         TrackingError: there is no address, nothing answers there within seconds, or the store refuses.
     """
     if tracking.kind is TrackingKind.none:
-        return Untracked()
+        return Tracker()
     from ladezeit.tracking.mlflow_tracker import MlflowTracker
     from ladezeit.tracking.store import open_remote, open_sqlite
 

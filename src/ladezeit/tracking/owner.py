@@ -3,12 +3,11 @@
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
 _PREFIX = "ladezeit.process."
-_FIELDS = ("host", "machine", "boot", "namespace", "pid", "started")
 
 #: Where in ``/proc/<pid>/stat``, behind the name in brackets, state and start time stand (proc(5): fields 3 and 22).
 _STATE, _START_TIME = 0, 19
@@ -20,7 +19,6 @@ class Life(Enum):
     lives = "lives"
     dead = "dead"
     elsewhere = "elsewhere"  # on another machine, or in another container: it cannot be seen from here
-    unknown = "unknown"  # the run does not say who opened it
 
 
 @dataclass(frozen=True)
@@ -31,35 +29,35 @@ class Owner:
     start in clock ticks since boot; `machine` is empty where the system has no id.
     """
 
-    host: str
-    machine: str
-    boot: str
-    namespace: str
-    pid: str
-    started: str
+    host: str = ""
+    machine: str = ""
+    boot: str = ""
+    namespace: str = ""
+    pid: str = ""
+    started: str = ""
 
     @classmethod
     def this_process(cls) -> "Owner":
         """Return the calling process."""
         return cls(
             host=socket.gethostname(),
-            machine=_text(Path("/etc/machine-id")),
-            boot=_text(Path("/proc/sys/kernel/random/boot_id")),
+            machine=_text("/etc/machine-id"),
+            boot=_text("/proc/sys/kernel/random/boot_id"),
             namespace=_namespace(),
             pid=str(os.getpid()),
-            started=_started(os.getpid()) or "",
+            started=_started(os.getpid()),
         )
 
     @classmethod
     def of_tags(cls, tags: Mapping[str, str]) -> "Owner | None":
         """Return the process that a run's tags name, None where they name none."""
-        known = {field: tags.get(_PREFIX + field, "") for field in _FIELDS}
-        return cls(**known) if known["host"] and known["pid"].isdecimal() and known["started"] else None
+        known = cls(**{field: tags.get(_PREFIX + field, "") for field in asdict(cls())})
+        return known if known.host and known.pid.isdecimal() and known.started else None
 
     @property
     def tags(self) -> dict[str, str]:
         """The tags to write on a run that this process opens."""
-        return {_PREFIX + field: getattr(self, field) for field in _FIELDS if getattr(self, field)}
+        return {_PREFIX + field: value for field, value in asdict(self).items() if value}
 
     @property
     def words(self) -> str:
@@ -69,7 +67,7 @@ class Owner:
     def check_life(self) -> Life:
         """Say whether the process still lives, as seen from the calling one; in doubt it is elsewhere."""
         here = Owner.this_process()
-        if self.host != here.host or self.machine != here.machine:
+        if (self.host, self.machine) != (here.host, here.machine):
             return Life.elsewhere
         if self.boot != here.boot:
             # The same machine after a restart; without an id, it may be another one of the same name.
@@ -79,13 +77,10 @@ class Owner:
         return Life.lives if _started(int(self.pid)) == self.started else Life.dead
 
 
-def _started(pid: int) -> str | None:
-    """Return when the process started, None where there is none any more (one that only waits to be reaped is none)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[_STATE] in ("Z", "X") else fields[_START_TIME]
+def _started(pid: int) -> str:
+    """Return when the process started, empty where there is none any more (a zombie is none)."""
+    fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return "" if not fields or fields[_STATE] in ("Z", "X") else fields[_START_TIME]
 
 
 def _namespace() -> str:
@@ -95,8 +90,8 @@ def _namespace() -> str:
         return ""
 
 
-def _text(path: Path) -> str:
+def _text(path: str) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""

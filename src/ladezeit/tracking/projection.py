@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ladezeit.config import NOT_MEASURED
+from ladezeit.redaction import redact_text
 from ladezeit.results.fields import as_text, failure_reason, varying_values
 from ladezeit.results.format import format_seconds
 from ladezeit.results.records import Phase, Result, Status, SweepRecord
-from ladezeit.results.redaction import redact_text
 
 RUN_STATUS = dict.fromkeys(Status, "FAILED") | {
     Status.ok: "FINISHED",
@@ -32,6 +32,8 @@ STATUS_TAG = "ladezeit.status"
 NOTE_TAG = "mlflow.note.content"
 PARENT_TAG = "mlflow.parentRunId"
 REASON_TAG = "ladezeit.reason"
+#: When a run was made, as an ISO time: its start in MLflow is that of the measurement.
+CREATED_TAG = "ladezeit.created"
 #: Where the files of a sweep, or of a sample, lay on the machine that opened its run.
 FOLDER_TAG = "ladezeit.folder"
 
@@ -48,6 +50,14 @@ def identity_of(result: Result) -> str:
     known = result.identity
     parts = (known.sweep, known.job, known.point, known.sample, result.started_at)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def condition_of(of: Result | SweepRecord, role: str | None = None) -> str:
+    """Return MLflow's search for the runs of a sample, or for those of a sweep, which may be limited to one `role`."""
+    if isinstance(of, Result):
+        return f"tags.`{IDENTITY_TAG}` = '{identity_of(of)}' and tags.`{ROLE_TAG}` = 'sample'"
+    only = f" and tags.`{ROLE_TAG}` = '{role}'" if role else ""
+    return f"tags.`{SWEEP_TAG}` = '{sweep_tag(of.id)}'{only}"
 
 
 def sweep_tag(sweep_id: str) -> str:

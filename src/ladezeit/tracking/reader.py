@@ -3,40 +3,32 @@
 import json
 import os
 import re
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ladezeit.errors import LadezeitError, TrackingError, did_you_mean
 from ladezeit.results.reader import Samples, check_any, read_paths
 from ladezeit.results.records import FILE_NAME, Identity, Result, Status
+from ladezeit.system.gc_pause import pause_gc
+from ladezeit.tracking import projection
+from ladezeit.tracking.store import (
+    DATABASE_FILE,
+    check_reachable,
+    client_class,
+    find_experiment,
+    report_errors,
+    search_runs,
+    sqlite_file,
+)
 
-_PAGE = 1000
 _DOWNLOADS_AT_ONCE = 16
-_RUNNING = ("RUNNING", "SCHEDULED")
-_SELECTION = "tags.`ladezeit.role` = 'sample'"
-
-_SQLITE = "sqlite:///"
-_QUERY = """
-    SELECT runs.run_uuid, runs.status, runs.artifact_uri FROM runs
-    JOIN tags ON tags.run_uuid = runs.run_uuid AND tags.key = 'ladezeit.role' AND tags.value = 'sample'
-    WHERE runs.experiment_id = ? AND runs.lifecycle_stage = 'active'
-"""
-
+_SAMPLES = f"tags.`{projection.ROLE_TAG}` = 'sample'"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
-
-
-class _Run(NamedTuple):
-    """What has to be known of a run to read it."""
-
-    run_id: str
-    status: str
-    artifact_uri: str
 
 
 def read_experiment(name: str, uri: str | None = None, *, with_profiled: bool = False) -> Samples:
@@ -50,18 +42,11 @@ def read_experiment(name: str, uri: str | None = None, *, with_profiled: bool = 
     Raises:
         LadezeitError: there is no such store or experiment, or it holds no sample.
     """
-    from ladezeit.tracking.store import report_errors
-
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_store()
-    client = _open(uri)
+    client = open_existing(uri)
     with report_errors(f"reading the experiment '{name}'"):
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            names = sorted(experiment.name for experiment in client.search_experiments())
-            raise TrackingError(
-                f"there is no experiment '{name}' in this store: it has {', '.join(names)}." + did_you_mean(name, names)
-            )
-        samples = _read_runs(client, _runs(client, uri, found.experiment_id), with_profiled)
+        found = get_experiment(client, name, sqlite_file(uri))
+        samples = _read_runs(client, search_runs(client, found.experiment_id, _SAMPLES), with_profiled)
     check_any(samples, f"the experiment '{name}'")
     return samples
 
@@ -72,16 +57,14 @@ def read_run(run_id: str, uri: str | None = None) -> Samples:
     Raises:
         LadezeitError: there is no such store or run, or it holds no sample.
     """
-    from ladezeit.tracking.store import report_errors
-
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_store()
-    client = _open(uri)
+    client = open_existing(uri)
     with report_errors(f"reading the run {run_id}"):
         run = client.get_run(run_id)
-        own = [_Run(run_id, run.info.status, run.info.artifact_uri)]
-        if run.data.tags.get("ladezeit.role") == "sweep":
-            of_sweep = f"{_SELECTION} and tags.`mlflow.parentRunId` = '{run_id}'"
-            own = list(_asked_for_runs(client, run.info.experiment_id, of_sweep))
+        own = [run]
+        if run.data.tags.get(projection.ROLE_TAG) == "sweep":
+            of_sweep = f"{_SAMPLES} and tags.`{projection.PARENT_TAG}` = '{run_id}'"
+            own = search_runs(client, run.info.experiment_id, of_sweep)
         samples = _read_runs(client, own)
     check_any(samples, f"the run {run_id}")
     return samples
@@ -89,84 +72,83 @@ def read_run(run_id: str, uri: str | None = None) -> Samples:
 
 def _local_store() -> str:
     folder = Path(os.environ.get("LADEZEIT_OUTPUTS", "outputs")).absolute()
-    return f"sqlite:///{folder / 'mlflow.db'}"
+    return f"sqlite:///{folder / DATABASE_FILE}"
 
 
-def _open(uri: str) -> Any:
-    from ladezeit.tracking.store import check_reachable, client_class, report_errors
+def open_existing(uri: str) -> Any:
+    """Return MLflow's client of a store that is there; looking at it must not create it.
 
-    if uri.startswith(_SQLITE):
-        database = Path(uri.removeprefix(_SQLITE))
-        if not database.is_file():
-            raise TrackingError(
-                f"there is no store at {database}: give --tracking-uri sqlite:////absolute/path/mlflow.db or "
-                f"http://host:5000, or the folder of a sweep instead of --experiment"
-            )
-    else:
+    Raises:
+        TrackingError: there is no such file, or nothing answers at the address.
+    """
+    database = sqlite_file(uri)
+    if database is None:
         check_reachable(uri)
+    elif not database.is_file():
+        raise TrackingError(
+            f"there is no store at {database}: measure something first (ladezeit model=tiny), bring results in "
+            f"(ladezeit-results sync FOLDER), or give --tracking-uri sqlite:////absolute/path/mlflow.db or "
+            f"http://host:5000"
+        )
     with report_errors("opening the store"):
         return client_class()(uri)
 
 
-def _runs(client: Any, uri: str, experiment_id: str) -> list[_Run]:
-    """Return the experiment's samples; a sqlite store is asked directly, which takes a hundredth of MLflow's time."""
-    if uri.startswith(_SQLITE):
-        try:
-            with closing(sqlite3.connect(f"{Path(uri.removeprefix(_SQLITE)).as_uri()}?mode=ro", uri=True)) as store:
-                return [_Run(*row) for row in store.execute(_QUERY, (experiment_id,))]
-        except sqlite3.Error:  # another schema than the one that is known: MLflow knows its own
-            pass
-    return list(_asked_for_runs(client, experiment_id))
+def get_experiment(client: Any, name: str, database: Path | None) -> Any:
+    """Return the experiment that runs go to (`find_experiment`), or else the one called `name`.
+
+    Raises:
+        TrackingError: there is none; the text names those that there are.
+    """
+    found = find_experiment(client, name, database)[1] or client.get_experiment_by_name(name)
+    if found is None:
+        names = sorted(experiment.name for experiment in client.search_experiments())
+        near = did_you_mean(name, names)
+        raise TrackingError(f"there is no experiment '{name}' in this store: it has {', '.join(names)}.{near}")
+    return found
 
 
-def _asked_for_runs(client: Any, experiment_id: str, selection: str = _SELECTION) -> Iterator[_Run]:
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], selection, max_results=_PAGE, page_token=token)
-        yield from (_Run(run.info.run_id, run.info.status, run.info.artifact_uri) for run in page)
-        token = page.token
-        if not token:
-            return
-
-
-def _read_runs(client: Any, runs: Sequence[_Run], with_profiled: bool = False) -> Samples:
+def _read_runs(client: Any, runs: Sequence[Any], with_profiled: bool = False) -> Samples:
     samples = Samples(with_profiled=with_profiled)
     seen: set[tuple[object, ...]] = set()
-    done = [run for run in runs if run.status not in _RUNNING]
+    done = []
     for run in runs:
-        if run.status in _RUNNING:
-            samples.left_out.append(f"run {run.run_id}: still running, or its process died")
+        if run.info.status in ("RUNNING", "SCHEDULED"):
+            samples.left_out.append(f"run {run.info.run_id}: still running, or its process died")
+        else:
+            done.append(run)
     texts: list[str | None]
     with TemporaryDirectory(prefix="ladezeit-") as staging, ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
-        texts = list(pool.map(lambda run: _artifact(client, run, Path(staging)), done))
-    pairs = [(run, _parsed(client, run, text, samples)) for run, text in zip(done, texts, strict=True)]
-    known = [(run, result) for run, result in pairs if result is not None]
-    for run, result in sorted(known, key=lambda pair: (pair[1].identity.sweep or "", pair[1].identity.job)):
-        samples.add_result(result, f"run {run.run_id}", seen)
+        texts = list(pool.map(lambda run: _artifact(client, run.info, Path(staging)), done))
+    with pause_gc():
+        pairs = [(run.info.run_id, _parsed(run, text, samples)) for run, text in zip(done, texts, strict=True)]
+    known = [(run_id, result) for run_id, result in pairs if result is not None]
+    for run_id, result in sorted(known, key=lambda pair: (pair[1].identity.sweep or "", pair[1].identity.job)):
+        samples.add_result(result, f"run {run_id}", seen)
     return samples
 
 
-def _artifact(client: Any, run: _Run, staging: Path) -> str | None:
+def _artifact(client: Any, info: Any, staging: Path) -> str | None:
     """Return the text of the run's ``result.json``, None where there is none; local stores are read directly."""
-    address = urlsplit(run.artifact_uri)
+    address = urlsplit(info.artifact_uri)
     try:
         if address.scheme in ("", "file"):
             return (Path(unquote(address.path)) / FILE_NAME).read_text(encoding="utf-8")
-        own = staging / run.run_id
+        own = staging / info.run_id
         own.mkdir()
-        return Path(client.download_artifacts(run.run_id, FILE_NAME, str(own))).read_text(encoding="utf-8")
+        return Path(client.download_artifacts(info.run_id, FILE_NAME, str(own))).read_text(encoding="utf-8")
     except Exception:  # whatever a store raises for an artifact that is not there
         return None
 
 
-def _parsed(client: Any, run: _Run, text: str | None, samples: Samples) -> Result | None:
+def _parsed(run: Any, text: str | None, samples: Samples) -> Result | None:
     """Return the result, from its file or else from the run's tags; a file that is damaged is named."""
     try:
         if text is not None:
             return Result.from_dict(json.loads(text))
-        return _from_tags(client.get_run(run.run_id))
+        return _from_tags(run)
     except (LadezeitError, ValueError, KeyError) as cause:
-        samples.unreadable.append(f"run {run.run_id}: {' '.join(str(cause).split())}")
+        samples.unreadable.append(f"run {run.info.run_id}: {' '.join(str(cause).split())}")
         return None
 
 
@@ -243,23 +225,18 @@ def exclude_samples(baseline: Samples, new: Samples) -> Samples:
     Raises:
         LadezeitError: nothing is left.
     """
-    known = {(r.identity.sweep, r.identity.job, r.identity.point, r.started_at) for r in new.results}
-    kept = _chosen(baseline, known)
-    if not kept.results:
+    known = {_sample_of(result) for result in new.results}
+    kept = [index for index, result in enumerate(baseline.results) if _sample_of(result) not in known]
+    if not kept:
         raise LadezeitError("the baseline holds the new results and nothing else: name an older sweep or run")
-    return kept
-
-
-def _chosen(samples: Samples, known: set[tuple[str | None, int, str, str]]) -> Samples:
-    kept: Sequence[int] = [
-        index
-        for index, r in enumerate(samples.results)
-        if (r.identity.sweep, r.identity.job, r.identity.point, r.started_at) not in known
-    ]
-    return Samples(
-        results=[samples.results[index] for index in kept],
-        places=[samples.places[index] for index in kept],
-        sweeps=samples.sweeps,
-        unreadable=samples.unreadable,
-        left_out=samples.left_out,
+    return replace(
+        baseline,
+        results=[baseline.results[index] for index in kept],
+        places=[baseline.places[index] for index in kept],
+        missing=0,
     )
+
+
+def _sample_of(result: Result) -> tuple[object, ...]:
+    known = result.identity
+    return known.sweep, known.job, known.point, result.started_at

@@ -4,32 +4,39 @@ import fcntl
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass, urlopen
 
 from ladezeit.errors import TrackingError
-from ladezeit.results.redaction import redact_text, without_credentials
+from ladezeit.redaction import redact_text, without_credentials
+from ladezeit.system.gc_pause import pause_gc
 
 DATABASE_FILE = "mlflow.db"
 ARTIFACTS_FOLDER = "artifacts"
 _LOCK_FILE = ".mlflow.lock"
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 #: MLflow's own defaults let one call to a dead server take minutes; its telemetry thread races with `os.environ`.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    _RETRIES: "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 _MOST_CAUSE = 400
+_PAGE = 1000
+
+_log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 3.0
 _ANSWER_TIMEOUT_S = 3.0
@@ -40,13 +47,51 @@ _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 
 class Store:
     """An open store: MLflow's client, its address and the experiment that everything goes to.
 
-    `database` is the sqlite file, None for a server; `uri` may hold credentials and is never printed.
+    `database` is the sqlite file, None for a server; `uri` may hold credentials and is never printed. `mlflow_version`
+    is that of the MLflow whose interface shows the store.
     """
 
     client: Any
     uri: str
     experiment_id: str
     database: Path | None = None
+    mlflow_version: str = ""
+
+    def search_runs(self, condition: str, *, with_deleted: bool = False) -> list[Any]:
+        """Return all runs of the experiment that meet MLflow's filter `condition`; raises whatever MLflow raises."""
+        return search_runs(self.client, self.experiment_id, condition, with_deleted=with_deleted)
+
+    def create_run(self, **arguments: Any) -> Any:
+        """Create a run, in one attempt: MLflow would repeat a request whose answer was lost, and make a second run."""
+        with _one_attempt:
+            before = os.environ.get(_RETRIES)
+            os.environ[_RETRIES] = "0"  # read anew for each request, and there is no argument for it
+            try:
+                return self.client.create_run(self.experiment_id, **arguments)
+            finally:
+                if before is None:
+                    del os.environ[_RETRIES]
+                else:
+                    os.environ[_RETRIES] = before
+
+
+_one_attempt = threading.Lock()
+
+
+def search_runs(client: Any, experiment_id: str, condition: str, *, with_deleted: bool = False) -> list[Any]:
+    """Return all runs of an experiment that meet MLflow's filter `condition`; raises whatever MLflow raises."""
+    from mlflow.entities import ViewType
+
+    view = ViewType.ALL if with_deleted else ViewType.ACTIVE_ONLY
+    runs: list[Any] = []
+    token = None
+    with pause_gc():  # a run is some hundred objects without a cycle: looking for one takes three times as long
+        while True:
+            page = client.search_runs([experiment_id], condition, view, max_results=_PAGE, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                return runs
 
 
 def client_class() -> Any:
@@ -75,11 +120,18 @@ def report_errors(doing: str) -> Iterator[None]:
         raise TrackingError(f"MLflow: {doing} failed: {_explained(cause)}") from None
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a sqlite store, None for any other."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
 def open_sqlite(outputs: Path, experiment: str, uri: str | None) -> Store:
     """Open ``outputs/mlflow.db`` (or the file that `uri` names), creating it and the experiment once for all processes.
 
+    In a copied outputs folder, runs go to an experiment of the copy's own (`find_experiment`).
+
     Raises:
-        TrackingError: the file is no store, another MLflow version's, or its artifacts lie elsewhere.
+        TrackingError: the file is no store, another MLflow version's, or the experiment is a server's.
     """
     outputs = outputs.absolute()
     database = outputs / DATABASE_FILE if uri is None else _database_of(uri)
@@ -92,13 +144,43 @@ def open_sqlite(outputs: Path, experiment: str, uri: str | None) -> Store:
             if not database.exists():
                 _create(database)
             client = open_client(f"sqlite:///{database}")
-            found = client.get_experiment_by_name(experiment)
+            name, found = find_experiment(client, experiment, database)
             if found is None:
-                experiment_id = client.create_experiment(experiment, artifact_location=artifacts)
+                experiment_id = client.create_experiment(name, artifact_location=artifacts)
             else:
                 experiment_id = found.experiment_id
                 _check_experiment(found, database)
-    return Store(client, f"sqlite:///{database}", experiment_id, database)
+    if name != experiment:
+        _log.warning(
+            "%s was copied or moved: the experiment '%s' keeps its artifacts in another folder, so runs go to '%s'",
+            database,
+            experiment,
+            name,
+        )
+    return Store(client, f"sqlite:///{database}", experiment_id, database, version("mlflow"))
+
+
+def find_experiment(client: Any, name: str, database: Path | None) -> tuple[str, Any]:
+    """Return the experiment that runs go to, None where it is missing, and its name.
+
+    It is the one called `name`; but MLflow keeps an experiment's artifacts where it was made for good. In a sqlite
+    file that was copied or moved with its folder, the folder has an experiment of its own, ``<name> in <folder>``, so
+    that nothing is written into the original.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None or database is None or not _is_elsewhere(str(found.artifact_location), database):
+        return name, found
+    name = f"{name} in {database.parent.absolute()}"
+    return name, client.get_experiment_by_name(name)
+
+
+def _is_elsewhere(location: str, database: Path) -> bool:
+    """Say whether an experiment's artifacts belong to another outputs folder, which is there or not."""
+    folder = Path(unquote(location.removeprefix("file://")))
+    if not folder.is_absolute() or folder.resolve() == (database.parent / ARTIFACTS_FOLDER).resolve():
+        return False
+    # A person may have chosen any folder for artifacts: one that is there, and beside no other store.
+    return not folder.parent.is_dir() or (folder.parent / database.name).is_file()
 
 
 def open_remote(uri: str, experiment: str, outputs: Path) -> Store:
@@ -117,7 +199,18 @@ def open_remote(uri: str, experiment: str, outputs: Path) -> Store:
         else:
             _check_experiment(found, None)
             experiment_id = found.experiment_id
-    return Store(client, uri, experiment_id)
+    return Store(client, uri, experiment_id, None, served_version(uri))
+
+
+def served_version(uri: str) -> str:
+    """Return the version of the MLflow that shows the store at `uri`: its server's, else the one installed here."""
+    if uri.startswith(("http://", "https://")):
+        try:
+            with closing(urlopen(f"{without_credentials(uri).rstrip('/')}/version", timeout=_ANSWER_TIMEOUT_S)) as said:
+                return str(said.read(100).decode(errors="replace").strip())
+        except OSError:  # it wants to know who asks, or is an old one
+            pass
+    return version("mlflow")
 
 
 def _create_experiment(client: Any, name: str, artifacts: str | None) -> str:
@@ -152,12 +245,12 @@ def _create(database: Path) -> None:
 
 
 def _database_of(uri: str) -> Path:
-    path = uri.removeprefix("sqlite:///")
-    if path == uri or not path:
+    path = sqlite_file(uri)
+    if path is None or path == Path():
         raise TrackingError(
             f"tracking.uri={redact_text(uri)} is not a sqlite file: use sqlite:////absolute/path.db, or tracking=server"
         )
-    return Path(path).absolute()
+    return path.absolute()
 
 
 def _check_path(database: Path) -> None:
@@ -175,26 +268,11 @@ def _check_experiment(found: Any, database: Path | None) -> None:
             f"the experiment '{found.name}' was deleted in MLflow: restore it with "
             f"'mlflow experiments restore --experiment-id {found.experiment_id}', or choose another tracking.experiment"
         )
-    if database is None:
-        return
-    location = str(found.artifact_location)
-    folder = location.removeprefix("file://")
-    if location.startswith("mlflow-artifacts:"):
+    if database is not None and str(found.artifact_location).startswith("mlflow-artifacts:"):
         raise TrackingError(
             f"the experiment '{found.name}' in {database} was created by a server and takes artifacts "
             f"through it alone: choose another tracking.experiment, or tracking=server"
         )
-    if folder.startswith("/") and not Path(_unquoted(folder)).parent.is_dir():
-        raise TrackingError(
-            f"the experiment '{found.name}' in {database} keeps its artifacts in {_unquoted(folder)}, which is gone: "
-            f"was the outputs folder moved? Move it back, or remove {database.name} and import the results again"
-        )
-
-
-def _unquoted(path: str) -> str:
-    from urllib.parse import unquote
-
-    return unquote(path)
 
 
 def _explained(cause: Exception) -> str:

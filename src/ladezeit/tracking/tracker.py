@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
 
 from ladezeit.results.records import Result, SweepRecord
 
@@ -16,18 +15,22 @@ class SweepStatus(Enum):
     KILLED = "KILLED"  # ended by Ctrl-C or a signal
 
 
-class Tracker(Protocol):
-    """Writes samples and sweeps to a store; no method ever touches a result on disk."""
+class Tracker:
+    """Where samples and sweeps are logged besides their files, which no method changes.
+
+    This one is `tracking=none`: results are files and nothing else.
+    """
 
     def begin_sweep(self, record: SweepRecord, folder: Path) -> SweepRecord:
-        """Open the parent run, save the record with its ids to ``folder/sweep.json`` and return it.
+        """Open the sweep's own run, save the record with its ids to ``folder/sweep.json`` and return it.
 
-        A sweep that the store knows already (same `record.id`) keeps its parent run, which is running again.
+        A sweep that the store knows already (same `record.id`) keeps its run, which is running again.
 
         Raises:
-            TrackingError: the store did not answer or refused; the sweep can go on and be imported later.
+            TrackingError: the store did not answer or refused; `ladezeit-results sync` can do it later.
         """
-        ...
+        record.save_record(folder)
+        return record
 
     def log_sample(self, result: Result, folder: Path, sweep: SweepRecord | None, varying: Sequence[str]) -> str:
         """Write one sample as a run and return the run's id; the same sample logged again is the same run.
@@ -36,43 +39,8 @@ class Tracker(Protocol):
         to log as params (`sweep.varying`, or what a single run overrides).
 
         Raises:
-            TrackingError: the run was not written completely; the sample stays in the outbox.
+            TrackingError: the run was not written completely; the sample has no marker.
         """
-        ...
-
-    def end_sweep(
-        self,
-        record: SweepRecord,
-        status: SweepStatus,
-        summary_markdown: str,
-        artifacts: Sequence[Path] = (),
-        *,
-        ended_ms: int | None = None,
-    ) -> None:
-        """Close the parent run with the summary as its description and `artifacts` (files, folders) attached.
-
-        `ended_ms` is when the sweep ended, in milliseconds since 1970; now where it is None.
-
-        Raises:
-            TrackingError: the parent run could not be closed.
-        """
-        ...
-
-    def comparison_lines(self, of: SweepRecord | str | None) -> str:
-        """Return the lines to print so that a person can open the sweep's comparison, or the run with that id."""
-        ...
-
-
-class Untracked:
-    """`tracking=none`: results are files and nothing else; see `Tracker` for the methods."""
-
-    def begin_sweep(self, record: SweepRecord, folder: Path) -> SweepRecord:
-        """Save the record as it is."""
-        record.save_record(folder)
-        return record
-
-    def log_sample(self, result: Result, folder: Path, sweep: SweepRecord | None, varying: Sequence[str]) -> str:
-        """Do nothing; the sample stays in the outbox."""
         return ""
 
     def end_sweep(
@@ -84,8 +52,14 @@ class Untracked:
         *,
         ended_ms: int | None = None,
     ) -> None:
-        """Do nothing."""
+        """Close the sweep's own run with the summary as its description and `artifacts` (files, folders) attached.
+
+        `ended_ms` is when the sweep ended, in milliseconds since 1970; now where it is None.
+
+        Raises:
+            TrackingError: the run could not be closed.
+        """
 
     def comparison_lines(self, of: SweepRecord | str | None) -> str:
-        """Say that there is none."""
+        """Return the lines to print so that a person can open the sweep's comparison, or the run with that id."""
         return "MLflow: none (tracking=none); the results are files only"

@@ -9,12 +9,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
 from ladezeit.errors import TrackingError
-from ladezeit.results.redaction import redact_text
+from ladezeit.redaction import redact_text
 
 HOST = "127.0.0.1"
 
@@ -113,8 +112,3 @@ def _any_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a sqlite store, None for any other."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None

@@ -1,12 +1,14 @@
 """Comparisons that open ready-made in MLflow's interface: the state behind its "save view", written for each sweep.
 
 Each sweep has two: `EVERY_SAMPLE`, a row and a bar a sample, and `AVERAGES`, one a point. The format is MLflow's own
-and undocumented (read off 3.17); whoever calls `save_views` must live with its failing.
+and undocumented (read off 3.17), so none is written for an MLflow that is not known to read it; whoever calls
+`save_views` must live with its failing.
 """
 
 import base64
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -18,11 +20,15 @@ from typing import Any
 from urllib.parse import quote
 from uuid import NAMESPACE_URL, uuid5
 
+from ladezeit.errors import TrackingError
+from ladezeit.redaction import redact_text, without_credentials
 from ladezeit.report.colors import COLORS
 from ladezeit.results.records import SweepRecord
-from ladezeit.results.redaction import redact_text, without_credentials
 from ladezeit.tracking import projection
 from ladezeit.tracking.store import DATABASE_FILE, Store
+
+#: The releases of MLflow whose interface reads these views: from the first, and before the second.
+KNOWN_FORMAT = (3, 10), (3, 18)
 
 #: The kinds of view of a sweep: what their keys end with.
 EVERY_SAMPLE, AVERAGES = "", "-averages"
@@ -61,9 +67,15 @@ def tag_key(sweep_id: str, kind: str = EVERY_SAMPLE) -> str:
     return f"mlflow.sharedViewState.{share_key(sweep_id, kind)}"
 
 
-def save_views(client: Any, experiment_id: str, record: SweepRecord) -> None:
-    """Write the sweep's views into its experiment and color its runs by point; raises whatever MLflow raises."""
-    condition = sample_condition(record.id)
+def save_views(store: Store, record: SweepRecord) -> None:
+    """Write the sweep's views into its experiment and color its runs by point.
+
+    Raises:
+        TrackingError: it is not known whether the store's MLflow reads the format.
+        Exception: whatever MLflow raises.
+    """
+    _check_format(store.mlflow_version)
+    client, experiment_id, condition = store.client, store.experiment_id, sample_condition(record.id)
     runs = client.search_runs([experiment_id], condition, max_results=_MOST_RUNS)
     largest: dict[str, float] = {}
     for name, value in (pair for run in runs for pair in run.data.metrics.items()):
@@ -78,6 +90,16 @@ def save_views(client: Any, experiment_id: str, record: SweepRecord) -> None:
         view = {"name": title, "createdAt": now, "updatedAt": now, "state": packed}
         client.set_experiment_tag(experiment_id, tag_key(record.id, kind), json.dumps(view))
     _color(client, runs, keys)
+
+
+def _check_format(version: str) -> None:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    least, beyond = KNOWN_FORMAT
+    if not found or not least <= (int(found[1]), int(found[2])) < beyond:
+        raise TrackingError(
+            f"MLflow {version or 'of an unknown version'} may read another format (known: from {least[0]}.{least[1]}, "
+            f"before {beyond[0]}.{beyond[1]}); the samples are found by search instead"
+        )
 
 
 def sample_condition(sweep_id: str) -> str:

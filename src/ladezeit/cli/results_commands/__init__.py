@@ -1,1 +1,1 @@
-"""The commands of `ladezeit-results`, one file each."""
+"""The commands of `ladezeit-results`, by what they are for."""

@@ -1,4 +1,4 @@
-"""Where the commands read from: options that all of them share, and what is said about what was read."""
+"""Options that several commands share, and how they are turned into samples, a store, a terminal."""
 
 import os
 import sys
@@ -10,9 +10,17 @@ import typer
 from ladezeit.errors import LadezeitError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ladezeit.results.reader import Samples
+    from ladezeit.results.records import Result
+    from ladezeit.tracking.mlflow_tracker import MlflowTracker
 
 _MOST_LINES = 10
+_MOST_NAMED = 20
+
+#: Columns of a table that goes into a file or a pipe, where nobody said how wide it may be.
+_LOG_WIDTH = 140
 
 Current = Annotated[
     list[str] | None,
@@ -35,6 +43,8 @@ Baseline = Annotated[
     list[str] | None,
     typer.Option("--baseline", metavar="KEY=VALUE", help="What ratios refer to. Default: loading=transformers."),
 ]
+Job = Annotated[int | None, typer.Option(help="The number of the sample's job: its folder in the sweep.")]
+Label = Annotated[str | None, typer.Option(help="The sample's label, as in cold·streamed·#2.")]
 AcrossMachines = Annotated[
     bool, typer.Option("--across-machines", help="Put samples of different machines side by side.")
 ]
@@ -61,7 +71,7 @@ def read_source(
     if experiment is None:
         if uri is not None:
             raise LadezeitError("--tracking-uri goes with --experiment NAME; without it files are read")
-        samples = read_paths(paths or [newest_sweep()], with_profiled=with_profiled)
+        samples = read_paths(paths or [_newest()], with_profiled=with_profiled)
     else:
         from ladezeit.tracking.reader import read_experiment
 
@@ -78,14 +88,12 @@ def read_source(
     return samples
 
 
-def newest_sweep() -> Path:
-    """Return the newest sweep below the outputs folder; raises `LadezeitError` where there is none."""
-    folder = Path(os.environ.get("LADEZEIT_OUTPUTS", "outputs")) / "sweeps"
-    sweeps = sorted(path for path in folder.glob("*") if (path / "sweep.json").is_file())
-    if not sweeps:
-        raise LadezeitError(f"no sweep in {folder}: give the folder of a sweep, a result.json, or --experiment NAME")
-    print(f"reading {sweeps[-1]}", file=sys.stderr)
-    return sweeps[-1]
+def _newest() -> Path:
+    from ladezeit.results.reader import newest_sweep
+
+    folder = newest_sweep(Path(os.environ.get("LADEZEIT_OUTPUTS", "outputs")) / "sweeps")
+    print(f"reading {folder}", file=sys.stderr)
+    return folder
 
 
 def report_skipped(samples: "Samples") -> None:
@@ -101,3 +109,67 @@ def report_skipped(samples: "Samples") -> None:
         print(f"left out, {reason}: {places[0]}{more}", file=sys.stderr)
     if samples.missing:
         print(f"{samples.missing} planned samples have no result: the sweep is unfinished", file=sys.stderr)
+
+
+# One of the samples.
+
+
+def choose_sample(samples: "Samples", job: int | None, label: str | None) -> tuple["Result", str]:
+    """Return the sample and its place.
+
+    Raises:
+        LadezeitError: none or several fit; the text lists what there is.
+    """
+    pairs = list(zip(samples.results, samples.places, strict=True))
+    fitting = [
+        (result, place)
+        for result, place in pairs
+        if (job is None or result.identity.job == job) and (label is None or result.identity.label == label)
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    listed = fitting or pairs
+    lines = [
+        f"  --job {r.identity.job}  {r.identity.label}  {r.status.value}  {place}" for r, place in listed[:_MOST_NAMED]
+    ]
+    lines += [f"  … and {len(listed) - _MOST_NAMED} more"] if len(listed) > _MOST_NAMED else []
+    found = "no sample fits" if not fitting else f"{len(fitting)} samples fit"
+    raise LadezeitError("\n".join([f"{found}: choose one by --job, --label, --where or its folder", *lines]))
+
+
+def make_console() -> "Console":
+    """Return a console for stdout; $COLUMNS sets the width of what goes into a pipe."""
+    from rich.console import Console
+
+    own = Console(highlight=False)
+    if not own.is_terminal and not os.environ.get("COLUMNS"):
+        own.width = _LOG_WIDTH
+    return own
+
+
+# The MLflow store that commands write to or show.
+
+StoreExperiment = Annotated[str, typer.Option(help="The MLflow experiment.")]
+DEFAULT_EXPERIMENT = "ladezeit"
+
+
+def outputs_folder() -> Path:
+    """Return the outputs folder: $LADEZEIT_OUTPUTS, or ``outputs`` here."""
+    return Path(os.environ.get("LADEZEIT_OUTPUTS", "outputs")).absolute()
+
+
+def open_store(experiment: str, uri: str | None) -> "MlflowTracker":
+    """Open the store that the options name, creating a sqlite file that is not there yet.
+
+    Raises:
+        TrackingError: nothing answers there, or it is no store.
+    """
+    from ladezeit.config import TrackingConfig, TrackingKind
+    from ladezeit.tracking import open_tracker
+    from ladezeit.tracking.mlflow_tracker import MlflowTracker
+
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+    kind = TrackingKind.sqlite if uri is None or uri.startswith("sqlite:") else TrackingKind.server
+    tracker = open_tracker(TrackingConfig(kind=kind, uri=uri, experiment=experiment), outputs_folder())
+    assert isinstance(tracker, MlflowTracker)
+    return tracker
