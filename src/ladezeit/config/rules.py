@@ -8,6 +8,7 @@ from typing import Any
 
 from ladezeit.config.device_map import check_budget, gpu_index, list_places
 from ladezeit.config.loading import (
+    LOADINGS,
     STRATEGIES,
     AccelerateLoading,
     LegacyManagerLoading,
@@ -34,10 +35,22 @@ def check_load(config: LoadConfig) -> None:
     Raises:
         CombinationError: with what was asked and what to do.
     """
+    _check_arguments(config.loading)
     check_placement(config.loading, config.device)
     _check_has_effect(config.loading)
     if isinstance(config.loading, TracedLoading):
         _check_traced(config.loading)
+
+
+def _check_arguments(loading: LoadingConfig) -> None:
+    """Refuse an engine that was given another one's arguments; a user's own takes whichever it was written for."""
+    wanted = LOADINGS.get(loading.engine, LoadingConfig).__dataclass_fields__
+    given = type(loading).__dataclass_fields__
+    if not wanted.keys() <= given.keys():
+        raise CombinationError(
+            f"loading.engine={loading.engine} takes {', '.join(wanted)}, and loading={loading.name} has "
+            f"{', '.join(given)}. Use an option that starts from /schema/loading/{loading.engine}"
+        )
 
 
 def check_combination(config: RunConfig) -> None:

@@ -21,28 +21,27 @@ from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.build_model import refuse_misshapen
 from ladezeit.loading.conversion import converted_files
 from ladezeit.loading.device_map import max_memory, refuse_uncovered, refuse_unknown_modules
-from ladezeit.loading.engines.transformers import TransformersEngine, refuse_offload
+from ladezeit.loading.engines.transformers import finish_load, refuse_offload
 from ladezeit.model.classes import model_class
 from ladezeit.timing.clock import Clock
 
 _MOST_NAMED = 10
 
 
-class AccelerateEngine(TransformersEngine):
+class AccelerateEngine:
     """Builds the concrete class on `meta`, lets accelerate place and fill it, and touches what is lazy."""
 
     def prepare(self, request: LoadRequest) -> None:
         """Import the library: that is not loading."""
         import_module("accelerate")
 
-    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+    def load(self, request: LoadRequest[AccelerateLoading], clock: Clock) -> EngineModel:
         """See `Engine.load`.
 
         Raises:
             LoadError: the checkpoint's tensors are not the model's by name, or a module was offloaded unasked.
         """
         loading = request.loading
-        assert isinstance(loading, AccelerateLoading)
         if request.conversion is not None:
             request = _of_conversion(request)
         model = _skeleton(request, clock)
@@ -58,11 +57,11 @@ class AccelerateEngine(TransformersEngine):
             refuse_offload(loaded, request.device)  # before anything is read: offloading writes to the disk
         _refuse_unconverted(device_map, request)
         loaded.model = _fill(model, device_map, request, clock)
-        self.after_load(loaded, request, clock)
+        finish_load(loaded, request, clock)
         return loaded
 
 
-def _of_conversion(request: LoadRequest) -> LoadRequest:
+def _of_conversion(request: LoadRequest[AccelerateLoading]) -> LoadRequest[AccelerateLoading]:
     """Return the request with the converted file as the shard of its checkpoint; configs are the checkpoint's still."""
     (file,) = converted_files(request)
     merged = replace(request.checkpoint, shards=(file,), tensors=read_header(file).tensors)
@@ -125,13 +124,12 @@ def _refuse_unconverted(device_map: dict[str, Any], request: LoadRequest) -> Non
         )
 
 
-def _device_map(model: Any, request: LoadRequest) -> dict[str, Any]:
+def _device_map(model: Any, request: LoadRequest[AccelerateLoading]) -> dict[str, Any]:
     """Return the placement by module; a strategy is resolved as `load_checkpoint_and_dispatch` itself would."""
     from accelerate import infer_auto_device_map
     from accelerate.utils import get_balanced_memory
 
     loading = request.loading
-    assert isinstance(loading, AccelerateLoading)
     asked = device_map(loading, request.device)
     if isinstance(asked, dict):
         return asked
@@ -145,11 +143,10 @@ def _device_map(model: Any, request: LoadRequest) -> dict[str, Any]:
     return resolved
 
 
-def _fill(model: Any, device_map: dict[str, Any], request: LoadRequest, clock: Clock) -> Any:
+def _fill(model: Any, device_map: dict[str, Any], request: LoadRequest[AccelerateLoading], clock: Clock) -> Any:
     from accelerate import load_checkpoint_and_dispatch
 
     loading = request.loading
-    assert isinstance(loading, AccelerateLoading)
     folder = str(offload_folder(loading, request.scratch)) if "disk" in device_map.values() else None
     with clock.span("load/read"):
         return load_checkpoint_and_dispatch(model, _weights(request), device_map=device_map, offload_folder=folder)

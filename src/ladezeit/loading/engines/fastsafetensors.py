@@ -34,14 +34,13 @@ class FastsafetensorsEngine:
         import_module("fastsafetensors")
 
     @contextmanager
-    def open(self, request: LoadRequest, clock: Clock) -> Iterator[LoadedTensors]:
+    def open(self, request: LoadRequest[FastsafetensorsLoading], clock: Clock) -> Iterator[LoadedTensors]:
         """See `TensorEngine.open`; tensors are views that own a share of their file's one allocation.
 
         Raises:
             LoadError: GDS was asked for and the library chose another way.
         """
         loading = request.loading
-        assert isinstance(loading, FastsafetensorsLoading)
         direct = None if loading.direct is None else str(int(loading.direct))
         with set_variables({_DIRECT: direct}), ExitStack() as stack:
             with clock.span("load/read"):
@@ -54,7 +53,7 @@ class FastsafetensorsEngine:
                 check_complete(tensors, request)
             yield LoadedTensors(tensors, borrowed=False, effective=self._effective(loader, loading, request))
 
-    def _loader(self, loading: FastsafetensorsLoading, request: LoadRequest) -> Any:
+    def _loader(self, loading: FastsafetensorsLoading, request: LoadRequest[FastsafetensorsLoading]) -> Any:
         from fastsafetensors import SafeTensorsFileLoader
 
         loader = SafeTensorsFileLoader(
@@ -83,7 +82,9 @@ class FastsafetensorsEngine:
                 f"loading=fastsafetensors"
             )
 
-    def _effective(self, loader: Any, loading: FastsafetensorsLoading, request: LoadRequest) -> dict[str, Any]:
+    def _effective(
+        self, loader: Any, loading: FastsafetensorsLoading, request: LoadRequest[FastsafetensorsLoading]
+    ) -> dict[str, Any]:
         from fastsafetensors.common import is_odirect_enabled
 
         effective = {

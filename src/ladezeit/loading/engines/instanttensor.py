@@ -28,13 +28,12 @@ class InstanttensorEngine:
         import_module("instanttensor")
 
     @contextmanager
-    def open(self, request: LoadRequest, clock: Clock) -> Iterator[LoadedTensors]:
+    def open(self, request: LoadRequest[InstanttensorLoading], clock: Clock) -> Iterator[LoadedTensors]:
         """See `TensorEngine.open`; tensors are copies that outlive the library's ring."""
         import torch
         from instanttensor import BackendPolicy, safe_open
 
         loading = request.loading
-        assert isinstance(loading, InstanttensorLoading)
         number = request.device.partition(":")[2]  # the library hands the bare number to its C++ side
         device = torch.device("cuda", int(number) if number else torch.cuda.current_device())
         arguments: dict[str, Any] = {"concurrency": loading.threads, "io_depth": loading.io_depth}

@@ -24,19 +24,17 @@ SETTINGS_FILE = "performance_settings.json"
 class LegacyManagerEngine:
     """Loads as the origin's ModelManager did, with its overhead in phases of its own."""
 
-    def prepare(self, request: LoadRequest) -> None:
+    def prepare(self, request: LoadRequest[LegacyManagerLoading]) -> None:
         """Write the settings file in the origin's form: settings keyed by the model's name."""
         loading = request.loading
-        assert isinstance(loading, LegacyManagerLoading)
         arguments = placement_arguments(loading, request.device)
         arguments["max_memory"] = {str(key): size for key, size in arguments.get("max_memory", {}).items()}
         settings = {"loading": arguments, "disable_cpu_offload": loading.disable_cpu_offload}
         self._settings_path(request).write_text(json.dumps({request.checkpoint.folder.name: settings}))
 
-    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+    def load(self, request: LoadRequest[LegacyManagerLoading], clock: Clock) -> EngineModel:
         """See `Engine.load`; nothing that was not asked for is refused here, as it was not there."""
         loading = request.loading
-        assert isinstance(loading, LegacyManagerLoading)
         settings: dict[str, Any] = {}
         for _ in range(loading.settings_reads):
             with clock.span("load/settings"):

@@ -11,16 +11,16 @@ from ladezeit.config import Bitsandbytes4bitLoading, Bitsandbytes8bitLoading, Qu
 from ladezeit.errors import LoadError, NotRunnableError
 from ladezeit.loading import quantization
 from ladezeit.loading.base import EngineModel, LoadRequest
-from ladezeit.loading.engines.transformers import TransformersEngine, from_pretrained, placement_arguments
+from ladezeit.loading.engines.transformers import check_known, finish_load, from_pretrained, placement_arguments
 from ladezeit.timing.clock import Clock
 
 
-class QuantizedEngine(TransformersEngine):
+class QuantizedEngine:
     """Loads through `from_pretrained` with the `quantization_config` that the loading method stands for."""
 
-    def prepare(self, request: LoadRequest) -> None:
+    def prepare(self, request: LoadRequest[QuantizedLoading]) -> None:
         """Import the library, which is not loading; raises `NotRunnableError` where there is nothing left to do."""
-        super().prepare(request)
+        check_known(request.loading)
         already = request.checkpoint.config.get("quantization_config")
         if already is not None:
             method = already.get("quant_method", "unknown") if isinstance(already, dict) else "unknown"
@@ -31,7 +31,7 @@ class QuantizedEngine(TransformersEngine):
         for module in _modules(request.loading):
             import_module(module)
 
-    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+    def load(self, request: LoadRequest[QuantizedLoading], clock: Clock) -> EngineModel:
         """See `Engine.load`.
 
         Raises:
@@ -39,12 +39,11 @@ class QuantizedEngine(TransformersEngine):
         """
         loading = request.loading
         asked = quantization.loading_scheme(loading)
-        assert isinstance(loading, QuantizedLoading)
         assert asked is not None
         arguments = placement_arguments(loading, request.device)
         arguments["quantization_config"] = quantization.quantization_config(asked, _dtype(request))
         loaded = from_pretrained(request, clock, **arguments)
-        self.after_load(loaded, request, clock)
+        finish_load(loaded, request, clock)
         with clock.span("load/check"):
             found = quantization.survey_quantization(loaded.model)
         if not found.modules:

@@ -26,12 +26,11 @@ class RunaiStreamerEngine:
         import_module("runai_model_streamer")
 
     @contextmanager
-    def open(self, request: LoadRequest, clock: Clock) -> Iterator[LoadedTensors]:
+    def open(self, request: LoadRequest[RunaiLoading], clock: Clock) -> Iterator[LoadedTensors]:
         """See `TensorEngine.open`; each tensor keeps its buffer alive and is valid after the context."""
         from runai_model_streamer import SafetensorsStreamer
 
         loading = request.loading
-        assert isinstance(loading, RunaiLoading)
         settings = {
             "RUNAI_STREAMER_CONCURRENCY": None if loading.threads is None else str(loading.threads),
             "RUNAI_STREAMER_MEMORY_LIMIT": None if loading.buffer_bytes is None else str(loading.buffer_bytes),

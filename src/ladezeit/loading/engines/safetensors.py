@@ -61,10 +61,9 @@ class SafetensorsPrefetchEngine:
         """Nothing has to be ready before the clock starts."""
 
     @contextmanager
-    def open(self, request: LoadRequest, clock: Clock) -> Iterator[LoadedTensors]:
+    def open(self, request: LoadRequest[TensorLoading], clock: Clock) -> Iterator[LoadedTensors]:
         """See `TensorEngine.open`; tensors that were handed out keep their memory after their loader is closed."""
         loading = request.loading
-        assert isinstance(loading, TensorLoading)
         threads = loading.threads or PREFETCH_THREADS
         tensors: dict[str, Any] = {}
         with clock.span("load/read"), ExitStack() as stack:

@@ -35,14 +35,13 @@ class TensorParallelEngine:
         import torch.distributed as dist
         from transformers import __version__
 
-        assert isinstance(request.loading, TensorParallelLoading)
         if not _knows_plans():
             raise NotRunnableError(f"loading=tensor_parallel needs transformers>=5.17, {__version__} is installed")
         if not dist.is_initialized():
             _meet(request)
         dist.barrier()
 
-    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+    def load(self, request: LoadRequest[TensorParallelLoading], clock: Clock) -> EngineModel:
         """See `Engine.load`; `effective` has this rank's own seconds and bytes.
 
         Raises:
@@ -53,7 +52,6 @@ class TensorParallelEngine:
 
         started_ns = time.monotonic_ns()
         loading = request.loading
-        assert isinstance(loading, TensorParallelLoading)
         plan = DistributedConfig(tp_plan="auto", tp_size=loading.ranks)
         loaded = from_pretrained(request, clock, dtype=loading.dtype.value, distributed_config=plan)
         loaded.effective["arguments"]["distributed_config"] = {"tp_plan": "auto", "tp_size": loading.ranks}

@@ -34,14 +34,13 @@ class TensorizerEngine:
         import_module("tensorizer")
 
     @contextmanager
-    def open(self, request: LoadRequest, clock: Clock) -> Iterator[LoadedTensors]:
+    def open(self, request: LoadRequest[TensorizerLoading], clock: Clock) -> Iterator[LoadedTensors]:
         """See `TensorEngine.open`; every tensor has memory of its own, valid after the reader is closed.
 
         Raises:
             LoadError: a file is damaged, as far as the reader notices.
         """
         loading = request.loading
-        assert isinstance(loading, TensorizerLoading)
         tensors: dict[str, Any] = {}
         threads = bytes_read = 0
         with clock.span("load/read"):

@@ -40,13 +40,12 @@ class TorchDcpEngine:
         import_module("torch.distributed.checkpoint.hf_storage")  # takes time, and is not loading
 
     @contextmanager
-    def open(self, request: LoadRequest, clock: Clock) -> Iterator[LoadedTensors]:
+    def open(self, request: LoadRequest[TensorLoading], clock: Clock) -> Iterator[LoadedTensors]:
         """See `TensorEngine.open`; the tensors are torch's own."""
         import torch
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
         loading = request.loading
-        assert isinstance(loading, TensorLoading)
         shards = len(request.checkpoint.shards)
         threads = min(loading.threads or 1, shards)
         with clock.span("load/allocate"):

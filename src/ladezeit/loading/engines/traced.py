@@ -33,17 +33,16 @@ def loader_given(function: Callable[..., Any]) -> Iterator[None]:
 class TracedEngine:
     """Calls the user's loader, finds the model in what it returns, and touches what is lazy."""
 
-    def prepare(self, request: LoadRequest) -> None:
+    def prepare(self, request: LoadRequest[TracedLoading]) -> None:
         """Import the loader's module, off the clock; raises `ConfigError` where there is no such function."""
         loading = request.loading
-        assert isinstance(loading, TracedLoading) and loading.function is not None
+        assert loading.function is not None  # see `ladezeit.config.rules`
         self._name = loading.function
         self._modules = instrumentation.user_modules(self._resolve())
 
-    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+    def load(self, request: LoadRequest[TracedLoading], clock: Clock) -> EngineModel:
         """See `Engine.load`."""
         loading = request.loading
-        assert isinstance(loading, TracedLoading)
         effective: dict[str, Any] = {"function": self._name}
         with ExitStack() as stack:
             function = self._resolve()
