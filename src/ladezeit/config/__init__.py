@@ -8,7 +8,6 @@ together. Enum members are lower case because their names are what users type.
 
 from ladezeit.config.compose import build_config, check_load_values, check_values
 from ladezeit.config.loading import (
-    LOADINGS,
     STRATEGIES,
     AccelerateLoading,
     AutoLoading,
@@ -58,7 +57,6 @@ from ladezeit.config.run import (
 from ladezeit.config.serialize import from_plain, to_plain
 
 __all__ = [
-    "LOADINGS",
     "NOT_MEASURED",
     "STRATEGIES",
     "AccelerateLoading",

@@ -218,29 +218,3 @@ class TracedLoading(LoadingConfig):
     engine: str = "traced"
     function: Optional[str] = None
     arguments: dict[str, Any] = field(default_factory=dict)
-
-
-#: The schema of each engine's arguments, by the name in `engine`. A user's own engine takes those of `transformers`.
-LOADINGS: dict[str, type[LoadingConfig]] = {
-    "auto": AutoLoading,
-    "transformers": TransformersLoading,
-    "legacy_manager": LegacyManagerLoading,
-    "tensor_parallel": TensorParallelLoading,
-    "streamed": StreamedLoading,
-    "accelerate": AccelerateLoading,
-    "bitsandbytes_8bit": Bitsandbytes8bitLoading,
-    "bitsandbytes_4bit": Bitsandbytes4bitLoading,
-    "torchao_int8": TorchaoInt8Loading,
-    "safetensors_mmap": TensorLoading,
-    "safetensors_pread": TensorLoading,
-    "safetensors_prefetch": TensorLoading,
-    "fastsafetensors": FastsafetensorsLoading,
-    "fastsafetensors_gds": FastsafetensorsLoading,
-    "runai_streamer": RunaiLoading,
-    "instanttensor": InstanttensorLoading,
-    "instanttensor_buffered": InstanttensorLoading,
-    "tensorizer": TensorizerLoading,
-    "gguf": GgufLoading,
-    "torch_dcp": TensorLoading,
-    "traced": TracedLoading,
-}

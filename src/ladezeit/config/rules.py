@@ -7,8 +7,8 @@ import os
 from typing import Any
 
 from ladezeit.config.device_map import check_budget, gpu_index, list_places
+from ladezeit.config.engines import arguments_class
 from ladezeit.config.loading import (
-    LOADINGS,
     STRATEGIES,
     AccelerateLoading,
     LegacyManagerLoading,
@@ -44,7 +44,9 @@ def check_load(config: LoadConfig) -> None:
 
 def _check_arguments(loading: LoadingConfig) -> None:
     """Refuse an engine that was given another one's arguments; a user's own takes whichever it was written for."""
-    wanted = LOADINGS.get(loading.engine, LoadingConfig).__dataclass_fields__
+    if ":" in loading.engine:
+        return
+    wanted = arguments_class(loading.engine).__dataclass_fields__
     given = type(loading).__dataclass_fields__
     if not wanted.keys() <= given.keys():
         raise CombinationError(

@@ -10,6 +10,7 @@ from typing_extensions import TypeVar
 
 from ladezeit.checkpoint.safetensors_header import TensorEntry
 from ladezeit.config import LoadingConfig
+from ladezeit.config.engines import EngineFacts
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 #: The class of an engine's own arguments: each engine is handed its own, and need not ask which they are.
+LoadingT = TypeVar("LoadingT", bound=LoadingConfig)
 LoadingT_co = TypeVar("LoadingT_co", bound=LoadingConfig, default=LoadingConfig, covariant=True)
 LoadingT_contra = TypeVar("LoadingT_contra", bound=LoadingConfig, default=LoadingConfig, contravariant=True)
 
@@ -170,6 +172,22 @@ class TensorEngine(Protocol[LoadingT_contra]):
             LoadError: not every tensor of the checkpoint could be brought to the device as it is in the file.
         """
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec(EngineFacts, Generic[LoadingT]):
+    """An engine of this program: what is known of it, and how it is made.
+
+    The file that holds the engine holds this too, in its tuple ``ENGINES`` (see `ladezeit.config.engines`).
+    """
+
+    arguments: type[LoadingT]
+    make: Callable[[], Engine[LoadingT] | TensorEngine[LoadingT]]
+
+    @property
+    def yields_tensors(self) -> bool:
+        """Whether it is a `TensorEngine`, of whose tensors `ladezeit.loading.build_model` makes a model."""
+        return hasattr(self.make(), "open")
 
 
 @dataclass(frozen=True)

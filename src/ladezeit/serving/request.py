@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.config import (
-    LOADINGS,
     AutoLoading,
     FolderModel,
     HubModel,
@@ -27,6 +26,7 @@ from ladezeit.config import (
 )
 from ladezeit.config.compose import from_mapping, list_options, read_option
 from ladezeit.config.device_map import is_strategy
+from ladezeit.config.engines import arguments_class
 from ladezeit.config.loading_profile import Profile
 from ladezeit.config.rules import check_load
 from ladezeit.errors import CombinationError, ConfigError, NotRunnableError, did_you_mean
@@ -117,14 +117,7 @@ def loading_of(requested: str | Mapping[str, Any] | LoadingConfig, config_dir: P
     values = dict(requested)
     engine = str(values.setdefault("engine", "auto"))
     values.setdefault("name", engine)
-    if ":" not in engine and engine not in LOADINGS:
-        raise ConfigError(
-            f"loading has engine={engine}, which there is not: there are {', '.join(LOADINGS)}, and your own as "
-            f"module:Class." + did_you_mean(engine, LOADINGS)
-        )
-    made = from_mapping(LOADINGS.get(engine, TransformersLoading), values, f"loading (engine={engine})")
-    assert isinstance(made, LoadingConfig)
-    return made
+    return from_mapping(arguments_class(engine), values, f"loading (engine={engine})")
 
 
 def level_of(requested: str) -> ValidationLevel:

@@ -17,11 +17,11 @@ from ladezeit.checkpoint.safetensors_header import read_header
 from ladezeit.config import STRATEGIES, AccelerateLoading, DType
 from ladezeit.config.device_map import device_map, offload_folder
 from ladezeit.errors import LoadError
-from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
 from ladezeit.loading.build_model import refuse_misshapen
 from ladezeit.loading.conversion import converted_files
 from ladezeit.loading.device_map import max_memory, refuse_uncovered, refuse_unknown_modules
-from ladezeit.loading.engines.transformers import finish_load, refuse_offload
+from ladezeit.loading.engines.transformers import finish_load, refuse_offload, server_flags
 from ladezeit.model.classes import model_class
 from ladezeit.timing.clock import Clock
 
@@ -165,3 +165,14 @@ def _weights(request: LoadRequest) -> str:
 
 def _device(place: Any) -> str:
     return f"cuda:{place}" if isinstance(place, int) else str(place)
+
+
+ENGINES = (
+    EngineSpec(
+        name="accelerate",
+        arguments=AccelerateLoading,
+        make=AccelerateEngine,
+        converter="ladezeit.loading.formats.fused_experts:FusedExpertsConverter",
+        servers=server_flags,
+    ),
+)

@@ -12,8 +12,9 @@ from importlib.metadata import version
 from typing import Any
 
 from ladezeit.config import FastsafetensorsLoading
+from ladezeit.config.engines import ServerFlags
 from ladezeit.errors import LoadError
-from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
 from ladezeit.system.processes import set_variables
 from ladezeit.timing.clock import Clock
@@ -103,3 +104,30 @@ class FastsafetensorsGdsEngine(FastsafetensorsEngine):
     """Loads with GPUDirect Storage, from storage to GPU memory without the host's; CUDA only."""
 
     gds = True
+
+
+_FLAGS = ("--load-format", "fastsafetensors")
+_ON_SERVERS = ServerFlags(_FLAGS, _FLAGS, "uses GPU direct storage where it is there")
+
+ENGINES = (
+    EngineSpec(
+        name="fastsafetensors",
+        arguments=FastsafetensorsLoading,
+        make=FastsafetensorsEngine,
+        packages=("fastsafetensors",),
+        releases=("fastsafetensors>=0.5",),
+        cuda_library="libcudart.so",
+        servers=_ON_SERVERS,
+    ),
+    EngineSpec(
+        name="fastsafetensors_gds",
+        arguments=FastsafetensorsLoading,
+        make=FastsafetensorsGdsEngine,
+        packages=("fastsafetensors",),
+        devices=("cuda",),
+        releases=("fastsafetensors>=0.5",),
+        device_file="/dev/nvidia-fs0",
+        cuda_library="libcudart.so",
+        servers=_ON_SERVERS,
+    ),
+)

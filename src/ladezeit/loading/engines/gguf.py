@@ -10,9 +10,10 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from typing import Any
 
-from ladezeit.config import DType
+from ladezeit.config import DType, GgufLoading
+from ladezeit.config.engines import ServerFlags
 from ladezeit.loading import instrumentation
-from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
 from ladezeit.loading.build_model import finalize_model, refuse_incomplete
 from ladezeit.loading.conversion import converted_files
 from ladezeit.loading.engines.transformers import from_pretrained
@@ -74,3 +75,17 @@ def _dequantized() -> dict[str, Any]:
 
     known = hasattr(transformers, "GgufConfig")
     return {"quantization_config": transformers.GgufConfig(dequantize=True)} if known else {}
+
+
+_FLAGS = ("--load-format", "gguf")
+
+ENGINES = (
+    EngineSpec(
+        name="gguf",
+        arguments=GgufLoading,
+        make=GgufEngine,
+        packages=("gguf",),
+        converter="ladezeit.loading.formats.gguf:GgufConverter",
+        servers=ServerFlags(_FLAGS, _FLAGS, "give the .gguf file as the model"),
+    ),
+)

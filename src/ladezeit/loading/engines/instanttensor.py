@@ -12,7 +12,8 @@ from importlib.metadata import version
 from typing import Any
 
 from ladezeit.config import InstanttensorLoading
-from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.config.engines import ServerFlags
+from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
 from ladezeit.timing.clock import Clock
 from ladezeit.timing.resources import GPU_BYTES_BESIDE_TORCH
@@ -69,3 +70,24 @@ def _effective(opened: Any) -> dict[str, Any]:
         "buffer_bytes": opened.buffer_size,
         GPU_BYTES_BESIDE_TORCH: opened.buffer_size,  # its ring is from the driver, and gone when the load is over
     }
+
+
+ENGINES = (
+    EngineSpec(
+        name="instanttensor",
+        arguments=InstanttensorLoading,
+        make=InstanttensorEngine,
+        packages=("instanttensor",),
+        devices=("cuda",),
+        releases=("instanttensor>=0.2",),
+        servers=ServerFlags(("--load-format", "instanttensor"), None, "pip install instanttensor"),
+    ),
+    EngineSpec(
+        name="instanttensor_buffered",
+        arguments=InstanttensorLoading,
+        make=InstanttensorBufferedEngine,
+        packages=("instanttensor",),
+        devices=("cuda",),
+        releases=("instanttensor>=0.2",),
+    ),
+)

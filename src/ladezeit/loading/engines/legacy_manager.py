@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.config import LegacyManagerLoading, ModuleWalk
-from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
+from ladezeit.loading.engines.safetensors import MAPPED_ON_SERVERS
 from ladezeit.loading.engines.transformers import from_pretrained, placement_arguments
 from ladezeit.model.tensors import fault_in_pages, meta_tensors
 from ladezeit.timing.clock import Clock
@@ -66,3 +67,14 @@ def _not_finite(model: Any) -> set[str]:
             if not weight.is_meta and not weight.detach().cpu().isfinite().all():
                 found.add(f"{path}.{name}" if path else name)
     return found
+
+
+ENGINES = (
+    EngineSpec(
+        name="legacy_manager",
+        arguments=LegacyManagerLoading,
+        make=LegacyManagerEngine,
+        formats=("safetensors", "pickle"),
+        servers=MAPPED_ON_SERVERS,
+    ),
+)

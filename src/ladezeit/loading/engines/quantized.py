@@ -7,10 +7,11 @@ finds nothing to do says so in its log at most: here it is an error.
 from importlib import import_module
 from typing import Any
 
-from ladezeit.config import Bitsandbytes4bitLoading, Bitsandbytes8bitLoading, QuantizedLoading
+from ladezeit.config import Bitsandbytes4bitLoading, Bitsandbytes8bitLoading, QuantizedLoading, TorchaoInt8Loading
+from ladezeit.config.engines import ServerFlags
 from ladezeit.errors import LoadError, NotRunnableError
 from ladezeit.loading import quantization
-from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
 from ladezeit.loading.engines.transformers import check_known, finish_load, from_pretrained, placement_arguments
 from ladezeit.timing.clock import Clock
 
@@ -65,3 +66,34 @@ def _modules(loading: Any) -> tuple[str, ...]:
 def _dtype(request: LoadRequest) -> str:
     asked = request.loading.dtype.value
     return request.checkpoint.dtype if asked == "auto" else asked
+
+
+_BITSANDBYTES_ON_SERVERS = ("--load-format", "bitsandbytes", "--quantization", "bitsandbytes")
+
+ENGINES = (
+    EngineSpec(
+        name="bitsandbytes_8bit",
+        arguments=Bitsandbytes8bitLoading,
+        make=QuantizedEngine,
+        formats=("safetensors", "pickle"),
+        packages=("bitsandbytes",),
+        releases=("bitsandbytes>=0.50",),
+    ),
+    EngineSpec(
+        name="bitsandbytes_4bit",
+        arguments=Bitsandbytes4bitLoading,
+        make=QuantizedEngine,
+        formats=("safetensors", "pickle"),
+        packages=("bitsandbytes",),
+        releases=("bitsandbytes>=0.50",),
+        servers=ServerFlags(_BITSANDBYTES_ON_SERVERS, _BITSANDBYTES_ON_SERVERS),
+    ),
+    EngineSpec(
+        name="torchao_int8",
+        arguments=TorchaoInt8Loading,
+        make=QuantizedEngine,
+        formats=("safetensors", "pickle"),
+        packages=("torchao",),
+        releases=("torchao>=0.18",),
+    ),
+)

@@ -5,14 +5,16 @@ Its settings are environment variables, read when a streamer starts; they are se
 https://github.com/run-ai/runai-model-streamer/blob/master/docs/src/env-vars.md.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
 from ladezeit.config import RunaiLoading
-from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.config.engines import ServerFlags
+from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
 from ladezeit.system.processes import set_variables
 from ladezeit.timing.clock import Clock
@@ -51,3 +53,22 @@ class RunaiStreamerEngine:
         if ring is not None:
             effective |= {"ring_buffers": ring[1], "ring_buffer_bytes": ring[2]}
         yield LoadedTensors(tensors, borrowed=False, effective=effective)
+
+
+def _server_flags(loading: Mapping[str, Any]) -> ServerFlags:
+    requested = {"concurrency": loading.get("threads"), "memory_limit": loading.get("buffer_bytes")}
+    extra = {key: value for key, value in requested.items() if value is not None}
+    flags = ("--load-format", "runai_streamer", *(("--model-loader-extra-config", json.dumps(extra)) if extra else ()))
+    return ServerFlags(flags, flags, "pip install 'vllm[runai]', or runai-model-streamer beside SGLang")
+
+
+ENGINES = (
+    EngineSpec(
+        name="runai_streamer",
+        arguments=RunaiLoading,
+        make=RunaiStreamerEngine,
+        packages=("runai_model_streamer",),
+        releases=("runai-model-streamer>=0.17",),
+        servers=_server_flags,
+    ),
+)

@@ -11,7 +11,8 @@ from importlib.metadata import version
 from typing import Any
 
 from ladezeit.config import TensorLoading
-from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.config.engines import ServerFlags
+from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
 from ladezeit.timing.clock import Clock
 
@@ -93,3 +94,32 @@ def _start(stack: ExitStack, shard: str, device: str, threads: int) -> Any:
 
     opened = stack.enter_context(safe_open(shard, framework="pt", device=device))
     return stack.enter_context(opened.prefetch(threads=threads))
+
+
+#: The flags of servers that read as these engines do; `from_pretrained` maps, too, where it is not told otherwise.
+MAPPED_ON_SERVERS = ServerFlags(
+    ("--load-format", "safetensors", "--safetensors-load-strategy", "lazy"), ("--load-format", "safetensors")
+)
+READ_ON_SERVERS = ServerFlags(
+    ("--load-format", "safetensors", "--safetensors-load-strategy", "eager"),
+    ("--load-format", "safetensors", "--weight-loader-disable-mmap"),
+    "whole shards go through host memory",
+)
+
+ENGINES = (
+    EngineSpec(name="safetensors_mmap", arguments=TensorLoading, make=SafetensorsMmapEngine, servers=MAPPED_ON_SERVERS),
+    EngineSpec(
+        name="safetensors_pread",
+        arguments=TensorLoading,
+        make=SafetensorsPreadEngine,
+        releases=("safetensors>=0.8",),
+        servers=READ_ON_SERVERS,
+    ),
+    EngineSpec(
+        name="safetensors_prefetch",
+        arguments=TensorLoading,
+        make=SafetensorsPrefetchEngine,
+        devices=("cuda",),
+        releases=("safetensors>=0.9.0rc1",),
+    ),
+)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ladezeit.config import TensorParallelLoading
 from ladezeit.errors import LoadError, NotRunnableError
-from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
 from ladezeit.loading.engines.transformers import from_pretrained
 from ladezeit.model.tensors import fault_in_pages, local_part
 from ladezeit.timing.clock import LOAD, Clock
@@ -111,3 +111,6 @@ def _local_bytes(model: Any) -> int:
     """Return the bytes of weights that this rank holds; a tied weight counts once."""
     parts = {id(parameter): local_part(parameter) for parameter in model.parameters()}
     return sum(part.numel() * part.element_size() for part in parts.values())
+
+
+ENGINES = (EngineSpec(name="tensor_parallel", arguments=TensorParallelLoading, make=TensorParallelEngine),)

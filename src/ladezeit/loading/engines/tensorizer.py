@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.config import TensorizerLoading
+from ladezeit.config.engines import ServerFlags
 from ladezeit.errors import LoadError
-from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
 from ladezeit.loading.conversion import converted_files
 from ladezeit.timing.clock import Clock
@@ -75,3 +76,20 @@ def _deserialized(path: Path, device: str, loading: TensorizerLoading) -> Any:
         raise LoadError(
             f"{path} is damaged: {cause}. Remove its folder: it is made again from the checkpoint"
         ) from cause
+
+
+ENGINES = (
+    EngineSpec(
+        name="tensorizer",
+        arguments=TensorizerLoading,
+        make=TensorizerEngine,
+        packages=("tensorizer",),
+        releases=("tensorizer>=2.12",),
+        converter="ladezeit.loading.formats.tensorizer:TensorizerConverter",
+        servers=ServerFlags(
+            ("--load-format", "tensorizer"),
+            None,
+            "needs the model in vLLM's own tensorizer form: tensorize_vllm_model.py makes it",
+        ),
+    ),
+)

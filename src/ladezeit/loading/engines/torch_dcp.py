@@ -12,7 +12,7 @@ from typing import Any
 
 from ladezeit.config import TensorLoading
 from ladezeit.errors import LoadError
-from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
 from ladezeit.model.classes import torch_dtype
 from ladezeit.timing.clock import Clock
@@ -78,3 +78,6 @@ def _load(tensors: dict[str, Any], reader: Any) -> None:
         failure = next(iter(failed.failures.values()))[0]
     if failure is not None:  # raised out here, so that it keeps what it came from
         raise failure
+
+
+ENGINES = (EngineSpec(name="torch_dcp", arguments=TensorLoading, make=TorchDcpEngine),)

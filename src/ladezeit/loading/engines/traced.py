@@ -11,7 +11,7 @@ from typing import Any
 from ladezeit.config import TracedLoading
 from ladezeit.errors import ConfigError, LoadError
 from ladezeit.loading import instrumentation
-from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
 from ladezeit.model.classes import model_class
 from ladezeit.model.tensors import fault_in_pages
 from ladezeit.timing.clock import Clock, enable_phases
@@ -157,3 +157,6 @@ def model_in(returned: Any, name: str) -> Any:
 
 def _device(place: Any) -> str:
     return f"cuda:{place}" if isinstance(place, int) else str(place)
+
+
+ENGINES = (EngineSpec(name="traced", arguments=TracedLoading, make=TracedEngine, formats=("safetensors", "pickle")),)

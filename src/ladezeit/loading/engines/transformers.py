@@ -1,15 +1,18 @@
 """The engine `transformers`: `AutoModelForCausalLM.from_pretrained`, called as its users call it."""
 
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
 from ladezeit.config import TransformersLoading
 from ladezeit.config.device_map import device_map, may_offload_to_disk, offload_folder
+from ladezeit.config.engines import ServerFlags
 from ladezeit.errors import LoadError, NotRunnableError
 from ladezeit.loading import instrumentation
-from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
 from ladezeit.loading.build_model import naming_misshapen
 from ladezeit.loading.device_map import explain_map, max_memory, refuse_unknown_modules
+from ladezeit.loading.engines.safetensors import MAPPED_ON_SERVERS, READ_ON_SERVERS
 from ladezeit.model.classes import model_class
 from ladezeit.model.tensors import fault_in_pages
 from ladezeit.system.processes import set_variables
@@ -139,3 +142,23 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "to_diff_dict"):  # transformers' configs: what differs from their defaults
         value = {key: item for key, item in value.to_diff_dict().items() if not key.startswith("_")}
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def server_flags(loading: Mapping[str, Any]) -> ServerFlags:
+    """Return the flags of other servers for a load through `from_pretrained` with these arguments."""
+    if isinstance(loading.get("device_map"), dict):
+        return ServerFlags(
+            None, None, "its own placement over devices; servers split by --tensor-parallel-size instead"
+        )
+    return READ_ON_SERVERS if loading.get("disable_mmap") else MAPPED_ON_SERVERS
+
+
+ENGINES = (
+    EngineSpec(
+        name="transformers",
+        arguments=TransformersLoading,
+        make=TransformersEngine,
+        formats=("safetensors", "pickle"),
+        servers=server_flags,
+    ),
+)
