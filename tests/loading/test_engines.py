@@ -21,15 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from configs_for_tests import TINY_MOE, model_config
 from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint, prepare_checkpoint
-from ladezeit.config import (
-    AccelerateLoading,
-    DType,
-    FastsafetensorsLoading,
-    LoadingConfig,
-    RunaiLoading,
-    TensorLoading,
-    TransformersLoading,
-)
+from ladezeit.config import DType, LoadingConfig
 from ladezeit.config.engines import arguments_class
 from ladezeit.config.rules import check_combination
 from ladezeit.errors import CombinationError, LoadError, NotRunnableError
@@ -37,6 +29,8 @@ from ladezeit.loading import registry
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.build_model import StateDictEngine
 from ladezeit.loading.conversion import conversion_for
+from ladezeit.loading.engines.accelerate import AccelerateLoading
+from ladezeit.loading.engines.safetensors import OneThreadLoading
 from ladezeit.system.files import cache_folder
 from ladezeit.timing.clock import LOAD, Clock
 
@@ -362,7 +356,7 @@ def test_accelerate_offloads_nothing_unasked(checkpoints: dict[str, Checkpoint],
 @pytest.mark.parametrize(
     "loading",
     [
-        TensorLoading(name="x", engine="safetensors_mmap", threads=4),
+        OneThreadLoading(name="x", engine="safetensors_mmap", threads=4),
         AccelerateLoading(name="x", disable_mmap=True),
         AccelerateLoading(name="x", device_map=None),
     ],
@@ -459,9 +453,3 @@ def test_the_model_on_a_gpu_equals_from_pretrained(
     with torch.inference_mode():
         assert torch.equal(ours(ids).logits, theirs(ids).logits)
     del poison
-
-
-def test_the_schemas_are_those_of_their_engines() -> None:
-    assert arguments_class("fastsafetensors_gds") is FastsafetensorsLoading
-    assert arguments_class("runai_streamer") is RunaiLoading
-    assert issubclass(arguments_class("accelerate"), TransformersLoading)

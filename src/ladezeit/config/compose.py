@@ -165,11 +165,11 @@ def check_load_values(config: LoadConfig) -> None:
         {
             "validation.k": (config.validation.k, 1),
             "runtime.threads": (config.runtime.threads, 1),
-            "loading.ranks": (getattr(config.loading, "ranks", None), 2),
-            "loading.threads": (getattr(config.loading, "threads", None), 1),
-            "loading.io_depth": (getattr(config.loading, "io_depth", None), 1),
-            "loading.threshold": (getattr(config.loading, "threshold", None), 0),
-            "loading.buffer_bytes": (getattr(config.loading, "buffer_bytes", None), 4096),
+            **{
+                f"loading.{item.name}": (getattr(config.loading, item.name), item.metadata["least"])
+                for item in fields(config.loading)
+                if "least" in item.metadata
+            },
         }
     )
 

@@ -12,7 +12,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from ladezeit.config.loading import LoadingConfig, TransformersLoading
+from ladezeit.config.loading import TransformersLoading
+from ladezeit.config.run import LoadingConfig
 from ladezeit.errors import ConfigError, did_you_mean
 
 _PACKAGE = "ladezeit.loading.engines"

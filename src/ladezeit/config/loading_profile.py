@@ -15,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ladezeit.config.compose import from_mapping, read_option
 from ladezeit.config.engines import arguments_class
-from ladezeit.config.loading import LoadingConfig, TransformersLoading
-from ladezeit.config.run import FolderModel, HubModel, ModelConfig, RuntimeConfig
+from ladezeit.config.loading import TransformersLoading
+from ladezeit.config.run import FolderModel, HubModel, LoadingConfig, ModelConfig, RuntimeConfig
 from ladezeit.errors import ConfigError, did_you_mean
 
 _ORIGIN_KEYS = ("device_map", "torch_dtype", "dtype", "disable_cpu_offload", "max_memory")

@@ -9,12 +9,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ladezeit.config.engines import find_engines
-from ladezeit.config.loading import LoadingConfig, TransformersLoading
+from ladezeit.config.loading import TransformersLoading
 from ladezeit.config.run import (
     NOT_MEASURED,
     FolderModel,
     HubModel,
     LoadConfig,
+    LoadingConfig,
     ModelConfig,
     PackagedModel,
     RunConfig,
@@ -59,7 +60,7 @@ def _loading_class(plain: dict[str, Any]) -> type[LoadingConfig]:
     known = find_engines()
     if plain["engine"] in known:
         return known[plain["engine"]].arguments
-    fitting = {facts.arguments for facts in known.values() if set(facts.arguments.__dataclass_fields__) == set(plain)}
+    fitting = [facts.arguments for facts in known.values() if set(facts.arguments.__dataclass_fields__) == set(plain)]
     return min(fitting, key=lambda cls: len(cls.__mro__), default=TransformersLoading)
 
 

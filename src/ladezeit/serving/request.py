@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.config import (
-    AutoLoading,
     FolderModel,
     HubModel,
     LoadConfig,
     LoadingConfig,
     ModelConfig,
     RuntimeConfig,
-    TensorParallelLoading,
     TransformersLoading,
     ValidationConfig,
     ValidationLevel,
@@ -66,7 +64,7 @@ def config_of(requested: LoadArguments, device: ResolvedDevice) -> tuple[LoadCon
         chosen_by = "profile"
         loading, runtime = Profile.open(requested.profile).method_for(model, device.name, requested.config_dir)
     else:
-        loading = AutoLoading(name="auto")
+        loading = arguments_class("auto")(name="auto")
     config = LoadConfig(
         model=model,
         loading=_permitted(loading, requested),
@@ -132,7 +130,7 @@ def level_of(requested: str) -> ValidationLevel:
 
 def _permitted(loading: LoadingConfig, requested: LoadArguments) -> LoadingConfig:
     """Return the method with what the caller permits and limits; nothing is offloaded that was not allowed."""
-    if isinstance(loading, TensorParallelLoading):
+    if loading.process_count > 1:
         raise NotRunnableError(
             f"loading={loading.name} is several processes, each with its part of the model, and load() is one: start "
             f"the ranks yourself, or take a method on one process such as loading='device_map_auto'"

@@ -6,7 +6,7 @@ model's own layout (`formats.fused_experts`). See
 https://huggingface.co/docs/accelerate/concept_guides/big_model_inference.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any
 
 from ladezeit.checkpoint.files import INDEX
 from ladezeit.checkpoint.safetensors_header import read_header
-from ladezeit.config import STRATEGIES, AccelerateLoading, DType
+from ladezeit.config import STRATEGIES, DType, TransformersLoading
 from ladezeit.config.device_map import device_map, offload_folder
-from ladezeit.errors import LoadError
+from ladezeit.errors import CombinationError, LoadError
 from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
 from ladezeit.loading.build_model import refuse_misshapen
 from ladezeit.loading.conversion import converted_files
@@ -26,6 +26,27 @@ from ladezeit.model.classes import model_class
 from ladezeit.timing.clock import Clock
 
 _MOST_NAMED = 10
+
+
+@dataclass
+class AccelerateLoading(TransformersLoading):
+    """Arguments of a load through `accelerate.load_checkpoint_and_dispatch`, which needs a `device_map`."""
+
+    engine: str = "accelerate"
+    device_map: Any = "device"
+
+    def check_arguments(self) -> None:
+        """Refuse what accelerate would take without a word and without effect; raises `CombinationError`."""
+        if self.device_map is None:
+            raise CombinationError(
+                "loading.device_map=null leaves accelerate's empty model empty. Use device, a strategy or a mapping"
+            )
+        given = [name for name in ("async_load", "disable_mmap") if getattr(self, name) is not None]
+        if given:
+            raise CombinationError(
+                f"loading.{given[0]} is an argument of transformers' own loader, which loading.engine=accelerate does "
+                f"not use. Leave it out, or use loading=transformers"
+            )
 
 
 class AccelerateEngine:

@@ -9,13 +9,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ladezeit.config import AutoLoading, DType
+from ladezeit.config import DType, LoadingConfig
 from ladezeit.config.engines import ServerFlags, arguments_class
 from ladezeit.errors import NotRunnableError
 from ladezeit.loading import registry
 from ladezeit.loading.base import Engine, EngineModel, EngineSpec, LoadRequest
 from ladezeit.system.residency import filesystem_type, sampled_share
 from ladezeit.timing.clock import Clock
+
+
+@dataclass
+class AutoLoading(LoadingConfig):
+    """No arguments: engine and arguments are chosen by what is found (see `RULES`)."""
+
+    engine: str = "auto"
+
 
 #: File systems whose files come over a network, where many reads in flight hide the way there and back.
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "9p", "gpfs", "beegfs", "glusterfs", "virtiofs")

@@ -7,12 +7,14 @@ here that is an error. See https://github.com/foundation-model-stack/fastsafeten
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from ladezeit.config import FastsafetensorsLoading
+from ladezeit.config import TensorLoading
 from ladezeit.config.engines import ServerFlags
+from ladezeit.config.loading import at_least
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
@@ -23,6 +25,15 @@ from ladezeit.timing.clock import Clock
 THREADS = 16
 BUFFER_BYTES = 16 * 2**20
 _DIRECT = "FASTSAFETENSORS_ODIRECT"
+
+
+@dataclass
+class FastsafetensorsLoading(TensorLoading):
+    """Arguments of fastsafetensors; `direct` forces O_DIRECT on or off, `buffer_bytes` sizes its bounce buffers."""
+
+    engine: str = "fastsafetensors"
+    direct: bool | None = None
+    buffer_bytes: int | None = at_least(4096, None)
 
 
 class FastsafetensorsEngine:

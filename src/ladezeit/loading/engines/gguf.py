@@ -7,10 +7,11 @@ https://huggingface.co/docs/transformers/gguf.
 """
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from ladezeit.config import DType, GgufLoading
+from ladezeit.config import DType, LoadingConfig
 from ladezeit.config.engines import ServerFlags
 from ladezeit.loading import instrumentation
 from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
@@ -19,6 +20,14 @@ from ladezeit.loading.conversion import converted_files
 from ladezeit.loading.engines.transformers import from_pretrained
 from ladezeit.model.tensors import fault_in_pages
 from ladezeit.timing.clock import Clock
+
+
+@dataclass
+class GgufLoading(LoadingConfig):
+    """Arguments of a load through `from_pretrained` from a GGUF file, onto the run's one device."""
+
+    engine: str = "gguf"
+
 
 #: The loader's own reading, inside of the steps that all loads share.
 _DEQUANTIZE = instrumentation.Hook(

@@ -7,16 +7,26 @@ https://github.com/scitix/InstantTensor.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from ladezeit.config import InstanttensorLoading
+from ladezeit.config import TensorLoading
 from ladezeit.config.engines import ServerFlags
+from ladezeit.config.loading import at_least
 from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
 from ladezeit.timing.clock import Clock
 from ladezeit.timing.resources import GPU_BYTES_BESIDE_TORCH
+
+
+@dataclass
+class InstanttensorLoading(TensorLoading):
+    """Arguments of InstantTensor; `io_depth` is how many reads are in flight, `threads` counts where it uses any."""
+
+    engine: str = "instanttensor"
+    io_depth: int | None = at_least(1, None)
 
 
 class InstanttensorEngine:

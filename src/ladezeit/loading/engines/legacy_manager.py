@@ -9,10 +9,12 @@ that are not finite, so that a weight is copied once for every module above it.
 """
 
 import json
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from ladezeit.config import LegacyManagerLoading, ModuleWalk
+from ladezeit.config import TransformersLoading
 from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
 from ladezeit.loading.engines.safetensors import MAPPED_ON_SERVERS
 from ladezeit.loading.engines.transformers import from_pretrained, placement_arguments
@@ -20,6 +22,24 @@ from ladezeit.model.tensors import fault_in_pages, meta_tensors
 from ladezeit.timing.clock import Clock
 
 SETTINGS_FILE = "performance_settings.json"
+
+
+class ModuleWalk(Enum):
+    """What a manager does to each tensor below each module: ask where it is, or copy it to the host and look at it."""
+
+    meta = "meta"
+    values = "values"
+
+
+@dataclass
+class LegacyManagerLoading(TransformersLoading):
+    """The origin case's manager as it was before: no rule is enforced, every module is walked after the load."""
+
+    engine: str = "legacy_manager"
+    settings_reads: int = 2
+    walk: ModuleWalk = ModuleWalk.meta
+
+    checks_placement: ClassVar[bool] = False
 
 
 class LegacyManagerEngine:

@@ -8,16 +8,26 @@ https://github.com/run-ai/runai-model-streamer/blob/master/docs/src/env-vars.md.
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from ladezeit.config import RunaiLoading
+from ladezeit.config import TensorLoading
 from ladezeit.config.engines import ServerFlags
+from ladezeit.config.loading import at_least
 from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
 from ladezeit.system.processes import set_variables
 from ladezeit.timing.clock import Clock
+
+
+@dataclass
+class RunaiLoading(TensorLoading):
+    """Arguments of the Run:ai Model Streamer; `buffer_bytes` bounds its ring of host buffers."""
+
+    engine: str = "runai_streamer"
+    buffer_bytes: int | None = at_least(4096, None)
 
 
 class RunaiStreamerEngine:

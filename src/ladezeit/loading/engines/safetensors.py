@@ -7,17 +7,32 @@ https://github.com/safetensors/safetensors/blob/main/bindings/python/py_src/safe
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from ladezeit.config import TensorLoading
 from ladezeit.config.engines import ServerFlags
+from ladezeit.errors import CombinationError
 from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
 from ladezeit.timing.clock import Clock
 
 #: The library's own default of `safe_open.prefetch`.
 PREFETCH_THREADS = 8
+
+
+@dataclass
+class OneThreadLoading(TensorLoading):
+    """Arguments of the engines here that read with one thread: `threads` is refused."""
+
+    def check_arguments(self) -> None:
+        """Refuse threads, which would have no effect; raises `CombinationError`."""
+        if self.threads is not None:
+            raise CombinationError(
+                f"loading.threads={self.threads} was given with loading.engine={self.engine}, which reads with one "
+                f"thread. Leave it out, or use an engine with threads"
+            )
 
 
 class SafetensorsMmapEngine:
@@ -107,10 +122,12 @@ READ_ON_SERVERS = ServerFlags(
 )
 
 ENGINES = (
-    EngineSpec(name="safetensors_mmap", arguments=TensorLoading, make=SafetensorsMmapEngine, servers=MAPPED_ON_SERVERS),
+    EngineSpec(
+        name="safetensors_mmap", arguments=OneThreadLoading, make=SafetensorsMmapEngine, servers=MAPPED_ON_SERVERS
+    ),
     EngineSpec(
         name="safetensors_pread",
-        arguments=TensorLoading,
+        arguments=OneThreadLoading,
         make=SafetensorsPreadEngine,
         releases=("safetensors>=0.8",),
         servers=READ_ON_SERVERS,

@@ -5,9 +5,9 @@ It works on torch's tensors throughout, so that only the one who makes it import
 
 from typing import TYPE_CHECKING
 
-from ladezeit.config import StreamedLoading
 from ladezeit.config.engines import ServerFlags
 from ladezeit.loading.base import EngineSpec
+from ladezeit.loading.streamed.arguments import StreamedLoading
 
 if TYPE_CHECKING:
     from ladezeit.loading.streamed.engine import StreamedEngine

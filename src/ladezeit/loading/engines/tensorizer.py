@@ -12,18 +12,27 @@ https://github.com/coreweave/tensorizer.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ladezeit.config import TensorizerLoading
+from ladezeit.config import TensorLoading
 from ladezeit.config.engines import ServerFlags
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
 from ladezeit.loading.conversion import converted_files
 from ladezeit.timing.clock import Clock
+
+
+@dataclass
+class TensorizerLoading(TensorLoading):
+    """Arguments of tensorizer; `threads` read, `verify_hash` compares every tensor with the hashes in its file."""
+
+    engine: str = "tensorizer"
+    verify_hash: bool = False
 
 
 class TensorizerEngine:

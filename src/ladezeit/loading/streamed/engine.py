@@ -7,10 +7,10 @@ in large parallel reads. One load may do all of it.
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from ladezeit.config import StreamedLoading
 from ladezeit.errors import ConfigError, LoadError
 from ladezeit.loading.base import LoadedTensors, LoadRequest, WeightMapping
 from ladezeit.loading.streamed import memory
+from ladezeit.loading.streamed.arguments import StreamedLoading
 from ladezeit.loading.streamed.device import SLOTS_A_THREAD, CudaDevice, Device
 from ladezeit.loading.streamed.layout import plan_layout
 from ladezeit.loading.streamed.memory import ShardFile
