@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.checkpoint.resolve import Checkpoint, prepare_checkpoint
-from ladezeit.config import StreamedLoading
 from ladezeit.config.compose import read_option
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.streamed import memory as files
+from ladezeit.loading.streamed.arguments import StreamedLoading
 from ladezeit.loading.streamed.device import HostDevice
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.plan import Extent

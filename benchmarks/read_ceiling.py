@@ -27,7 +27,7 @@ from typing import Any
 from ladezeit.checkpoint.resolve import Checkpoint, prepare_checkpoint
 from ladezeit.config.compose import read_option
 from ladezeit.loading.base import LoadRequest, TensorEngine
-from ladezeit.loading.registry import ENGINES
+from ladezeit.loading.registry import engine_specs
 from ladezeit.system.files import cache_folder
 from ladezeit.system.memory_warmup import TOUCHED_TIMES, host_pages, touch_free_memory
 from ladezeit.system.page_cache import drop_pages, resident_share
@@ -54,12 +54,9 @@ def bare(shards: tuple[Path, ...], threads: int) -> None:
 
 def reader(method: str, checkpoint: Checkpoint, scratch: Path) -> Callable[[], None]:
     """Return what brings all tensors of the checkpoint into memory by one engine, and lets go of them."""
-    from importlib import import_module
-
     option = read_option("loading", method)
-    module, _, name = ENGINES[option.engine].target.partition(":")
     request = LoadRequest(checkpoint=checkpoint, loading=option, device="cpu", scratch=scratch)
-    engine: TensorEngine = getattr(import_module(module), name)()
+    engine: TensorEngine = engine_specs()[option.engine].make()
     engine.prepare(request)
 
     def read() -> None:

@@ -44,11 +44,12 @@ import torch
 from ladezeit.checkpoint import synthetic
 from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint
 from ladezeit.checkpoint.synthetic import tensor_layout
-from ladezeit.config import StreamedLoading, SyntheticModel
+from ladezeit.config import SyntheticModel
 from ladezeit.config.compose import read_option
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.streamed import memory as files
 from ladezeit.loading.streamed import readers
+from ladezeit.loading.streamed.arguments import StreamedLoading
 from ladezeit.loading.streamed.device import SLOTS_A_THREAD, CopyStream, Moves
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.native_readers import Runtime

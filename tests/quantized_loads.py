@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.config import LOADINGS, LoadingConfig, ValidationConfig, ValidationLevel
+from ladezeit.config import LoadingConfig, ValidationConfig, ValidationLevel
+from ladezeit.config.engines import arguments_class
 from ladezeit.loading import registry
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.quantization import scheme_asked
@@ -23,7 +24,7 @@ UP = "model.layers.0.mlp.up_proj"
 
 
 def loading_of(name: str, **arguments: Any) -> LoadingConfig:
-    return LOADINGS[name](name=name, engine=name, **arguments)
+    return arguments_class(name)(name=name, engine=name, **arguments)
 
 
 def load(name: str, checkpoint: Checkpoint, scratch: Path, device: str = "cpu", **arguments: Any) -> EngineModel:

@@ -20,9 +20,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from ladezeit.config import StreamedLoading, ValidationLevel, build_config
+from ladezeit.config import ValidationLevel, build_config
 from ladezeit.config.compose import read_option
 from ladezeit.config.hydra_support import register_schemas
+from ladezeit.loading.streamed.arguments import StreamedLoading
 from ladezeit.loading.streamed.device import slot_bytes
 
 ROOT = Path(__file__).parents[1]

@@ -11,10 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.config import AutoLoading, DType
+from ladezeit.config import DType
 from ladezeit.errors import NotRunnableError
-from ladezeit.loading import auto, registry
+from ladezeit.loading import registry
 from ladezeit.loading.base import LoadRequest
+from ladezeit.loading.engines import auto
+from ladezeit.loading.engines.auto import AutoLoading
 from ladezeit.system import page_cache
 from ladezeit.timing.clock import LOAD, Clock
 

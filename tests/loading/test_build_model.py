@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, conversion_mapping
 
 from configs_for_tests import TINY_MOE, model_config
 from ladezeit.checkpoint.resolve import Checkpoint, prepare_checkpoint
-from ladezeit.config import DType, StreamedLoading, TensorLoading
+from ladezeit.config import DType, TensorLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadedTensors, LoadRequest, WeightMapping
 from ladezeit.loading.build_model import StateDictEngine
+from ladezeit.loading.streamed.arguments import StreamedLoading
 from ladezeit.loading.streamed.device import HostDevice
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.weight_mapping import Names, plan_weight_mapping

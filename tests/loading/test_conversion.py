@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 
 from configs_for_tests import TINY_MOE, make_run_config, model_config
 from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint, prepare_checkpoint
-from ladezeit.config import LOADINGS, CacheConfig, CacheState, DType
+from ladezeit.config import CacheConfig, CacheState, DType
+from ladezeit.config.engines import arguments_class
 from ladezeit.errors import CheckpointError, LoadError, NotRunnableError, OutOfMemoryError
 from ladezeit.loading import registry
 from ladezeit.loading.base import Conversion, LoadRequest
@@ -82,7 +83,7 @@ def converted(name: str, checkpoint: Checkpoint, cache: Path) -> Conversion:
 
 def load(method: str, checkpoint: Checkpoint, conversion: Conversion | None, dtype: DType = DType.auto) -> Any:
     name, arguments = METHODS_OF_EXPERTS[method]
-    loading = LOADINGS[name](name=method, engine=name, dtype=dtype, **arguments)
+    loading = arguments_class(name)(name=method, engine=name, dtype=dtype, **arguments)
     request = LoadRequest(checkpoint, loading, "cpu", Path("/nowhere"), conversion=conversion)
     engine = registry.make_engine(name)
     engine.prepare(request)
@@ -339,7 +340,9 @@ def test_thousands_of_tensors_become_several_files(tmp_path: Path) -> None:
     checkpoint = inspect_checkpoint(folder, "many")
     conversion = converted("tensorizer", checkpoint, tmp_path)
     assert len(conversion.files) > 1
-    request = LoadRequest(checkpoint, LOADINGS["tensorizer"](name="t"), "cpu", Path("/nowhere"), conversion=conversion)
+    request = LoadRequest(
+        checkpoint, arguments_class("tensorizer")(name="t"), "cpu", Path("/nowhere"), conversion=conversion
+    )
     engine: Any = registry.make_engine("tensorizer")
     with engine._engine.open(request, Clock(time.monotonic_ns())) as loaded:
         assert [int(loaded.tensors[name]) for name in names] == list(range(4000))
@@ -352,7 +355,7 @@ def test_cold_means_the_files_that_are_read(
     """The shards' state says nothing about a load that never opens them; the result names the files and their cost."""
     checkpoint = own_copy(checkpoints["tied"], tmp_path)
     conversion = converted(name, checkpoint, tmp_path / "cache")
-    loading = LOADINGS[name](name=name, engine=name)
+    loading = arguments_class(name)(name=name, engine=name)
     config = make_run_config(tmp_path, loading=loading, cache=CacheConfig(CacheState.cold))
     spec = WorkerSpec(
         config, checkpoint, Identity("0" * 12, 0, 0, "t", [], "t"), "cpu", tmp_path, conversion=conversion

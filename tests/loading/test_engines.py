@@ -21,28 +21,22 @@ from transformers import AutoModelForCausalLM
 
 from configs_for_tests import TINY_MOE, model_config
 from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint, prepare_checkpoint
-from ladezeit.config import (
-    LOADINGS,
-    AccelerateLoading,
-    DType,
-    FastsafetensorsLoading,
-    LoadingConfig,
-    RunaiLoading,
-    TensorLoading,
-    TransformersLoading,
-)
+from ladezeit.config import DType, LoadingConfig
+from ladezeit.config.engines import arguments_class
 from ladezeit.config.rules import check_combination
 from ladezeit.errors import CombinationError, LoadError, NotRunnableError
 from ladezeit.loading import registry
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.build_model import StateDictEngine
 from ladezeit.loading.conversion import conversion_for
+from ladezeit.loading.engines.accelerate import AccelerateLoading
+from ladezeit.loading.engines.safetensors import OneThreadLoading
 from ladezeit.system.files import cache_folder
 from ladezeit.timing.clock import LOAD, Clock
 
 CONF = Path(__file__).parents[2] / "conf" / "loading"
-TENSOR_ENGINES = [name for name, entry in registry.ENGINES.items() if entry.yields_tensors and name != "streamed"]
-ON_CPU = [name for name in TENSOR_ENGINES if "cpu" in registry.ENGINES[name].devices]
+TENSOR_ENGINES = [name for name, spec in registry.engine_specs().items() if spec.yields_tensors and name != "streamed"]
+ON_CPU = [name for name in TENSOR_ENGINES if "cpu" in registry.engine_specs()[name].devices]
 CUDA_ONLY = [name for name in TENSOR_ENGINES if name not in ON_CPU]
 KINDS = ("one shard", "shards", "mixed dtypes")
 WITH_PACKAGE = {
@@ -98,7 +92,7 @@ def mixed(folder: Path) -> Checkpoint:
 
 
 def request_of(name: str, checkpoint: Checkpoint, scratch: Path, device: str = "cpu", **arguments: Any) -> LoadRequest:
-    loading: LoadingConfig = LOADINGS[name](name=name, engine=name, **arguments)
+    loading: LoadingConfig = arguments_class(name)(name=name, engine=name, **arguments)
     made = conversion_for(name, checkpoint, "test", cache_folder(), lambda *_: None)
     return LoadRequest(checkpoint, loading, device, scratch, conversion=made)
 
@@ -235,11 +229,11 @@ def test_gds_without_its_driver_is_refused_not_replaced() -> None:
 def test_a_library_that_an_engine_asks_the_system_for_is_asked_for_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where torch came from pip alone, fastsafetensors fails on every GPU: a sweep skips it and says what to do."""
     pytest.importorskip("fastsafetensors")
-    entry = registry.ENGINES["fastsafetensors"]
+    entry = registry.engine_specs()["fastsafetensors"]
     assert entry.cuda_library == "libcudart.so"
-    monkeypatch.setitem(registry.ENGINES, "fastsafetensors", replace(entry, cuda_library="libm.so.6"))
+    monkeypatch.setitem(registry.engine_specs(), "fastsafetensors", replace(entry, cuda_library="libm.so.6"))
     registry.check_engine("fastsafetensors", "cuda:0", "safetensors")
-    monkeypatch.setitem(registry.ENGINES, "fastsafetensors", replace(entry, cuda_library="libnowhere.so"))
+    monkeypatch.setitem(registry.engine_specs(), "fastsafetensors", replace(entry, cuda_library="libnowhere.so"))
     with pytest.raises(NotRunnableError, match=r"libnowhere\.so, which is not found\. Install the CUDA toolkit"):
         registry.check_engine("fastsafetensors", "cuda:0", "safetensors")
     registry.check_engine("fastsafetensors", "cpu", "safetensors")
@@ -257,8 +251,8 @@ def test_every_option_names_an_engine_that_there_is(option: Path) -> None:
 
     plain: Any = OmegaConf.load(option)
     schema = str(plain.defaults[0]).removeprefix("/schema/loading/").partition("@")[0]
-    engine = plain.get("engine", LOADINGS[schema]().engine)
-    assert engine in registry.ENGINES and engine in LOADINGS
+    engine = plain.get("engine", arguments_class(schema)().engine)
+    assert engine in registry.engine_specs()
     assert schema == engine
 
 
@@ -362,7 +356,7 @@ def test_accelerate_offloads_nothing_unasked(checkpoints: dict[str, Checkpoint],
 @pytest.mark.parametrize(
     "loading",
     [
-        TensorLoading(name="x", engine="safetensors_mmap", threads=4),
+        OneThreadLoading(name="x", engine="safetensors_mmap", threads=4),
         AccelerateLoading(name="x", disable_mmap=True),
         AccelerateLoading(name="x", device_map=None),
     ],
@@ -459,10 +453,3 @@ def test_the_model_on_a_gpu_equals_from_pretrained(
     with torch.inference_mode():
         assert torch.equal(ours(ids).logits, theirs(ids).logits)
     del poison
-
-
-def test_the_schemas_are_those_of_their_engines() -> None:
-    assert LOADINGS["fastsafetensors_gds"] is FastsafetensorsLoading
-    assert LOADINGS["runai_streamer"] is RunaiLoading
-    assert issubclass(LOADINGS["accelerate"], TransformersLoading)
-    assert LOADINGS.keys() == registry.ENGINES.keys()

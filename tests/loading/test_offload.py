@@ -9,8 +9,9 @@ import torch
 from accelerate.hooks import AlignDevicesHook
 
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.config import LOADINGS, DType, TransformersLoading, ValidationConfig, ValidationLevel
+from ladezeit.config import DType, TransformersLoading, ValidationConfig, ValidationLevel
 from ladezeit.config.device_map import is_strategy, offload_folder, single_device
+from ladezeit.config.engines import arguments_class
 from ladezeit.errors import ConfigError, LoadError
 from ladezeit.loading import device_map, registry
 from ladezeit.loading.base import EngineModel, LoadRequest
@@ -33,7 +34,7 @@ SMALL_BUDGET = {"device": "3500000"}
 
 def request_of(checkpoint: Checkpoint, scratch: Path, device: str = "cpu", **arguments: Any) -> LoadRequest:
     engine = arguments.pop("engine", "transformers")
-    loading = LOADINGS[engine](name=engine, **arguments)
+    loading = arguments_class(engine)(name=engine, **arguments)
     return LoadRequest(checkpoint, loading, device, scratch)
 
 

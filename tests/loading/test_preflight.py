@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from ladezeit.config import TensorParallelLoading, TransformersLoading
+from ladezeit.config import TransformersLoading
 from ladezeit.config.device_map import device_map
 from ladezeit.config.rules import check_placement
 from ladezeit.errors import CombinationError, ConfigError, NotRunnableError
 from ladezeit.loading import preflight
+from ladezeit.loading.engines.tensor_parallel import TensorParallelLoading
 from ladezeit.loading.preflight import check_on_machine, devices_used
 from ladezeit.sweep.session import Session
 from ladezeit.system.device_lock import lock_path

@@ -14,10 +14,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from configs_for_tests import TINY_MOE, make_run_config, model_config
 from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint, prepare_checkpoint
-from ladezeit.config import Bitsandbytes4bitLoading, FourBitType, InferenceConfig, TransformersLoading
+from ladezeit.config import InferenceConfig, TransformersLoading
 from ladezeit.config.rules import check_combination
 from ladezeit.errors import CombinationError, LoadError, NotRunnableError
 from ladezeit.loading import preflight, registry
+from ladezeit.loading.engines.quantized import Bitsandbytes4bitLoading, FourBitType
 from ladezeit.loading.preflight import converts_dtype, host_bytes_needed
 from ladezeit.loading.quantization import CHECKPOINTS_OWN, scheme_of
 from ladezeit.model.tensors import component_tensors, fault_in_pages, iter_storage_tensors, weights_bytes

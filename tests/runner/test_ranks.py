@@ -18,14 +18,14 @@ from ladezeit.config import (
     InferenceConfig,
     ProcessConfig,
     ProcessKind,
-    TensorParallelLoading,
     TransformersLoading,
     ValidationConfig,
     ValidationLevel,
 )
 from ladezeit.config.rules import check_combination
 from ladezeit.errors import CombinationError, NotRunnableError
-from ladezeit.loading.preflight import check_on_machine, check_on_model
+from ladezeit.loading.engines.tensor_parallel import TensorParallelLoading
+from ladezeit.loading.preflight import check_on_machine
 from ladezeit.results.records import Identity, Result, Status
 from ladezeit.runner.rank_launcher import first_to_report, rank_folder
 from ladezeit.runner.spec import WorkerSpec
@@ -223,8 +223,8 @@ def test_ranks_need_a_gpu_each() -> None:
 
 def test_ranks_hold_whole_heads(tiny: Any) -> None:
     with pytest.raises(CombinationError, match=r"ranks=3 does not divide .*num_attention_heads=4"):
-        check_on_model(TensorParallelLoading(name="tp", ranks=3), tiny.config)
-    check_on_model(TensorParallelLoading(name="tp", ranks=2), tiny.config)
+        TensorParallelLoading(name="tp", ranks=3).check_model(tiny.config)
+    TensorParallelLoading(name="tp", ranks=2).check_model(tiny.config)
 
 
 @pytest.mark.gpu

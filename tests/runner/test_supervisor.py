@@ -19,14 +19,13 @@ from ladezeit.config import (
     CacheConfig,
     CacheState,
     DType,
-    LegacyManagerLoading,
-    ModuleWalk,
     ProcessConfig,
     ProcessKind,
     TransformersLoading,
     ValidationConfig,
     ValidationLevel,
 )
+from ladezeit.loading.engines.legacy_manager import LegacyManagerLoading, ModuleWalk
 from ladezeit.results.records import Identity, Result, Status, read_result
 from ladezeit.runner.spec import WorkerSpec
 from ladezeit.runner.supervisor import CRASHES, MOST_LOG_BYTES, Supervisor, last_words

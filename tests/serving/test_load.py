@@ -154,7 +154,9 @@ def test_a_real_model_answers_as_from_pretrained_does(plain: Any) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", sorted(name for name, entry in registry.ENGINES.items() if entry.yields_tensors))
+@pytest.mark.parametrize(
+    "method", sorted(name for name, spec in registry.engine_specs().items() if spec.yields_tensors)
+)
 def test_on_a_gpu_the_model_is_the_one_of_from_pretrained(method: str, plain: Any) -> None:
     """The same on the device that services have."""
     try:

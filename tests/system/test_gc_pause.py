@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.config import StreamedLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.build_model import StateDictEngine
+from ladezeit.loading.streamed.arguments import StreamedLoading
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.system.gc_pause import pause_gc
 from ladezeit.timing.clock import Clock

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladezeit.config import StreamedLoading
+from ladezeit.loading.streamed.arguments import StreamedLoading
 from ladezeit.runner import pipeline
 from ladezeit.timing.clock import LOAD, Clock
 

@@ -8,8 +8,9 @@ import pytest
 
 from configs_for_tests import make_run_config
 from ladezeit.analysis.eligibility import unverified_reason
-from ladezeit.config import ProcessConfig, ProcessKind, TensorParallelLoading, TransformersLoading
+from ladezeit.config import ProcessConfig, ProcessKind, TransformersLoading
 from ladezeit.errors import LadezeitError
+from ladezeit.loading.engines.tensor_parallel import TensorParallelLoading
 from ladezeit.redaction import redact_text
 from ladezeit.report.sample_view import as_rich
 from ladezeit.results.reader import read_paths

@@ -17,13 +17,13 @@ from ladezeit.config import (
     ProcessConfig,
     ProcessKind,
     RuntimeConfig,
-    TensorParallelLoading,
     TransformersLoading,
     ValidationConfig,
     ValidationLevel,
 )
 from ladezeit.config.rules import check_combination
 from ladezeit.errors import CombinationError
+from ladezeit.loading.engines.tensor_parallel import TensorParallelLoading
 from ladezeit.results.records import Identity, Result, Status
 from ladezeit.runner.spec import WorkerSpec
 from ladezeit.runner.supervisor import Supervisor

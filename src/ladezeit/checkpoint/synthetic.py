@@ -13,15 +13,16 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal
 
 from ladezeit.checkpoint.cache import Progress, Recipe, build_entry, find_entry
 from ladezeit.config import SyntheticModel
 from ladezeit.errors import ConfigError, did_you_mean
 from ladezeit.system.limits import available_cpus
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: Version of the bits: raise it when the same seed would give other values or files.
 _GENERATOR = 1
@@ -278,12 +279,16 @@ def _batches(specs: Sequence[TensorSpec], tensors: Sequence[int]) -> Iterator[li
         yield batch
 
 
-def _values(seed: int, batch: Sequence[_RandomSlice]) -> NDArray[np.uint16]:
+def _values(seed: int, batch: Sequence[_RandomSlice]) -> "NDArray[np.uint16]":
     """Return the bits of all pieces, one behind the other, as bf16 in 16-bit words."""
+    import numpy as np
+
     return np.concatenate([_chunk(seed, piece) for piece in batch])
 
 
-def _chunk(seed: int, piece: _RandomSlice) -> NDArray[np.uint16]:
+def _chunk(seed: int, piece: _RandomSlice) -> "NDArray[np.uint16]":
+    import numpy as np
+
     keep, put = _PATTERNS[piece.role]
     generator = np.random.PCG64DXSM(np.random.SeedSequence([seed, piece.tensor, piece.chunk]))
     words = generator.random_raw(-(-piece.elements // 4))

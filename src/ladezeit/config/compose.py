@@ -10,16 +10,20 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ladezeit.config.run import LoadConfig, RunConfig
-from ladezeit.config.schema import KINDS
+from ladezeit.config.schema import schemas_of
 from ladezeit.errors import ConfigError, did_you_mean
 from ladezeit.redaction import holds_credentials, redact_text
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Schema = TypeVar("_Schema", bound="DataclassInstance")
 _SCHEMA = re.compile(r"/schema/(?P<group>\w+)/(?P<name>\w+)@_here_")
 
 
@@ -43,7 +47,7 @@ def read_option(group: str, name: str, config_dir: Path | None = None) -> Any:
     return as_object(node, f"{group}={name}")
 
 
-def from_mapping(schema: type, values: Any, label: str) -> Any:
+def from_mapping(schema: type[_Schema], values: Any, label: str) -> _Schema:
     """Return an object of `schema` with `values` (plain data) in it; `label` opens the errors.
 
     Raises:
@@ -60,7 +64,7 @@ def from_mapping(schema: type, values: Any, label: str) -> Any:
         node = OmegaConf.merge(OmegaConf.structured(schema), values)
     except OmegaConfBaseException as cause:
         raise ConfigError(f"{label}: {_first_line(cause)}") from cause
-    return as_object(node, label)
+    return as_object(node, label)  # type: ignore[no-any-return]
 
 
 def as_object(node: Any, label: str) -> Any:
@@ -96,8 +100,9 @@ def _default(entry: Any, group: str, config_dir: Path | None, above: Sequence[st
     if entry == "_self_":
         return own
     schema = _SCHEMA.fullmatch(str(entry))
-    if schema is not None and schema["name"] in KINDS.get(schema["group"], {}):
-        return OmegaConf.structured(KINDS[schema["group"]][schema["name"]])
+    schemas = {} if schema is None else schemas_of(schema["group"])
+    if schema is not None and schema["name"] in schemas:
+        return OmegaConf.structured(schemas[schema["name"]])
     if isinstance(entry, str) and schema is None and "/" not in entry and "@" not in entry:
         return _composed(group, entry, config_dir, above)
     raise ConfigError(
@@ -161,11 +166,11 @@ def check_load_values(config: LoadConfig) -> None:
         {
             "validation.k": (config.validation.k, 1),
             "runtime.threads": (config.runtime.threads, 1),
-            "loading.ranks": (getattr(config.loading, "ranks", None), 2),
-            "loading.threads": (getattr(config.loading, "threads", None), 1),
-            "loading.io_depth": (getattr(config.loading, "io_depth", None), 1),
-            "loading.threshold": (getattr(config.loading, "threshold", None), 0),
-            "loading.buffer_bytes": (getattr(config.loading, "buffer_bytes", None), 4096),
+            **{
+                f"loading.{item.name}": (getattr(config.loading, item.name), item.metadata["least"])
+                for item in fields(config.loading)
+                if "least" in item.metadata
+            },
         }
     )
 

@@ -4,7 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from ladezeit.config.loading import STRATEGIES, LoadingConfig, TransformersLoading
+from ladezeit.config.loading import STRATEGIES, TransformersLoading
+from ladezeit.config.run import LoadingConfig
 from ladezeit.errors import ConfigError
 
 UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}

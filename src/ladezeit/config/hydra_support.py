@@ -19,7 +19,7 @@ from omegaconf.errors import (
 )
 
 from ladezeit.config.run import RunConfig
-from ladezeit.config.schema import GROUPS, KINDS
+from ladezeit.config.schema import GROUPS, schema_groups, schemas_of
 from ladezeit.errors import LadezeitError, did_you_mean
 
 
@@ -119,6 +119,6 @@ def register_schemas() -> None:
     """Store the schemas where option files find them; under ``schema/`` so that `glob(*)` of a group never sees one."""
     store = ConfigStore.instance().store
     store(name="run", group="schema", node=RunConfig)
-    for group, nodes in KINDS.items():
-        for name, node in nodes.items():
+    for group in schema_groups():
+        for name, node in schemas_of(group).items():
             store(name=name, group=f"schema/{group}", node=node)

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ladezeit.config.compose import from_mapping, read_option
-from ladezeit.config.loading import LOADINGS, LoadingConfig
-from ladezeit.config.run import FolderModel, HubModel, ModelConfig, RuntimeConfig
+from ladezeit.config.engines import arguments_class
+from ladezeit.config.loading import TransformersLoading
+from ladezeit.config.run import FolderModel, HubModel, LoadingConfig, ModelConfig, RuntimeConfig
 from ladezeit.errors import ConfigError, did_you_mean
 
 _ORIGIN_KEYS = ("device_map", "torch_dtype", "dtype", "disable_cpu_offload", "max_memory")
@@ -92,13 +93,8 @@ def _loading(entry: Mapping[str, Any], label: str) -> LoadingConfig:
     values = entry.get("loading")
     if not isinstance(values, Mapping) or "engine" not in values:
         raise ConfigError(f"{label}: its entry has no loading with an engine. Write the profile again")
-    engine = str(values["engine"])
-    schema = LOADINGS.get(engine) or LOADINGS["transformers"]
-    if engine not in LOADINGS and ":" not in engine:
-        raise ConfigError(f"{label}: loading.engine={engine} is no engine." + did_you_mean(engine, LOADINGS))
-    made = from_mapping(schema, dict(values), f"{label}: loading")
-    assert isinstance(made, LoadingConfig)
-    return made
+    schema = arguments_class(str(values["engine"]), f"{label}: ")
+    return from_mapping(schema, dict(values), f"{label}: loading")
 
 
 def _runtime(overrides: Any, label: str, config_dir: Path | None) -> RuntimeConfig:
@@ -138,7 +134,7 @@ def _origin_method(entry: Mapping[str, Any], device: str, label: str) -> Loading
             )
         values["device_map"] = "device"
     made = from_mapping(
-        LOADINGS["transformers"], {"name": "profile", "engine": "transformers", **values}, f"{label}: loading"
+        TransformersLoading, {"name": "profile", "engine": "transformers", **values}, f"{label}: loading"
     )
     assert isinstance(made, LoadingConfig)
     return made

@@ -1,12 +1,10 @@
-"""The typed schema of all groups but `loading`, and of one whole point."""
+"""The typed schema of one whole configuration and of its groups; of `loading` what all engines share."""
 
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Optional
 
 from omegaconf import MISSING
-
-from ladezeit.config.loading import LoadingConfig
 
 #: Keys of `RunConfig` that do not change what is measured: two configs that differ only here are the same point.
 NOT_MEASURED = ("sample", "tracking", "order_seed", "discard_first", "ceilings", "outputs", "title", "smaller_model")
@@ -116,7 +114,49 @@ class TrackingConfig:
     experiment: str = "ladezeit"
 
 
-# The typed schema of the group `model`: where a checkpoint comes from.
+# The typed schema of the groups `loading` and `model`: what each engine's own arguments start from, and where a
+# checkpoint comes from.
+
+
+class DType(Enum):
+    """Element type of the loaded weights; `auto` keeps the checkpoint's own."""
+
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+@dataclass
+class LoadingConfig:
+    """What all loading methods share; `engine` names the code that loads."""
+
+    name: str = MISSING
+    engine: str = MISSING
+    dtype: DType = DType.auto
+    disable_cpu_offload: bool = True
+
+    @property
+    def process_count(self) -> int:
+        """How many processes a load is; several share the GPUs from cuda:0 on, where there are any."""
+        return 1
+
+    @property
+    def item_bytes(self) -> float | None:
+        """Bytes that an element of a weight takes at least, where the load quantizes; None where `dtype` tells."""
+        return None
+
+    def check_arguments(self) -> None:
+        """Refuse arguments that do not go together, or that would have no effect; raises `CombinationError`."""
+
+    def check_run(self, run: "RunConfig") -> None:
+        """Refuse ways of measuring that do not go with this load; raises `CombinationError`."""
+
+    def check_model(self, model: dict[str, Any]) -> None:
+        """Refuse a model (its config.json) that cannot be loaded so; raises `CombinationError`."""
+
+    def check_machine(self) -> None:
+        """Refuse arguments that name what this machine does not have; raises `ConfigError` or `NotRunnableError`."""
 
 
 @dataclass

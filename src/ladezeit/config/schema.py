@@ -1,6 +1,6 @@
 """The option groups, and which schemas an option file of each may start from, by name."""
 
-from ladezeit.config.loading import LOADINGS
+from ladezeit.config.engines import find_engines
 from ladezeit.config.run import (
     CacheConfig,
     FolderModel,
@@ -14,15 +14,14 @@ from ladezeit.config.run import (
     ValidationConfig,
 )
 
-#: Group -> name -> schema: ``/schema/<group>/<name>@_here_``.
-KINDS: dict[str, dict[str, type]] = {
+_SCHEMAS: dict[str, dict[str, type]] = {
     "model": {
         "hub": HubModel,
         "folder": FolderModel,
         "packaged": PackagedModel,
         "synthetic": SyntheticModel,
     },
-    "loading": dict(LOADINGS),
+    "loading": {},  # one for each engine
     "validation": {"base": ValidationConfig},
     "cache": {"base": CacheConfig},
     "inference": {"base": InferenceConfig},
@@ -42,3 +41,15 @@ GROUPS = {
     "tracking": "where runs are logged",
     "experiment": "ready-made sweeps",
 }
+
+
+def schema_groups() -> list[str]:
+    """Return the groups whose option files start from a schema."""
+    return list(_SCHEMAS)
+
+
+def schemas_of(group: str) -> dict[str, type]:
+    """Return the schemas of `group` by name: ``/schema/<group>/<name>@_here_``; those of `loading` by their engine."""
+    if group == "loading":
+        return {name: facts.arguments for name, facts in find_engines().items()}
+    return _SCHEMAS.get(group, {})

@@ -8,12 +8,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ladezeit.config.loading import LOADINGS, LoadingConfig, TransformersLoading
+from ladezeit.config.engines import find_engines
+from ladezeit.config.loading import TransformersLoading
 from ladezeit.config.run import (
     NOT_MEASURED,
     FolderModel,
     HubModel,
     LoadConfig,
+    LoadingConfig,
     ModelConfig,
     PackagedModel,
     RunConfig,
@@ -55,10 +57,11 @@ def from_plain(plain: dict[str, Any]) -> RunConfig:
 
 def _loading_class(plain: dict[str, Any]) -> type[LoadingConfig]:
     """Return an engine's schema; that of a user's own engine is the one whose arguments it was given."""
-    if plain["engine"] in LOADINGS:
-        return LOADINGS[plain["engine"]]
-    fitting = (cls for cls in LOADINGS.values() if set(cls.__dataclass_fields__) == set(plain))
-    return next(fitting, TransformersLoading)
+    known = find_engines()
+    if plain["engine"] in known:
+        return known[plain["engine"]].arguments
+    fitting = [facts.arguments for facts in known.values() if set(facts.arguments.__dataclass_fields__) == set(plain)]
+    return min(fitting, key=lambda cls: len(cls.__mro__), default=TransformersLoading)
 
 
 def _model_class(plain: dict[str, Any]) -> type[ModelConfig]:

@@ -4,18 +4,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol
+
+from typing_extensions import TypeVar
 
 from ladezeit.checkpoint.safetensors_header import TensorEntry
+from ladezeit.config import LoadingConfig
+from ladezeit.config.engines import EngineFacts
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from ladezeit.checkpoint.resolve import Checkpoint
-    from ladezeit.config import LoadingConfig
     from ladezeit.timing.clock import Clock
 
+
+#: The class of an engine's own arguments: each engine is handed its own, and need not ask which they are.
+LoadingT = TypeVar("LoadingT", bound=LoadingConfig)
+LoadingT_co = TypeVar("LoadingT_co", bound=LoadingConfig, default=LoadingConfig, covariant=True)
+LoadingT_contra = TypeVar("LoadingT_contra", bound=LoadingConfig, default=LoadingConfig, contravariant=True)
 
 #: Told bytes done, bytes in all, and seconds since the reading began; from any thread, one call at a time. It must
 #: return at once.
@@ -23,7 +31,7 @@ Progress = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True)
-class LoadRequest:
+class LoadRequest(Generic[LoadingT_co]):
     """What to load and where to.
 
     `device` is a torch device name (``cpu``, ``cuda:0``); `attn_implementation` None leaves the library's choice;
@@ -34,7 +42,7 @@ class LoadRequest:
     """
 
     checkpoint: "Checkpoint"
-    loading: "LoadingConfig"
+    loading: LoadingT_co
     device: str
     scratch: Path
     attn_implementation: str | None = None
@@ -62,14 +70,14 @@ class EngineModel:
     lent_bytes: list[int] = field(default_factory=list)
 
 
-class Engine(Protocol):
+class Engine(Protocol[LoadingT_contra]):
     """Code that brings a checkpoint's tensors into memory as a `transformers` model."""
 
-    def prepare(self, request: LoadRequest) -> None:
+    def prepare(self, request: LoadRequest[LoadingT_contra]) -> None:
         """Make ready what must not be on the clock (a conversion, a settings file); called once before `load`."""
         ...
 
-    def load(self, request: LoadRequest, clock: "Clock") -> EngineModel:
+    def load(self, request: LoadRequest[LoadingT_contra], clock: "Clock") -> EngineModel:
         """Load the model inside the caller's span ``load``, opening spans ``load/<phase>`` for its own phases.
 
         Raises:
@@ -150,20 +158,36 @@ class LazySlice:
         return getattr(self._loaded.get_tensor(self._name), requested)
 
 
-class TensorEngine(Protocol):
+class TensorEngine(Protocol[LoadingT_contra]):
     """Code that brings a checkpoint's tensors onto one device and leaves it to others to make a model of them."""
 
-    def prepare(self, request: LoadRequest) -> None:
+    def prepare(self, request: LoadRequest[LoadingT_contra]) -> None:
         """Make ready what must not be on the clock; called once before `open`."""
         ...
 
-    def open(self, request: LoadRequest, clock: "Clock") -> AbstractContextManager[LoadedTensors]:
+    def open(self, request: LoadRequest[LoadingT_contra], clock: "Clock") -> AbstractContextManager[LoadedTensors]:
         """Read all tensors inside spans ``load/<phase>``; leaving the context gives the engine's buffers back.
 
         Raises:
             LoadError: not every tensor of the checkpoint could be brought to the device as it is in the file.
         """
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec(EngineFacts, Generic[LoadingT]):
+    """An engine of this program: what is known of it, and how it is made.
+
+    The file that holds the engine holds this too, in its tuple ``ENGINES`` (see `ladezeit.config.engines`).
+    """
+
+    arguments: type[LoadingT]
+    make: Callable[[], Engine[LoadingT] | TensorEngine[LoadingT]]
+
+    @property
+    def yields_tensors(self) -> bool:
+        """Whether it is a `TensorEngine`, of whose tensors `ladezeit.loading.build_model` makes a model."""
+        return hasattr(self.make(), "open")
 
 
 @dataclass(frozen=True)

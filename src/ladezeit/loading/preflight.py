@@ -1,40 +1,23 @@
 """Preflight checks: whether this machine can run a configuration with this model, before a byte of a weight is read.
 
-`check_on_machine` looks at the GPUs that a placement names, `check_on_model` at the model's heads, `check_runnable` and
-`check_memory` at memory; `devices_used` says which GPUs a sample holds. What the config alone shows is checked by
+`check_on_machine` looks at the GPUs that a placement names, `check_runnable` and `check_memory` at memory;
+`devices_used` says which GPUs a sample holds. What the config alone shows is checked by
 `ladezeit.config.rules`.
 """
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.config import (
-    Bitsandbytes4bitLoading,
-    CacheState,
-    DType,
-    LoadConfig,
-    LoadingConfig,
-    QuantizedLoading,
-    RunConfig,
-    TensorParallelLoading,
-    TracedLoading,
-    TransformersLoading,
-)
+from ladezeit.config import CacheState, DType, LoadConfig, LoadingConfig, RunConfig, TransformersLoading
 from ladezeit.config.device_map import gpu_index, is_strategy, list_places, single_device
 from ladezeit.config.rules import check_placement
-from ladezeit.errors import CombinationError, NotRunnableError
+from ladezeit.errors import NotRunnableError
 from ladezeit.loading import device_map, registry
 from ladezeit.system.gpus import ResolvedDevice, check_numbers, cuda_devices
 from ladezeit.system.limits import available_memory_bytes
 from ladezeit.timing.profiler import check_installed
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
-#: What an element takes at least once it is quantized: 4 bit and a float32 scale for 64 of them, a byte of the scale
-#: for as many where the scales are quantized too; 8 bit and a scale a row, which is next to nothing.
-_FOUR_BIT_BYTES = 0.5 + 4 / 64
-_DOUBLE_FOUR_BIT_BYTES = 0.5 + 1 / 64
-_EIGHT_BIT_BYTES = 1.0
 
 #: What a worker needs besides the weights: interpreter, libraries, activations.
 _WORKER_BYTES = 1.5 * 2**30
@@ -51,38 +34,16 @@ def check_on_machine(loading: LoadingConfig, device: ResolvedDevice) -> None:
     needed = _gpus_named(loading, device)
     if not needed:
         return
-    if not isinstance(loading, TensorParallelLoading):  # which asks for a count, whichever GPUs these are
+    if loading.process_count == 1:  # several ask for a count, whichever GPUs these are
         check_numbers(needed, f"the placement of {loading.name} names GPUs by number")
     gpus = cuda_devices()
     if max(needed) >= len(gpus):
         found = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in gpus) or "no GPU"
-        asked = (
-            f"loading.ranks={loading.ranks}"
-            if isinstance(loading, TensorParallelLoading)
-            else f"the placement of {loading.name}"
-        )
+        count = loading.process_count
+        asked = f"loading.ranks={count}" if count > 1 else f"the placement of {loading.name}"
         raise NotRunnableError(
             f"{asked} needs {' and '.join(f'cuda:{index}' for index in sorted(needed))}, found {found}. "
             f"Use a machine that has them, or a placement on fewer devices"
-        )
-
-
-def check_on_model(loading: LoadingConfig, model: dict[str, Any]) -> None:
-    """Check that the ranks can share the model's heads; `model` is the checkpoint's config.json.
-
-    Raises:
-        CombinationError: they cannot be split evenly.
-    """
-    if not isinstance(loading, TensorParallelLoading):
-        return
-    counts = {
-        key: model[key] for key in ("num_attention_heads", "num_key_value_heads") if isinstance(model.get(key), int)
-    }
-    uneven = [f"{key}={count}" for key, count in counts.items() if count % loading.ranks]
-    if uneven:
-        raise CombinationError(
-            f"loading.ranks={loading.ranks} does not divide the model's {' and '.join(uneven)}: each rank holds whole "
-            f"heads. Use a number of ranks that divides them"
         )
 
 
@@ -100,8 +61,8 @@ def devices_used(loading: LoadingConfig, device: ResolvedDevice) -> list[Resolve
 
 
 def _gpus_named(loading: LoadingConfig, device: ResolvedDevice) -> set[int]:
-    if isinstance(loading, TensorParallelLoading):
-        return set(range(loading.ranks)) if device.gpu is not None else set()
+    if loading.process_count > 1:
+        return set(range(loading.process_count)) if device.gpu is not None else set()
     if not isinstance(loading, TransformersLoading):
         return set()
     indices = map(gpu_index, list_places(loading))
@@ -137,23 +98,17 @@ def weights_bytes(loading: LoadingConfig, checkpoint_bytes: int, checkpoint_dtyp
     For a quantized load they are the least it can need, as if it kept nothing: how much it keeps (the head, embeddings)
     is known only once the model is there. On the way one tensor at a time is there in full.
     """
-    if isinstance(loading, QuantizedLoading):
-        return int(checkpoint_bytes * _quantized_item_bytes(loading) / _ITEM_BYTES.get(checkpoint_dtype, 2))
+    if loading.item_bytes is not None:
+        return int(checkpoint_bytes * loading.item_bytes / _ITEM_BYTES.get(checkpoint_dtype, 2))
     if loading.dtype is DType.auto:
         return checkpoint_bytes
     return checkpoint_bytes * _ITEM_BYTES[loading.dtype.value] // _ITEM_BYTES.get(checkpoint_dtype, 2)
 
 
-def _quantized_item_bytes(loading: QuantizedLoading) -> float:
-    if not isinstance(loading, Bitsandbytes4bitLoading):
-        return _EIGHT_BIT_BYTES
-    return _DOUBLE_FOUR_BIT_BYTES if loading.double_quant else _FOUR_BIT_BYTES
-
-
 def converts_dtype(loading: LoadingConfig, checkpoint_dtype: str) -> bool:
     """Return whether the weights in memory are other than those on disk, so that mapping the file is not enough."""
     changed = loading.dtype is not DType.auto and loading.dtype.value != checkpoint_dtype
-    return changed or isinstance(loading, QuantizedLoading)
+    return changed or loading.item_bytes is not None
 
 
 def host_bytes_needed(config: RunConfig, on_gpu: bool, checkpoint: Sizes) -> int:
@@ -164,12 +119,7 @@ def host_bytes_needed(config: RunConfig, on_gpu: bool, checkpoint: Sizes) -> int
     if on_gpu and not (isinstance(loading, TransformersLoading) and loading.move_to_device):
         own = 0
     cached = checkpoint.file_bytes if config.cache.state is CacheState.warm else 0
-    return int(own + cached + _WORKER_BYTES * ranks_of(loading))
-
-
-def ranks_of(loading: LoadingConfig) -> int:
-    """Return how many processes a sample is."""
-    return loading.ranks if isinstance(loading, TensorParallelLoading) else 1
+    return int(own + cached + _WORKER_BYTES * loading.process_count)
 
 
 def check_runnable(config: RunConfig, device: ResolvedDevice, checkpoint: Sizes) -> None:
@@ -185,8 +135,7 @@ def check_runnable(config: RunConfig, device: ResolvedDevice, checkpoint: Sizes)
     if config.profile:
         check_installed()
     registry.check_engine(loading.engine, device.name, checkpoint.file_format)
-    if isinstance(loading, TracedLoading) and loading.function is not None:
-        registry.check_module("loading.function", loading.function)
+    loading.check_machine()
     check_on_machine(loading, device)
     needed = host_bytes_needed(config, device.gpu is not None, checkpoint)
     available = available_memory_bytes()
@@ -196,7 +145,7 @@ def check_runnable(config: RunConfig, device: ResolvedDevice, checkpoint: Sizes)
             f"{needed / 2**30:.1f} GiB of host memory, {available / 2**30:.1f} GiB are available: take a smaller "
             f"model, cache=cold, or loading.dtype=auto, which keeps the checkpoint's own"
         )
-    weights = weights_bytes(loading, checkpoint.weight_bytes, checkpoint.dtype) / ranks_of(loading)
+    weights = weights_bytes(loading, checkpoint.weight_bytes, checkpoint.dtype) / loading.process_count
     if device.gpu is not None and single_device(loading) and weights > device.gpu.total_bytes > 0:
         raise TooLittleMemoryError(
             f"{config.model.name} by {loading.name} needs {weights / 2**30:.1f} GiB on {device.gpu.name}, which has "

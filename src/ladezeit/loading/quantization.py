@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ladezeit.config import Bitsandbytes4bitLoading, Bitsandbytes8bitLoading, LoadingConfig, TorchaoInt8Loading
+from ladezeit.config import LoadingConfig, TransformersLoading
+from ladezeit.errors import CombinationError
 
 BITSANDBYTES = "bitsandbytes"
 TORCHAO = "torchao"
@@ -37,16 +38,46 @@ class Scheme:
         return "bitsandbytes 8 bit" if self.bits == 8 else _four_bit(str(self.quant_type), self.double)
 
 
+@dataclass
+class QuantizedLoading(TransformersLoading):
+    """A load that quantizes on its way; the library may choose a device of its own where no `device_map` is given."""
+
+    device_map: Any = "device"
+
+    @property
+    def scheme(self) -> Scheme:
+        """What its quantizer makes of weights."""
+        raise NotImplementedError
+
+    @property
+    def item_bytes(self) -> float:
+        """The least: 4 bit and a scale for 64 elements, of 4 bytes or of one; 8 bit and next to nothing."""
+        if self.scheme.bits == 8:
+            return 1.0
+        return 0.5 + (1 if self.scheme.double else 4) / 64
+
+    def check_arguments(self) -> None:
+        """Refuse what does not go with quantizing on the way; raises `CombinationError`."""
+        if self.device_map is None:
+            raise CombinationError(
+                f"loading.device_map=null with loading.engine={self.engine} leaves the device to the library, which "
+                f"takes a GPU where it finds one. Use device, a strategy or a mapping"
+            )
+        if self.async_load is not None:
+            raise CombinationError(
+                f"loading.async_load was given with loading.engine={self.engine}, which reads one tensor after "
+                f"another, so that only one is in memory unquantized. Leave it out"
+            )
+        if not self.disable_cpu_offload:
+            raise CombinationError(
+                f"loading.disable_cpu_offload=false was given with loading.engine={self.engine}: what is offloaded is "
+                f"not quantized, or cannot be verified to be. Leave it out, or use loading=device_map_auto"
+            )
+
+
 def loading_scheme(loading: LoadingConfig) -> Scheme | None:
     """Return the scheme that `loading` asks for; None where it asks for none."""
-    match loading:
-        case Bitsandbytes8bitLoading():
-            return Scheme(BITSANDBYTES, 8, threshold=loading.threshold)
-        case Bitsandbytes4bitLoading():
-            return Scheme(BITSANDBYTES, 4, loading.quant_type.value, loading.double_quant)
-        case TorchaoInt8Loading():
-            return Scheme(TORCHAO, 8)
-    return None
+    return loading.scheme if isinstance(loading, QuantizedLoading) else None
 
 
 def scheme_asked(loading: LoadingConfig) -> str | None:

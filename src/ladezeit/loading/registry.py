@@ -1,142 +1,27 @@
-"""Which engines there are and what each needs, by the name that option files give in `make_engine`.
+"""Whether an engine can run here, and the engine itself, by the name that option files give in `engine`.
 
-Nothing here imports an engine before it is asked for. A name with a colon is a user's own: ``package.module:Class``,
+What each needs stands in its own file in `engines`. A name with a colon is a user's own: ``package.module:Class``,
 importable where the worker runs.
 """
 
 import ctypes
 import sys
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from packaging.requirements import Requirement
 
-from ladezeit.errors import ConfigError, NotRunnableError, did_you_mean
-from ladezeit.loading.base import Engine
+from ladezeit.config.engines import engine_facts, find_engines
+from ladezeit.errors import ConfigError, NotRunnableError
+from ladezeit.loading.base import Engine, EngineSpec
 
 
-@dataclass(frozen=True)
-class EngineEntry:
-    """An engine as it is known without importing it.
-
-    `target` is ``module:Class``; `packages` are the modules it imports besides torch, transformers and safetensors;
-    `devices` and `formats` what it can serve; `yields_tensors` whether it is a `TensorEngine`, whose tensors are made
-    a model by `ladezeit.loading.build_model`. `releases` are requirements of package versions (``safetensors>=0.9``),
-    `device_file` a path that a driver makes, without which the engine would do something else; `cuda_library` what it
-    asks the system's loader for on a GPU. `make_converter`, as
-    ``module:Class``, writes checkpoints in the format that the engine reads (see `ladezeit.loading.conversion`).
-    """
-
-    target: str
-    packages: tuple[str, ...] = ()
-    devices: tuple[str, ...] = ("cpu", "cuda")
-    formats: tuple[str, ...] = ("safetensors",)
-    yields_tensors: bool = False
-    releases: tuple[str, ...] = ()
-    device_file: str | None = None
-    cuda_library: str | None = None
-    converter: str | None = None
-
-
-ENGINES = {
-    "auto": EngineEntry("ladezeit.loading.auto:AutoEngine", formats=("safetensors", "pickle")),
-    "transformers": EngineEntry(
-        "ladezeit.loading.engines.transformers:TransformersEngine", formats=("safetensors", "pickle")
-    ),
-    "legacy_manager": EngineEntry(
-        "ladezeit.loading.engines.legacy_manager:LegacyManagerEngine", formats=("safetensors", "pickle")
-    ),
-    "tensor_parallel": EngineEntry("ladezeit.loading.engines.tensor_parallel:TensorParallelEngine"),
-    "streamed": EngineEntry("ladezeit.loading.streamed.engine:StreamedEngine", yields_tensors=True),
-    "accelerate": EngineEntry(
-        "ladezeit.loading.engines.accelerate:AccelerateEngine",
-        converter="ladezeit.loading.formats.fused_experts:FusedExpertsConverter",
-    ),
-    "bitsandbytes_8bit": EngineEntry(
-        "ladezeit.loading.engines.quantized:QuantizedEngine",
-        formats=("safetensors", "pickle"),
-        packages=("bitsandbytes",),
-        releases=("bitsandbytes>=0.50",),
-    ),
-    "bitsandbytes_4bit": EngineEntry(
-        "ladezeit.loading.engines.quantized:QuantizedEngine",
-        formats=("safetensors", "pickle"),
-        packages=("bitsandbytes",),
-        releases=("bitsandbytes>=0.50",),
-    ),
-    "torchao_int8": EngineEntry(
-        "ladezeit.loading.engines.quantized:QuantizedEngine",
-        formats=("safetensors", "pickle"),
-        packages=("torchao",),
-        releases=("torchao>=0.18",),
-    ),
-    "safetensors_mmap": EngineEntry("ladezeit.loading.engines.safetensors:SafetensorsMmapEngine", yields_tensors=True),
-    "safetensors_pread": EngineEntry(
-        "ladezeit.loading.engines.safetensors:SafetensorsPreadEngine",
-        yields_tensors=True,
-        releases=("safetensors>=0.8",),
-    ),
-    "safetensors_prefetch": EngineEntry(
-        "ladezeit.loading.engines.safetensors:SafetensorsPrefetchEngine",
-        devices=("cuda",),
-        yields_tensors=True,
-        releases=("safetensors>=0.9.0rc1",),
-    ),
-    "fastsafetensors": EngineEntry(
-        "ladezeit.loading.engines.fastsafetensors:FastsafetensorsEngine",
-        packages=("fastsafetensors",),
-        yields_tensors=True,
-        releases=("fastsafetensors>=0.5",),
-        cuda_library="libcudart.so",
-    ),
-    "fastsafetensors_gds": EngineEntry(
-        "ladezeit.loading.engines.fastsafetensors:FastsafetensorsGdsEngine",
-        packages=("fastsafetensors",),
-        devices=("cuda",),
-        yields_tensors=True,
-        releases=("fastsafetensors>=0.5",),
-        device_file="/dev/nvidia-fs0",
-        cuda_library="libcudart.so",
-    ),
-    "runai_streamer": EngineEntry(
-        "ladezeit.loading.engines.runai:RunaiStreamerEngine",
-        packages=("runai_model_streamer",),
-        yields_tensors=True,
-        releases=("runai-model-streamer>=0.17",),
-    ),
-    "instanttensor": EngineEntry(
-        "ladezeit.loading.engines.instanttensor:InstanttensorEngine",
-        packages=("instanttensor",),
-        devices=("cuda",),
-        yields_tensors=True,
-        releases=("instanttensor>=0.2",),
-    ),
-    "instanttensor_buffered": EngineEntry(
-        "ladezeit.loading.engines.instanttensor:InstanttensorBufferedEngine",
-        packages=("instanttensor",),
-        devices=("cuda",),
-        yields_tensors=True,
-        releases=("instanttensor>=0.2",),
-    ),
-    "tensorizer": EngineEntry(
-        "ladezeit.loading.engines.tensorizer:TensorizerEngine",
-        packages=("tensorizer",),
-        yields_tensors=True,
-        releases=("tensorizer>=2.12",),
-        converter="ladezeit.loading.formats.tensorizer:TensorizerConverter",
-    ),
-    "gguf": EngineEntry(
-        "ladezeit.loading.engines.gguf:GgufEngine",
-        packages=("gguf",),
-        converter="ladezeit.loading.formats.gguf:GgufConverter",
-    ),
-    "torch_dcp": EngineEntry("ladezeit.loading.engines.torch_dcp:TorchDcpEngine", yields_tensors=True),
-    "traced": EngineEntry("ladezeit.loading.engines.traced:TracedEngine", formats=("safetensors", "pickle")),
-}
+def engine_specs() -> dict[str, EngineSpec[Any]]:
+    """Return all engines by name; imports their files, and nothing of what they load with."""
+    return cast("dict[str, EngineSpec[Any]]", find_engines())
 
 
 def check_engine(name: str, device: str, file_format: str) -> None:
@@ -151,15 +36,10 @@ def check_engine(name: str, device: str, file_format: str) -> None:
         ConfigError: there is no such engine.
         NotRunnableError: it needs another device or format, or a package that is not installed; with the cure.
     """
-    if ":" in name:
+    entry = engine_facts(name)
+    if entry is None:
         check_module("loading.engine", name)
         return
-    if name not in ENGINES:
-        raise ConfigError(
-            f"loading.engine={name} is not an engine: there are {', '.join(ENGINES)}, and your own as module:Class."
-            + did_you_mean(name, ENGINES)
-        )
-    entry = ENGINES[name]
     kind = device.partition(":")[0]
     if kind not in entry.devices:
         raise NotRunnableError(
@@ -187,13 +67,12 @@ def check_engine(name: str, device: str, file_format: str) -> None:
 
 def make_engine(name: str) -> Engine:
     """Return a new engine; raises `ConfigError` where it cannot be imported."""
-    entry = ENGINES.get(name, EngineEntry(name))
-    module, _, attribute = entry.target.partition(":")
+    module, colon, attribute = name.partition(":")
     try:
-        made: Any = getattr(import_module(module), attribute)()
+        made: Any = getattr(import_module(module), attribute)() if colon else engine_specs()[name].make()
     except (ImportError, AttributeError) as cause:
         raise ConfigError(f"loading.engine={name} cannot be imported: {cause}") from cause
-    if entry.yields_tensors or hasattr(made, "open"):
+    if hasattr(made, "open"):
         from ladezeit.loading.build_model import StateDictEngine
 
         made = StateDictEngine(made)
@@ -202,7 +81,8 @@ def make_engine(name: str) -> Engine:
 
 def make_converter(name: str) -> str | None:
     """Return the converter to the format of the engine `name`; None where it reads all checkpoints as they are."""
-    return ENGINES[name].converter if name in ENGINES else None
+    facts = engine_facts(name)
+    return None if facts is None else facts.converter
 
 
 def _check_releases(name: str, releases: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from ladezeit.config import ProcessKind, TensorParallelLoading, to_plain
+from ladezeit.config import ProcessKind, to_plain
 from ladezeit.errors import MEMORY_FULL, LadezeitError, WorkerError, says_out_of_memory
 from ladezeit.results.records import FILE_NAME, ErrorReport, Result, Status, read_result, save_result
 from ladezeit.runner.prewarm import NoAnswerError, PrewarmServer
@@ -179,12 +179,8 @@ class Supervisor:
 
 
 def _command(spec: WorkerSpec, path: Path, events: int, origin_ns: int) -> list[str]:
-    module = (
-        "ladezeit.runner.rank_launcher"
-        if isinstance(spec.config.loading, TensorParallelLoading)
-        else "ladezeit.runner.worker"
-    )
-    return [sys.executable, "-m", module, str(path), str(events), str(origin_ns)]
+    module = "worker" if spec.config.loading.process_count == 1 else "rank_launcher"
+    return [sys.executable, "-m", f"ladezeit.runner.{module}", str(path), str(events), str(origin_ns)]
 
 
 def _inline(spec: WorkerSpec, progress: Progress) -> Result:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ladezeit.config import TensorParallelLoading
 from ladezeit.errors import exit_where_memory_ends
 from ladezeit.results.records import save_result
 from ladezeit.runner.sample import Sample
@@ -55,7 +54,7 @@ def run_worker(spec_path: Path, event_descriptor: int, origin_ns: int, started_n
 
 
 def _sample(spec: WorkerSpec, origin_ns: int, notify: Callable[[str], None]) -> Sample:
-    if not isinstance(spec.config.loading, TensorParallelLoading):
+    if spec.config.loading.process_count == 1:
         return Sample(spec, origin_ns, notify)
     from ladezeit.runner.ranks import RankSample
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.config import (
-    LOADINGS,
-    AutoLoading,
     DType,
     FolderModel,
     HubModel,
@@ -20,7 +18,6 @@ from ladezeit.config import (
     LoadingConfig,
     ModelConfig,
     RuntimeConfig,
-    TensorParallelLoading,
     TransformersLoading,
     ValidationConfig,
     ValidationLevel,
@@ -28,6 +25,7 @@ from ladezeit.config import (
 )
 from ladezeit.config.compose import from_mapping, list_options, read_option
 from ladezeit.config.device_map import is_strategy
+from ladezeit.config.engines import arguments_class
 from ladezeit.config.loading_profile import Profile
 from ladezeit.config.rules import check_load
 from ladezeit.errors import CombinationError, ConfigError, NotRunnableError, did_you_mean
@@ -67,7 +65,7 @@ def config_of(requested: LoadArguments, device: ResolvedDevice) -> tuple[LoadCon
         chosen_by = "profile"
         loading, runtime = Profile.open(requested.profile).method_for(model, device.name, requested.config_dir)
     else:
-        loading = AutoLoading(name="auto")
+        loading = arguments_class("auto")(name="auto")
     config = LoadConfig(
         model=model,
         loading=_permitted(loading, requested),
@@ -123,14 +121,7 @@ def loading_of(requested: str | Mapping[str, Any] | LoadingConfig, config_dir: P
     values = dict(requested)
     engine = str(values.setdefault("engine", "auto"))
     values.setdefault("name", engine)
-    if ":" not in engine and engine not in LOADINGS:
-        raise ConfigError(
-            f"loading has engine={engine}, which there is not: there are {', '.join(LOADINGS)}, and your own as "
-            f"module:Class." + did_you_mean(engine, LOADINGS)
-        )
-    made = from_mapping(LOADINGS.get(engine, TransformersLoading), values, f"loading (engine={engine})")
-    assert isinstance(made, LoadingConfig)
-    return made
+    return from_mapping(arguments_class(engine), values, f"loading (engine={engine})")
 
 
 def level_of(requested: str) -> ValidationLevel:
@@ -155,7 +146,7 @@ def dtype_of(requested: str) -> DType:
 
 def _permitted(loading: LoadingConfig, requested: LoadArguments) -> LoadingConfig:
     """Return the method with what the caller permits and limits; nothing is offloaded that was not allowed."""
-    if isinstance(loading, TensorParallelLoading):
+    if loading.process_count > 1:
         raise NotRunnableError(
             f"loading={loading.name} is several processes, each with its part of the model, and load() is one: start "
             f"the ranks yourself, or take a method on one process such as loading='device_map_auto'"

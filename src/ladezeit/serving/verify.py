@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING, Any
 from ladezeit.checkpoint.cache import Progress
 from ladezeit.checkpoint.resolve import prepare_checkpoint
 from ladezeit.config import (
-    Bitsandbytes4bitLoading,
-    Bitsandbytes8bitLoading,
-    FourBitType,
     LoadConfig,
     LoadingConfig,
     ModelConfig,
     RuntimeConfig,
-    TorchaoInt8Loading,
     TransformersLoading,
     ValidationConfig,
 )
@@ -132,14 +128,20 @@ def _loading_of(model: Any) -> LoadingConfig:
     Raises:
         NotRunnableError: another quantizer made them.
     """
-    from ladezeit.loading.quantization import loading_scheme, survey_quantization
+    from ladezeit.loading.engines.quantized import (
+        Bitsandbytes4bitLoading,
+        Bitsandbytes8bitLoading,
+        FourBitType,
+        TorchaoInt8Loading,
+    )
+    from ladezeit.loading.quantization import survey_quantization
 
     plain = TransformersLoading(name="verify")
     schemes = survey_quantization(model).schemes
     by_checkpoint = getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False)
     if not schemes or by_checkpoint:
         return plain
-    known: list[LoadingConfig] = [
+    known = [
         Bitsandbytes8bitLoading(name="verify"),
         TorchaoInt8Loading(name="verify"),
         *(
@@ -148,8 +150,7 @@ def _loading_of(model: Any) -> LoadingConfig:
         ),
     ]
     for loading in known:
-        scheme = loading_scheme(loading)
-        if scheme is not None and schemes == {scheme.words}:
+        if schemes == {loading.scheme.words}:
             return loading
     raise NotRunnableError(
         f"the model was quantized at its load ({', '.join(sorted(schemes))}), which no reference load here repeats: "

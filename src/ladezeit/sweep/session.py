@@ -19,7 +19,7 @@ from ladezeit.config.serialize import point_id
 from ladezeit.errors import REFUSALS, LadezeitError, NotRunnableError
 from ladezeit.loading.base import Conversion
 from ladezeit.loading.conversion import conversion_for
-from ladezeit.loading.preflight import Sizes, check_on_model, check_runnable, devices_used, ranks_of
+from ladezeit.loading.preflight import Sizes, check_runnable, devices_used
 from ladezeit.loading.quantization import loading_scheme
 from ladezeit.loading.registry import make_converter
 from ladezeit.results.records import Result
@@ -140,7 +140,7 @@ class Session:
             config, device, self.get_sizes(config.model)
         )  # before a checkpoint of gigabytes is made for nothing
         checkpoint = self.get_checkpoint(config.model)
-        check_on_model(config.loading, checkpoint.config)
+        config.loading.check_model(checkpoint.config)
         conversion = self.get_conversion(config)
         self.check_cache_state(config)
         devices = tuple(devices_used(config.loading, device))
@@ -236,7 +236,7 @@ class Session:
             CheckpointError, NotRunnableError, OutOfMemoryError: it cannot be made; the same at every call.
         """
         config, loading, device = prepared.config, prepared.config.loading, prepared.device
-        made = (loading.dtype, loading_scheme(loading), ranks_of(loading))
+        made = (loading.dtype, loading_scheme(loading), loading.process_count)
         key = tuple(map(repr, (config.validation.level, config.model, made, config.runtime, device.name)))
         if key not in self._proof_files:
             try:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.config import DType, LoadConfig, TensorParallelLoading, ValidationLevel
+from ladezeit.config import DType, LoadConfig, ValidationLevel
 from ladezeit.loading.quantization import loading_scheme
 from ladezeit.validation.logits import reference_file
 from ladezeit.validation.manifest import manifest_file
@@ -38,7 +38,7 @@ def reference_key_of(
         hardware=hardware,
         trust_remote_code=config.model.trust_remote_code,
         scheme=loading_scheme(loading),
-        ranks=loading.ranks if isinstance(loading, TensorParallelLoading) else None,
+        ranks=loading.process_count if loading.process_count > 1 else None,
     )
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.safetensors_header import parse_header
-from ladezeit.config import StreamedLoading
 from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.loading.streamed.arguments import StreamedLoading
 from ladezeit.loading.streamed.device import HostDevice
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.timing.clock import Clock

@@ -19,8 +19,9 @@ from host_runtime import NativeDevice
 
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.safetensors_header import TensorEntry, read_header
-from ladezeit.config import CacheState, StreamedLoading
+from ladezeit.config import CacheState
 from ladezeit.loading.base import FusedParameter, LoadRequest, Slice, WeightMapping
+from ladezeit.loading.streamed.arguments import StreamedLoading
 from ladezeit.loading.streamed.device import HostDevice
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.model.classes import torch_dtype

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from streamed_for_tests import bits, checkpoint_of
 
-from ladezeit.config import StreamedLoading
 from ladezeit.loading.base import LoadRequest, WeightMapping
+from ladezeit.loading.streamed.arguments import StreamedLoading
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.system import page_cache
 from ladezeit.timing.clock import Clock

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.safetensors_header import read_header
-from ladezeit.config import StreamedLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadRequest
+from ladezeit.loading.streamed.arguments import StreamedLoading
 from ladezeit.loading.streamed.device import CopyStream, HostDevice, Moves, slot_bytes
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.readers import in_background

@@ -12,9 +12,9 @@ from host_runtime import variable
 from safetensors.torch import load_file, save_file
 from streamed_for_tests import EXTENT, assert_same, checkpoint_of, load
 
-from ladezeit.config import Readers
 from ladezeit.errors import LoadError
 from ladezeit.loading.streamed import native_readers
+from ladezeit.loading.streamed.arguments import Readers
 from ladezeit.loading.streamed.layout import Segment
 from ladezeit.loading.streamed.native_readers import RUNTIME_FUNCTIONS
 from ladezeit.loading.streamed.readers import in_background

@@ -21,10 +21,11 @@ from streamed_for_tests import DEVICES, EXTENT, WAYS, assert_same, bits, checkpo
 
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.safetensors_header import DTYPE_BITS
-from ladezeit.config import CacheState, Reading, StreamedLoading
+from ladezeit.config import CacheState
 from ladezeit.errors import CheckpointError, ConfigError, LadezeitError, LoadError
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.streamed import memory, plan
+from ladezeit.loading.streamed.arguments import Reading, StreamedLoading
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.layout import Segment
 from ladezeit.loading.streamed.memory import ShardFile, dtype_of

@@ -17,10 +17,10 @@ from streamed_for_tests import DEVICES, EXTENT, WAYS, assert_same, checkpoint_of
 from transformers import core_model_loading
 
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.config import Reading, StreamedLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LazyStateDict, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import StateDictEngine
+from ladezeit.loading.streamed.arguments import Reading, StreamedLoading
 from ladezeit.loading.streamed.engine import StreamedEngine
 from ladezeit.loading.streamed.readers import in_background
 from ladezeit.system import page_cache

@@ -10,7 +10,8 @@ import pytest
 from proven_checkpoints import UP, flip_in_file, made, manifest_of, own_copy
 
 from ladezeit.checkpoint.resolve import Checkpoint
-from ladezeit.config import LOADINGS, DType, ValidationConfig, ValidationLevel
+from ladezeit.config import DType, ValidationConfig, ValidationLevel
+from ladezeit.config.engines import arguments_class
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.registry import make_engine
 from ladezeit.timing.clock import LOAD, Clock
@@ -30,7 +31,7 @@ def load(tmp_path: Path) -> Callable[..., EngineModel]:
     """Load a checkpoint by an engine, as a worker does."""
 
     def loaded(checkpoint: Checkpoint, name: str = "transformers", **arguments: Any) -> EngineModel:
-        loading = LOADINGS.get(name, LOADINGS["transformers"])(name=name, engine=name, **arguments)
+        loading = arguments_class(name)(name=name, engine=name, **arguments)
         request = LoadRequest(checkpoint, loading, "cpu", tmp_path)
         clock = Clock(time.monotonic_ns())
         chosen = make_engine(name)

@@ -13,7 +13,8 @@ from proven_checkpoints import UP, flip_in_file, made, manifest_of, own_copy
 from safetensors.torch import load_file, save_file
 
 from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint
-from ladezeit.config import LOADINGS, DType
+from ladezeit.config import DType
+from ladezeit.config.engines import arguments_class
 from ladezeit.errors import CheckpointError, ran_out_of_memory
 from ladezeit.loading import registry
 from ladezeit.loading.base import EngineModel, LoadRequest
@@ -100,7 +101,7 @@ def test_another_format_holds_what_the_checkpoint_holds(
     checkpoint, target = made(kind, cache), registry.make_converter(name)
     assert target is not None
     conversion = convert_checkpoint(target, checkpoint, kind, cache, lambda what, done, total: None)
-    request = LoadRequest(checkpoint, LOADINGS[name](name=name), "cpu", tmp_path, conversion=conversion)
+    request = LoadRequest(checkpoint, arguments_class(name)(name=name), "cpu", tmp_path, conversion=conversion)
     chosen, clock = registry.make_engine(name), Clock(time.monotonic_ns())
     chosen.prepare(request)
     with clock.span(LOAD):

@@ -11,9 +11,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from configs_for_tests import TINY_MOE, make_run_config, model_config
 from ladezeit.checkpoint.resolve import Checkpoint, inspect_checkpoint, prepare_checkpoint
-from ladezeit.config import FourBitType, ValidationConfig, ValidationLevel
+from ladezeit.config import ValidationConfig, ValidationLevel
 from ladezeit.errors import CheckpointError
 from ladezeit.loading.base import EngineModel
+from ladezeit.loading.engines.quantized import FourBitType
 from ladezeit.loading.quantization import loading_scheme
 from ladezeit.results.records import Identity, Status
 from ladezeit.runner.spec import WorkerSpec

@@ -6,7 +6,7 @@ model's own layout (`formats.fused_experts`). See
 https://huggingface.co/docs/accelerate/concept_guides/big_model_inference.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -14,35 +14,55 @@ from typing import Any
 
 from ladezeit.checkpoint.files import INDEX
 from ladezeit.checkpoint.safetensors_header import read_header
-from ladezeit.config import STRATEGIES, AccelerateLoading, DType
+from ladezeit.config import STRATEGIES, DType, TransformersLoading
 from ladezeit.config.device_map import device_map, offload_folder
-from ladezeit.errors import LoadError
-from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.errors import CombinationError, LoadError
+from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
 from ladezeit.loading.build_model import refuse_misshapen
 from ladezeit.loading.conversion import converted_files
 from ladezeit.loading.device_map import max_memory, refuse_uncovered, refuse_unknown_modules
-from ladezeit.loading.engines.transformers import TransformersEngine, refuse_offload
+from ladezeit.loading.engines.transformers import finish_load, refuse_offload, server_flags
 from ladezeit.model.classes import model_class
 from ladezeit.timing.clock import Clock
 
 _MOST_NAMED = 10
 
 
-class AccelerateEngine(TransformersEngine):
+@dataclass
+class AccelerateLoading(TransformersLoading):
+    """Arguments of a load through `accelerate.load_checkpoint_and_dispatch`, which needs a `device_map`."""
+
+    engine: str = "accelerate"
+    device_map: Any = "device"
+
+    def check_arguments(self) -> None:
+        """Refuse what accelerate would take without a word and without effect; raises `CombinationError`."""
+        if self.device_map is None:
+            raise CombinationError(
+                "loading.device_map=null leaves accelerate's empty model empty. Use device, a strategy or a mapping"
+            )
+        given = [name for name in ("async_load", "disable_mmap") if getattr(self, name) is not None]
+        if given:
+            raise CombinationError(
+                f"loading.{given[0]} is an argument of transformers' own loader, which loading.engine=accelerate does "
+                f"not use. Leave it out, or use loading=transformers"
+            )
+
+
+class AccelerateEngine:
     """Builds the concrete class on `meta`, lets accelerate place and fill it, and touches what is lazy."""
 
     def prepare(self, request: LoadRequest) -> None:
         """Import the library: that is not loading."""
         import_module("accelerate")
 
-    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+    def load(self, request: LoadRequest[AccelerateLoading], clock: Clock) -> EngineModel:
         """See `Engine.load`.
 
         Raises:
             LoadError: the checkpoint's tensors are not the model's by name, or a module was offloaded unasked.
         """
         loading = request.loading
-        assert isinstance(loading, AccelerateLoading)
         if request.conversion is not None:
             request = _of_conversion(request)
         model = _skeleton(request, clock)
@@ -58,11 +78,11 @@ class AccelerateEngine(TransformersEngine):
             refuse_offload(loaded, request.device)  # before anything is read: offloading writes to the disk
         _refuse_unconverted(device_map, request)
         loaded.model = _fill(model, device_map, request, clock)
-        self.after_load(loaded, request, clock)
+        finish_load(loaded, request, clock)
         return loaded
 
 
-def _of_conversion(request: LoadRequest) -> LoadRequest:
+def _of_conversion(request: LoadRequest[AccelerateLoading]) -> LoadRequest[AccelerateLoading]:
     """Return the request with the converted file as the shard of its checkpoint; configs are the checkpoint's still."""
     (file,) = converted_files(request)
     merged = replace(request.checkpoint, shards=(file,), tensors=read_header(file).tensors)
@@ -125,13 +145,12 @@ def _refuse_unconverted(device_map: dict[str, Any], request: LoadRequest) -> Non
         )
 
 
-def _device_map(model: Any, request: LoadRequest) -> dict[str, Any]:
+def _device_map(model: Any, request: LoadRequest[AccelerateLoading]) -> dict[str, Any]:
     """Return the placement by module; a strategy is resolved as `load_checkpoint_and_dispatch` itself would."""
     from accelerate import infer_auto_device_map
     from accelerate.utils import get_balanced_memory
 
     loading = request.loading
-    assert isinstance(loading, AccelerateLoading)
     asked = device_map(loading, request.device)
     if isinstance(asked, dict):
         return asked
@@ -145,11 +164,10 @@ def _device_map(model: Any, request: LoadRequest) -> dict[str, Any]:
     return resolved
 
 
-def _fill(model: Any, device_map: dict[str, Any], request: LoadRequest, clock: Clock) -> Any:
+def _fill(model: Any, device_map: dict[str, Any], request: LoadRequest[AccelerateLoading], clock: Clock) -> Any:
     from accelerate import load_checkpoint_and_dispatch
 
     loading = request.loading
-    assert isinstance(loading, AccelerateLoading)
     folder = str(offload_folder(loading, request.scratch)) if "disk" in device_map.values() else None
     with clock.span("load/read"):
         return load_checkpoint_and_dispatch(model, _weights(request), device_map=device_map, offload_folder=folder)
@@ -168,3 +186,14 @@ def _weights(request: LoadRequest) -> str:
 
 def _device(place: Any) -> str:
     return f"cuda:{place}" if isinstance(place, int) else str(place)
+
+
+ENGINES = (
+    EngineSpec(
+        name="accelerate",
+        arguments=AccelerateLoading,
+        make=AccelerateEngine,
+        converter="ladezeit.loading.formats.fused_experts:FusedExpertsConverter",
+        servers=server_flags,
+    ),
+)

@@ -7,13 +7,16 @@ here that is an error. See https://github.com/foundation-model-stack/fastsafeten
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from ladezeit.config import FastsafetensorsLoading
+from ladezeit.config import TensorLoading
+from ladezeit.config.engines import ServerFlags
+from ladezeit.config.loading import at_least
 from ladezeit.errors import LoadError
-from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
 from ladezeit.system.processes import set_variables
 from ladezeit.timing.clock import Clock
@@ -22,6 +25,15 @@ from ladezeit.timing.clock import Clock
 THREADS = 16
 BUFFER_BYTES = 16 * 2**20
 _DIRECT = "FASTSAFETENSORS_ODIRECT"
+
+
+@dataclass
+class FastsafetensorsLoading(TensorLoading):
+    """Arguments of fastsafetensors; `direct` forces O_DIRECT on or off, `buffer_bytes` sizes its bounce buffers."""
+
+    engine: str = "fastsafetensors"
+    direct: bool | None = None
+    buffer_bytes: int | None = at_least(4096, None)
 
 
 class FastsafetensorsEngine:
@@ -34,14 +46,13 @@ class FastsafetensorsEngine:
         import_module("fastsafetensors")
 
     @contextmanager
-    def open(self, request: LoadRequest, clock: Clock) -> Iterator[LoadedTensors]:
+    def open(self, request: LoadRequest[FastsafetensorsLoading], clock: Clock) -> Iterator[LoadedTensors]:
         """See `TensorEngine.open`; tensors are views that own a share of their file's one allocation.
 
         Raises:
             LoadError: GDS was asked for and the library chose another way.
         """
         loading = request.loading
-        assert isinstance(loading, FastsafetensorsLoading)
         direct = None if loading.direct is None else str(int(loading.direct))
         with set_variables({_DIRECT: direct}), ExitStack() as stack:
             with clock.span("load/read"):
@@ -54,7 +65,7 @@ class FastsafetensorsEngine:
                 check_complete(tensors, request)
             yield LoadedTensors(tensors, borrowed=False, effective=self._effective(loader, loading, request))
 
-    def _loader(self, loading: FastsafetensorsLoading, request: LoadRequest) -> Any:
+    def _loader(self, loading: FastsafetensorsLoading, request: LoadRequest[FastsafetensorsLoading]) -> Any:
         from fastsafetensors import SafeTensorsFileLoader
 
         loader = SafeTensorsFileLoader(
@@ -83,7 +94,9 @@ class FastsafetensorsEngine:
                 f"loading=fastsafetensors"
             )
 
-    def _effective(self, loader: Any, loading: FastsafetensorsLoading, request: LoadRequest) -> dict[str, Any]:
+    def _effective(
+        self, loader: Any, loading: FastsafetensorsLoading, request: LoadRequest[FastsafetensorsLoading]
+    ) -> dict[str, Any]:
         from fastsafetensors.common import is_odirect_enabled
 
         effective = {
@@ -102,3 +115,30 @@ class FastsafetensorsGdsEngine(FastsafetensorsEngine):
     """Loads with GPUDirect Storage, from storage to GPU memory without the host's; CUDA only."""
 
     gds = True
+
+
+_FLAGS = ("--load-format", "fastsafetensors")
+_ON_SERVERS = ServerFlags(_FLAGS, _FLAGS, "uses GPU direct storage where it is there")
+
+ENGINES = (
+    EngineSpec(
+        name="fastsafetensors",
+        arguments=FastsafetensorsLoading,
+        make=FastsafetensorsEngine,
+        packages=("fastsafetensors",),
+        releases=("fastsafetensors>=0.5",),
+        cuda_library="libcudart.so",
+        servers=_ON_SERVERS,
+    ),
+    EngineSpec(
+        name="fastsafetensors_gds",
+        arguments=FastsafetensorsLoading,
+        make=FastsafetensorsGdsEngine,
+        packages=("fastsafetensors",),
+        devices=("cuda",),
+        releases=("fastsafetensors>=0.5",),
+        device_file="/dev/nvidia-fs0",
+        cuda_library="libcudart.so",
+        servers=_ON_SERVERS,
+    ),
+)

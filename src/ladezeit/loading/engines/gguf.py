@@ -7,17 +7,27 @@ https://huggingface.co/docs/transformers/gguf.
 """
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from ladezeit.config import DType
+from ladezeit.config import DType, LoadingConfig
+from ladezeit.config.engines import ServerFlags
 from ladezeit.loading import instrumentation
-from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
 from ladezeit.loading.build_model import finalize_model, refuse_incomplete
 from ladezeit.loading.conversion import converted_files
 from ladezeit.loading.engines.transformers import from_pretrained
 from ladezeit.model.tensors import fault_in_pages
 from ladezeit.timing.clock import Clock
+
+
+@dataclass
+class GgufLoading(LoadingConfig):
+    """Arguments of a load through `from_pretrained` from a GGUF file, onto the run's one device."""
+
+    engine: str = "gguf"
+
 
 #: The loader's own reading, inside of the steps that all loads share.
 _DEQUANTIZE = instrumentation.Hook(
@@ -74,3 +84,17 @@ def _dequantized() -> dict[str, Any]:
 
     known = hasattr(transformers, "GgufConfig")
     return {"quantization_config": transformers.GgufConfig(dequantize=True)} if known else {}
+
+
+_FLAGS = ("--load-format", "gguf")
+
+ENGINES = (
+    EngineSpec(
+        name="gguf",
+        arguments=GgufLoading,
+        make=GgufEngine,
+        packages=("gguf",),
+        converter="ladezeit.loading.formats.gguf:GgufConverter",
+        servers=ServerFlags(_FLAGS, _FLAGS, "give the .gguf file as the model"),
+    ),
+)

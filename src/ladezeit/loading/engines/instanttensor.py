@@ -7,15 +7,26 @@ https://github.com/scitix/InstantTensor.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from ladezeit.config import InstanttensorLoading
-from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.config import TensorLoading
+from ladezeit.config.engines import ServerFlags
+from ladezeit.config.loading import at_least
+from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
 from ladezeit.timing.clock import Clock
 from ladezeit.timing.resources import GPU_BYTES_BESIDE_TORCH
+
+
+@dataclass
+class InstanttensorLoading(TensorLoading):
+    """Arguments of InstantTensor; `io_depth` is how many reads are in flight, `threads` counts where it uses any."""
+
+    engine: str = "instanttensor"
+    io_depth: int | None = at_least(1, None)
 
 
 class InstanttensorEngine:
@@ -28,13 +39,12 @@ class InstanttensorEngine:
         import_module("instanttensor")
 
     @contextmanager
-    def open(self, request: LoadRequest, clock: Clock) -> Iterator[LoadedTensors]:
+    def open(self, request: LoadRequest[InstanttensorLoading], clock: Clock) -> Iterator[LoadedTensors]:
         """See `TensorEngine.open`; tensors are copies that outlive the library's ring."""
         import torch
         from instanttensor import BackendPolicy, safe_open
 
         loading = request.loading
-        assert isinstance(loading, InstanttensorLoading)
         number = request.device.partition(":")[2]  # the library hands the bare number to its C++ side
         device = torch.device("cuda", int(number) if number else torch.cuda.current_device())
         arguments: dict[str, Any] = {"concurrency": loading.threads, "io_depth": loading.io_depth}
@@ -70,3 +80,24 @@ def _effective(opened: Any) -> dict[str, Any]:
         "buffer_bytes": opened.buffer_size,
         GPU_BYTES_BESIDE_TORCH: opened.buffer_size,  # its ring is from the driver, and gone when the load is over
     }
+
+
+ENGINES = (
+    EngineSpec(
+        name="instanttensor",
+        arguments=InstanttensorLoading,
+        make=InstanttensorEngine,
+        packages=("instanttensor",),
+        devices=("cuda",),
+        releases=("instanttensor>=0.2",),
+        servers=ServerFlags(("--load-format", "instanttensor"), None, "pip install instanttensor"),
+    ),
+    EngineSpec(
+        name="instanttensor_buffered",
+        arguments=InstanttensorLoading,
+        make=InstanttensorBufferedEngine,
+        packages=("instanttensor",),
+        devices=("cuda",),
+        releases=("instanttensor>=0.2",),
+    ),
+)

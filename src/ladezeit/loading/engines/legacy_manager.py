@@ -9,11 +9,14 @@ that are not finite, so that a weight is copied once for every module above it.
 """
 
 import json
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from ladezeit.config import LegacyManagerLoading, ModuleWalk
-from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.config import TransformersLoading
+from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
+from ladezeit.loading.engines.safetensors import MAPPED_ON_SERVERS
 from ladezeit.loading.engines.transformers import from_pretrained, placement_arguments
 from ladezeit.model.tensors import fault_in_pages, meta_tensors
 from ladezeit.timing.clock import Clock
@@ -21,22 +24,38 @@ from ladezeit.timing.clock import Clock
 SETTINGS_FILE = "performance_settings.json"
 
 
+class ModuleWalk(Enum):
+    """What a manager does to each tensor below each module: ask where it is, or copy it to the host and look at it."""
+
+    meta = "meta"
+    values = "values"
+
+
+@dataclass
+class LegacyManagerLoading(TransformersLoading):
+    """The origin case's manager as it was before: no rule is enforced, every module is walked after the load."""
+
+    engine: str = "legacy_manager"
+    settings_reads: int = 2
+    walk: ModuleWalk = ModuleWalk.meta
+
+    checks_placement: ClassVar[bool] = False
+
+
 class LegacyManagerEngine:
     """Loads as the origin's ModelManager did, with its overhead in phases of its own."""
 
-    def prepare(self, request: LoadRequest) -> None:
+    def prepare(self, request: LoadRequest[LegacyManagerLoading]) -> None:
         """Write the settings file in the origin's form: settings keyed by the model's name."""
         loading = request.loading
-        assert isinstance(loading, LegacyManagerLoading)
         arguments = placement_arguments(loading, request.device)
         arguments["max_memory"] = {str(key): size for key, size in arguments.get("max_memory", {}).items()}
         settings = {"loading": arguments, "disable_cpu_offload": loading.disable_cpu_offload}
         self._settings_path(request).write_text(json.dumps({request.checkpoint.folder.name: settings}))
 
-    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+    def load(self, request: LoadRequest[LegacyManagerLoading], clock: Clock) -> EngineModel:
         """See `Engine.load`; nothing that was not asked for is refused here, as it was not there."""
         loading = request.loading
-        assert isinstance(loading, LegacyManagerLoading)
         settings: dict[str, Any] = {}
         for _ in range(loading.settings_reads):
             with clock.span("load/settings"):
@@ -68,3 +87,14 @@ def _not_finite(model: Any) -> set[str]:
             if not weight.is_meta and not weight.detach().cpu().isfinite().all():
                 found.add(f"{path}.{name}" if path else name)
     return found
+
+
+ENGINES = (
+    EngineSpec(
+        name="legacy_manager",
+        arguments=LegacyManagerLoading,
+        make=LegacyManagerEngine,
+        formats=("safetensors", "pickle"),
+        servers=MAPPED_ON_SERVERS,
+    ),
+)

@@ -7,16 +7,32 @@ https://github.com/safetensors/safetensors/blob/main/bindings/python/py_src/safe
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from ladezeit.config import TensorLoading
-from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.config.engines import ServerFlags
+from ladezeit.errors import CombinationError
+from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
 from ladezeit.timing.clock import Clock
 
 #: The library's own default of `safe_open.prefetch`.
 PREFETCH_THREADS = 8
+
+
+@dataclass
+class OneThreadLoading(TensorLoading):
+    """Arguments of the engines here that read with one thread: `threads` is refused."""
+
+    def check_arguments(self) -> None:
+        """Refuse threads, which would have no effect; raises `CombinationError`."""
+        if self.threads is not None:
+            raise CombinationError(
+                f"loading.threads={self.threads} was given with loading.engine={self.engine}, which reads with one "
+                f"thread. Leave it out, or use an engine with threads"
+            )
 
 
 class SafetensorsMmapEngine:
@@ -61,10 +77,9 @@ class SafetensorsPrefetchEngine:
         """Nothing has to be ready before the clock starts."""
 
     @contextmanager
-    def open(self, request: LoadRequest, clock: Clock) -> Iterator[LoadedTensors]:
+    def open(self, request: LoadRequest[TensorLoading], clock: Clock) -> Iterator[LoadedTensors]:
         """See `TensorEngine.open`; tensors that were handed out keep their memory after their loader is closed."""
         loading = request.loading
-        assert isinstance(loading, TensorLoading)
         threads = loading.threads or PREFETCH_THREADS
         tensors: dict[str, Any] = {}
         with clock.span("load/read"), ExitStack() as stack:
@@ -94,3 +109,34 @@ def _start(stack: ExitStack, shard: str, device: str, threads: int) -> Any:
 
     opened = stack.enter_context(safe_open(shard, framework="pt", device=device))
     return stack.enter_context(opened.prefetch(threads=threads))
+
+
+#: The flags of servers that read as these engines do; `from_pretrained` maps, too, where it is not told otherwise.
+MAPPED_ON_SERVERS = ServerFlags(
+    ("--load-format", "safetensors", "--safetensors-load-strategy", "lazy"), ("--load-format", "safetensors")
+)
+READ_ON_SERVERS = ServerFlags(
+    ("--load-format", "safetensors", "--safetensors-load-strategy", "eager"),
+    ("--load-format", "safetensors", "--weight-loader-disable-mmap"),
+    "whole shards go through host memory",
+)
+
+ENGINES = (
+    EngineSpec(
+        name="safetensors_mmap", arguments=OneThreadLoading, make=SafetensorsMmapEngine, servers=MAPPED_ON_SERVERS
+    ),
+    EngineSpec(
+        name="safetensors_pread",
+        arguments=OneThreadLoading,
+        make=SafetensorsPreadEngine,
+        releases=("safetensors>=0.8",),
+        servers=READ_ON_SERVERS,
+    ),
+    EngineSpec(
+        name="safetensors_prefetch",
+        arguments=TensorLoading,
+        make=SafetensorsPrefetchEngine,
+        devices=("cuda",),
+        releases=("safetensors>=0.9.0rc1",),
+    ),
+)

@@ -12,17 +12,27 @@ https://github.com/coreweave/tensorizer.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ladezeit.config import TensorizerLoading
+from ladezeit.config import TensorLoading
+from ladezeit.config.engines import ServerFlags
 from ladezeit.errors import LoadError
-from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
 from ladezeit.loading.conversion import converted_files
 from ladezeit.timing.clock import Clock
+
+
+@dataclass
+class TensorizerLoading(TensorLoading):
+    """Arguments of tensorizer; `threads` read, `verify_hash` compares every tensor with the hashes in its file."""
+
+    engine: str = "tensorizer"
+    verify_hash: bool = False
 
 
 class TensorizerEngine:
@@ -34,14 +44,13 @@ class TensorizerEngine:
         import_module("tensorizer")
 
     @contextmanager
-    def open(self, request: LoadRequest, clock: Clock) -> Iterator[LoadedTensors]:
+    def open(self, request: LoadRequest[TensorizerLoading], clock: Clock) -> Iterator[LoadedTensors]:
         """See `TensorEngine.open`; every tensor has memory of its own, valid after the reader is closed.
 
         Raises:
             LoadError: a file is damaged, as far as the reader notices.
         """
         loading = request.loading
-        assert isinstance(loading, TensorizerLoading)
         tensors: dict[str, Any] = {}
         threads = bytes_read = 0
         with clock.span("load/read"):
@@ -76,3 +85,20 @@ def _deserialized(path: Path, device: str, loading: TensorizerLoading) -> Any:
         raise LoadError(
             f"{path} is damaged: {cause}. Remove its folder: it is made again from the checkpoint"
         ) from cause
+
+
+ENGINES = (
+    EngineSpec(
+        name="tensorizer",
+        arguments=TensorizerLoading,
+        make=TensorizerEngine,
+        packages=("tensorizer",),
+        releases=("tensorizer>=2.12",),
+        converter="ladezeit.loading.formats.tensorizer:TensorizerConverter",
+        servers=ServerFlags(
+            ("--load-format", "tensorizer"),
+            None,
+            "needs the model in vLLM's own tensorizer form: tensorize_vllm_model.py makes it",
+        ),
+    ),
+)

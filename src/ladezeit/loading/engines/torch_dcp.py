@@ -12,7 +12,7 @@ from typing import Any
 
 from ladezeit.config import TensorLoading
 from ladezeit.errors import LoadError
-from ladezeit.loading.base import LoadedTensors, LoadRequest
+from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
 from ladezeit.model.classes import torch_dtype
 from ladezeit.timing.clock import Clock
@@ -40,13 +40,12 @@ class TorchDcpEngine:
         import_module("torch.distributed.checkpoint.hf_storage")  # takes time, and is not loading
 
     @contextmanager
-    def open(self, request: LoadRequest, clock: Clock) -> Iterator[LoadedTensors]:
+    def open(self, request: LoadRequest[TensorLoading], clock: Clock) -> Iterator[LoadedTensors]:
         """See `TensorEngine.open`; the tensors are torch's own."""
         import torch
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
         loading = request.loading
-        assert isinstance(loading, TensorLoading)
         shards = len(request.checkpoint.shards)
         threads = min(loading.threads or 1, shards)
         with clock.span("load/allocate"):
@@ -79,3 +78,6 @@ def _load(tensors: dict[str, Any], reader: Any) -> None:
         failure = next(iter(failed.failures.values()))[0]
     if failure is not None:  # raised out here, so that it keeps what it came from
         raise failure
+
+
+ENGINES = (EngineSpec(name="torch_dcp", arguments=TensorLoading, make=TorchDcpEngine),)

@@ -5,16 +5,46 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from ladezeit.config import TracedLoading
-from ladezeit.errors import ConfigError, LoadError
+from ladezeit.config import LoadingConfig
+from ladezeit.errors import CombinationError, ConfigError, LoadError
 from ladezeit.loading import instrumentation
-from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
+from ladezeit.loading.registry import check_module
 from ladezeit.model.classes import model_class
 from ladezeit.model.tensors import fault_in_pages
 from ladezeit.timing.clock import Clock, enable_phases
+
+
+@dataclass
+class TracedLoading(LoadingConfig):
+    """A user's own load function: ``module:function`` or ``module:Class.method``, importable where the worker runs.
+
+    It is given the checkpoint's folder and, by name, `arguments`.
+    """
+
+    engine: str = "traced"
+    function: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def check_arguments(self) -> None:
+        """Refuse a function that is not named as it has to be; raises `CombinationError`."""
+        module, colon, function = (self.function or "").partition(":")
+        if not (module and colon and function):
+            given = "no function was" if self.function is None else f"loading.function={self.function} was"
+            raise CombinationError(
+                f"{given} given with loading={self.name}: name your own load function, as "
+                f"loading.function=module:function or module:Class.method"
+            )
+
+    def check_machine(self) -> None:
+        """Refuse a module that is not there to be imported; raises `ConfigError`."""
+        if self.function is not None:
+            check_module("loading.function", self.function)
+
 
 #: The loader of a load in this process, which may have no name to be imported by.
 _given: ContextVar[Callable[..., Any] | None] = ContextVar("given", default=None)
@@ -33,17 +63,16 @@ def loader_given(function: Callable[..., Any]) -> Iterator[None]:
 class TracedEngine:
     """Calls the user's loader, finds the model in what it returns, and touches what is lazy."""
 
-    def prepare(self, request: LoadRequest) -> None:
+    def prepare(self, request: LoadRequest[TracedLoading]) -> None:
         """Import the loader's module, off the clock; raises `ConfigError` where there is no such function."""
         loading = request.loading
-        assert isinstance(loading, TracedLoading) and loading.function is not None
+        assert loading.function is not None  # see `check_arguments`
         self._name = loading.function
         self._modules = instrumentation.user_modules(self._resolve())
 
-    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+    def load(self, request: LoadRequest[TracedLoading], clock: Clock) -> EngineModel:
         """See `Engine.load`."""
         loading = request.loading
-        assert isinstance(loading, TracedLoading)
         effective: dict[str, Any] = {"function": self._name}
         with ExitStack() as stack:
             function = self._resolve()
@@ -158,3 +187,6 @@ def model_in(returned: Any, name: str) -> Any:
 
 def _device(place: Any) -> str:
     return f"cuda:{place}" if isinstance(place, int) else str(place)
+
+
+ENGINES = (EngineSpec(name="traced", arguments=TracedLoading, make=TracedEngine, formats=("safetensors", "pickle")),)

@@ -1,15 +1,18 @@
 """The engine `transformers`: `AutoModelForCausalLM.from_pretrained`, called as its users call it."""
 
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
 from ladezeit.config import TransformersLoading
 from ladezeit.config.device_map import device_map, may_offload_to_disk, offload_folder
+from ladezeit.config.engines import ServerFlags
 from ladezeit.errors import LoadError, NotRunnableError
 from ladezeit.loading import instrumentation
-from ladezeit.loading.base import EngineModel, LoadRequest
+from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
 from ladezeit.loading.build_model import naming_misshapen
 from ladezeit.loading.device_map import explain_map, max_memory, refuse_unknown_modules
+from ladezeit.loading.engines.safetensors import MAPPED_ON_SERVERS, READ_ON_SERVERS
 from ladezeit.model.classes import model_class
 from ladezeit.model.tensors import fault_in_pages
 from ladezeit.system.processes import set_variables
@@ -19,17 +22,13 @@ from ladezeit.timing.clock import Clock
 class TransformersEngine:
     """Loads through `from_pretrained`, moves the model afterwards where that was asked, and touches what is lazy."""
 
-    def prepare(self, request: LoadRequest) -> None:
+    def prepare(self, request: LoadRequest[TransformersLoading]) -> None:
         """Check that the installed transformers knows the arguments; raises `NotRunnableError` where it does not."""
-        loading = request.loading
-        assert isinstance(loading, TransformersLoading)
-        if loading.disable_mmap is not None:
-            _check_has_argument("disable_mmap")
+        check_known(request.loading)
 
-    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+    def load(self, request: LoadRequest[TransformersLoading], clock: Clock) -> EngineModel:
         """See `Engine.load`."""
         loading = request.loading
-        assert isinstance(loading, TransformersLoading)
         arguments = placement_arguments(loading, request.device)
         if may_offload_to_disk(loading):
             arguments["offload_folder"] = str(offload_folder(loading, request.scratch))
@@ -38,21 +37,21 @@ class TransformersEngine:
         except ValueError as cause:
             explain_map(loading, request, cause)
             raise
-        self.after_load(loaded, request, clock)
+        finish_load(loaded, request, clock)
         return loaded
 
-    def after_load(self, loaded: EngineModel, request: LoadRequest, clock: Clock) -> None:
-        """Refuse a placement of no module and unasked offload, move the model where that was asked, and touch it."""
-        loading = request.loading
-        assert isinstance(loading, TransformersLoading)
-        refuse_unknown_modules(loaded.model, loading)
-        if loading.disable_cpu_offload:
-            refuse_offload(loaded, request.device)
-        if loading.move_to_device:
-            with clock.span("load/move"):
-                loaded.model.to(request.device)
-        with clock.span("load/touch"):
-            loaded.effective["touched_bytes"] = fault_in_pages(loaded.model)
+
+def finish_load(loaded: EngineModel, request: LoadRequest[TransformersLoading], clock: Clock) -> None:
+    """Refuse a placement of no module and unasked offload, move the model where that was asked, and touch it."""
+    loading = request.loading
+    refuse_unknown_modules(loaded.model, loading)
+    if loading.disable_cpu_offload:
+        refuse_offload(loaded, request.device)
+    if loading.move_to_device:
+        with clock.span("load/move"):
+            loaded.model.to(request.device)
+    with clock.span("load/touch"):
+        loaded.effective["touched_bytes"] = fault_in_pages(loaded.model)
 
 
 def placement_arguments(loading: TransformersLoading, device: str) -> dict[str, Any]:
@@ -108,12 +107,15 @@ def _environment(request: LoadRequest) -> dict[str, str]:
     return {} if asked is None else {"HF_DEACTIVATE_ASYNC_LOAD": str(int(not asked))}
 
 
-def _check_has_argument(name: str) -> None:
+def check_known(loading: TransformersLoading) -> None:
+    """Raise `NotRunnableError` where `from_pretrained` of the installed transformers lacks an argument that is used."""
+    if loading.disable_mmap is None:
+        return
     from transformers import PreTrainedModel, __version__
 
-    if name not in signature(PreTrainedModel.from_pretrained).parameters:
+    if "disable_mmap" not in signature(PreTrainedModel.from_pretrained).parameters:
         raise NotRunnableError(
-            f"loading.{name} needs a from_pretrained that takes it, and transformers {__version__} has none: "
+            f"loading.disable_mmap needs a from_pretrained that takes it, and transformers {__version__} has none: "
             f"pip install -U transformers, or leave it out"
         )
 
@@ -140,3 +142,23 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "to_diff_dict"):  # transformers' configs: what differs from their defaults
         value = {key: item for key, item in value.to_diff_dict().items() if not key.startswith("_")}
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def server_flags(loading: Mapping[str, Any]) -> ServerFlags:
+    """Return the flags of other servers for a load through `from_pretrained` with these arguments."""
+    if isinstance(loading.get("device_map"), dict):
+        return ServerFlags(
+            None, None, "its own placement over devices; servers split by --tensor-parallel-size instead"
+        )
+    return READ_ON_SERVERS if loading.get("disable_mmap") else MAPPED_ON_SERVERS
+
+
+ENGINES = (
+    EngineSpec(
+        name="transformers",
+        arguments=TransformersLoading,
+        make=TransformersEngine,
+        formats=("safetensors", "pickle"),
+        servers=server_flags,
+    ),
+)

@@ -7,10 +7,10 @@ in large parallel reads. One load may do all of it.
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from ladezeit.config import StreamedLoading
 from ladezeit.errors import ConfigError, LoadError
 from ladezeit.loading.base import LoadedTensors, LoadRequest, WeightMapping
 from ladezeit.loading.streamed import memory
+from ladezeit.loading.streamed.arguments import StreamedLoading
 from ladezeit.loading.streamed.device import SLOTS_A_THREAD, CudaDevice, Device
 from ladezeit.loading.streamed.layout import plan_layout
 from ladezeit.loading.streamed.memory import ShardFile
@@ -35,12 +35,12 @@ class StreamedEngine:
     ) -> None:
         self._device = device
 
-    def prepare(self, request: LoadRequest) -> None:
+    def prepare(self, request: LoadRequest[StreamedLoading]) -> None:
         """Check the arguments; raises `ConfigError` where one is out of its range."""
         _arguments(request)
 
     @contextmanager
-    def open(self, request: LoadRequest, clock: Clock) -> Iterator[LoadedTensors]:
+    def open(self, request: LoadRequest[StreamedLoading], clock: Clock) -> Iterator[LoadedTensors]:
         """Bring all tensors to the request's device as its mapping says; they are the caller's to keep.
 
         They are given out while they are read, so that the model is built meanwhile: the phase ``load/read`` is what
@@ -107,11 +107,9 @@ def _under_way(load: Load, transfer: Transfer, reading: Reading, clock: Clock) -
     return loaded
 
 
-def _arguments(request: LoadRequest) -> StreamedLoading:
+def _arguments(request: LoadRequest[StreamedLoading]) -> StreamedLoading:
     """Return the checked arguments."""
     loading = request.loading
-    if not isinstance(loading, StreamedLoading):
-        raise ConfigError(f"loading.engine=streamed takes the arguments of streamed, not of {type(loading).__name__}")
     if loading.extent_bytes < PAGE or loading.extent_bytes % PAGE:
         raise ConfigError(f"loading.extent_bytes={loading.extent_bytes} is not a positive multiple of {PAGE}")
     if loading.threads is not None and loading.threads < 1:

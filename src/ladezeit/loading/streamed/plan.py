@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.safetensors_header import TensorEntry
-from ladezeit.config import Reading
+from ladezeit.loading.streamed.arguments import Reading
 from ladezeit.system.memory_warmup import LARGE_PAGE
 
 PAGE = mmap.PAGESIZE

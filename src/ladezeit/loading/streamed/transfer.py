@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ladezeit.config import Readers, StreamedLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import LoadRequest
 from ladezeit.loading.streamed import memory, readers
+from ladezeit.loading.streamed.arguments import Readers, StreamedLoading
 from ladezeit.loading.streamed.device import SLOTS_A_THREAD, Device, Moves, PinnedRing, slot_bytes
 from ladezeit.loading.streamed.host import HostPlace
 from ladezeit.loading.streamed.layout import ALIGNED, Layout

@@ -9,12 +9,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ladezeit.config import LOADINGS, DType, LoadingConfig
+from ladezeit.config import DType, LoadingConfig
+from ladezeit.config.engines import ServerFlags, arguments_class
 from ladezeit.errors import NotRunnableError
 from ladezeit.loading import registry
-from ladezeit.loading.base import Engine, EngineModel, LoadRequest
+from ladezeit.loading.base import Engine, EngineModel, EngineSpec, LoadRequest
 from ladezeit.system.residency import filesystem_type, sampled_share
 from ladezeit.timing.clock import Clock
+
+
+@dataclass
+class AutoLoading(LoadingConfig):
+    """No arguments: engine and arguments are chosen by what is found (see `RULES`)."""
+
+    engine: str = "auto"
+
 
 #: File systems whose files come over a network, where many reads in flight hide the way there and back.
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "9p", "gpfs", "beegfs", "glusterfs", "virtiofs")
@@ -169,7 +178,7 @@ class AutoEngine:
 
 def _request(request: LoadRequest, engine: str, arguments: dict[str, Any]) -> LoadRequest:
     asked = request.loading
-    loading: LoadingConfig = LOADINGS[engine](
+    loading = arguments_class(engine)(
         name=asked.name,
         engine=engine,
         dtype=asked.dtype,
@@ -193,3 +202,16 @@ def _describe_facts(facts: Facts) -> str:
     cast = "" if facts.keeps_dtype else ", the dtype changes"
     size = f"{facts.weight_bytes / 1e9:.2f} GB in {facts.tensor_count} tensors"
     return f"{cached}{cast}, {size} lie on {facts.filesystem} and go to {facts.device}"
+
+
+ENGINES = (
+    EngineSpec(
+        name="auto",
+        arguments=AutoLoading,
+        make=AutoEngine,
+        formats=("safetensors", "pickle"),
+        servers=ServerFlags(
+            None, None, "chosen anew at each load: hand over what it chose (effective.engine of a sample)"
+        ),
+    ),
+)
