@@ -7,6 +7,7 @@
 
 from typing import Any, Protocol
 
+from ladezeit.checkpoint.dtypes import model_item_bytes
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import (
     Bitsandbytes4bitLoading,
@@ -27,8 +28,6 @@ from ladezeit.loading import device_map, registry
 from ladezeit.system.gpus import ResolvedDevice, check_numbers, cuda_devices
 from ladezeit.system.limits import available_memory_bytes
 from ladezeit.timing.profiler import check_installed
-
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 #: What an element takes at least once it is quantized: 4 bit and a float32 scale for 64 of them, a byte of the scale
 #: for as many where the scales are quantized too; 8 bit and a scale a row, which is next to nothing.
@@ -138,10 +137,10 @@ def weights_bytes(loading: LoadingConfig, checkpoint_bytes: int, checkpoint_dtyp
     is known only once the model is there. On the way one tensor at a time is there in full.
     """
     if isinstance(loading, QuantizedLoading):
-        return int(checkpoint_bytes * _quantized_item_bytes(loading) / _ITEM_BYTES.get(checkpoint_dtype, 2))
+        return int(checkpoint_bytes * _quantized_item_bytes(loading) / model_item_bytes(checkpoint_dtype))
     if loading.dtype is DType.auto:
         return checkpoint_bytes
-    return checkpoint_bytes * _ITEM_BYTES[loading.dtype.value] // _ITEM_BYTES.get(checkpoint_dtype, 2)
+    return checkpoint_bytes * model_item_bytes(loading.dtype.value) // model_item_bytes(checkpoint_dtype)
 
 
 def _quantized_item_bytes(loading: QuantizedLoading) -> float:

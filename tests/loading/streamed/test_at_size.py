@@ -17,13 +17,13 @@ import pytest
 import torch
 from host_runtime import PumpedDevice
 
+from ladezeit.checkpoint.dtypes import torch_dtype
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.safetensors_header import TensorEntry, read_header
 from ladezeit.config import CacheState, StreamedLoading
 from ladezeit.loading.base import FusedParameter, LoadRequest, Slice, WeightMapping
 from ladezeit.loading.streamed.device import HostDevice
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.model.classes import torch_dtype
 from ladezeit.system import page_cache
 from ladezeit.timing.clock import Clock
 from ladezeit.validation.digest import digest_tensors
