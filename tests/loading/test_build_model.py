@@ -240,7 +240,7 @@ def test_what_cannot_be_arranged_is_left_to_the_library_and_told(cache: Path, mo
     def other_release(*_: Any) -> None:
         raise ImportError("cannot import name 'no_init_weights'")
 
-    monkeypatch.setattr("ladezeit.loading.weight_mapping._skeleton", other_release)
+    monkeypatch.setattr("ladezeit.loading.weight_mapping.build_on_meta", other_release)
     loaded = load(Reads(), checkpoint)[0]
     assert "no_init_weights" in loaded.effective["arranged"]["left_to_the_library"]
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded.model.state_dict().items())

@@ -15,28 +15,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ladezeit.checkpoint.dtypes import DTYPE_BITS, STORED_NAMES
 from ladezeit.checkpoint.files import parse_object, shorten_value
-from ladezeit.checkpoint.safetensors_header import DTYPE_BITS, TensorEntry
+from ladezeit.checkpoint.safetensors_header import TensorEntry
 from ladezeit.errors import CheckpointError
 
 _TIME_LIMIT_S = 300.0
 #: How much of a legacy file is scanned for names, in bytes; its pickle stands at the start.
 _SCANNED_BYTES = 16 * 1024**2
 _CURE = "Convert it to safetensors where you trust it, or use a checkpoint that has safetensors"
-_DTYPES = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "int16": "I16",
-    "int32": "I32",
-    "int64": "I64",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float32": "F32",
-    "float64": "F64",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-}
 
 
 def tensors_of(shards: Sequence[Path]) -> tuple[TensorEntry, ...]:
@@ -153,7 +140,7 @@ def _describe(path: Path, name: str, tensor: Any) -> list[Any]:
     shown = f"{path}: '{shorten_value(name)}'"
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
         raise CheckpointError(f"{shown} is {type(tensor).__name__}, not a plain tensor. {_CURE}")
-    dtype = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+    dtype = STORED_NAMES.get(str(tensor.dtype).removeprefix("torch."))
     offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     if dtype is None or offset is None or not tensor.is_contiguous():
         raise CheckpointError(f"{shown} ({tensor.dtype}) is not stored as plain consecutive values. {_CURE}")

@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from ladezeit.checkpoint.dtypes import DTYPE_BITS
 from ladezeit.checkpoint.files import parse_object, shorten_value
 from ladezeit.errors import CheckpointError
 
@@ -19,32 +20,6 @@ MOST_HEADER_BYTES = 100_000_000
 #: Elements no tensor can have more of; the format counts in 64 bits.
 _MOST_ELEMENTS = 2**64
 _METADATA = "__metadata__"
-
-#: Bits of one element, by safetensors' names.
-DTYPE_BITS = {
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "I16": 16,
-    "U16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "I32": 32,
-    "U32": 32,
-    "F32": 32,
-    "C64": 64,
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,15 @@ for every missing or unexpected key. What it does too much is taken out (`ladeze
 so are threads for tensors to which nothing is left to do.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+from ladezeit.checkpoint.dtypes import torch_dtype
+from ladezeit.config import DType
 from ladezeit.errors import LoadError, ran_out_of_memory
 from ladezeit.loading import instrumentation
 from ladezeit.loading.base import (
@@ -27,8 +29,8 @@ from ladezeit.loading.base import (
     WeightMapping,
 )
 from ladezeit.loading.transformers_patches import skip_redundant_init
-from ladezeit.loading.weight_mapping import plan_weight_mapping
-from ladezeit.model.classes import model_class, torch_dtype
+from ladezeit.loading.weight_mapping import names_of, plan_weight_mapping
+from ladezeit.model.classes import build_on_meta, build_whole_on_meta, class_and_config, library_errors
 from ladezeit.model.tensors import fault_in_pages
 from ladezeit.system.gc_pause import pause_gc
 from ladezeit.system.limits import available_cpus
@@ -78,13 +80,10 @@ class StateDictEngine:
 
 def build_model(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> EngineModel:
     """Make a model of all tensors of a checkpoint; call it while the engine's buffers are still there."""
-    from transformers import AutoConfig
-
-    folder = str(request.checkpoint.folder)
     with clock.span("load/config"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=request.trust_remote_code)
+        own_class, config = class_and_config(request.checkpoint.folder, request.trust_remote_code)
     arrangement = request.weight_mapping or WeightMapping()
-    made = _from_state_dict(_state_dict(loaded, arrangement, clock), config, request, clock)
+    made = _from_state_dict(_state_dict(loaded, arrangement, clock), own_class, config, request, clock)
     loaded.wait()
     made.effective |= {**loaded.effective, "arranged": arrangement.describe()}
     refuse_incomplete(made)
@@ -95,7 +94,7 @@ def build_model(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> En
         with clock.span("load/copy"):
             made.effective["copied_bytes"] = _clone_borrowed_tensors(made.model, loaded)
     with clock.span("load/generation_config"):
-        finalize_model(made.model, folder)
+        finalize_model(made.model, str(request.checkpoint.folder))
     return made
 
 
@@ -113,17 +112,19 @@ def _state_dict(loaded: LoadedTensors, arrangement: WeightMapping, clock: Clock)
 
 
 def _from_state_dict(
-    tensors: "Mapping[str, Tensor | LazySlice]", config: Any, request: LoadRequest, clock: Clock
+    tensors: "Mapping[str, Tensor | LazySlice]", own_class: Any, config: Any, request: LoadRequest, clock: Clock
 ) -> EngineModel:
-    arguments: dict[str, Any] = {"dtype": request.loading.dtype.value, "device_map": {"": request.device}}
+    # What the library would find in the files for `auto` it cannot find in tensors alone.
+    dtype = request.checkpoint.dtype if request.loading.dtype is DType.auto else request.loading.dtype.value
+    arguments: dict[str, Any] = {"dtype": dtype, "device_map": {"": request.device}}
     if request.attn_implementation is not None:
         arguments["attn_implementation"] = request.attn_implementation
-    own_class: Any = model_class(request.checkpoint.config)
     call = {"config": config, "state_dict": tensors, "output_loading_info": True, **arguments}
     effective: dict[str, Any] = {"arguments": {**arguments, "device_map": {"": str(request.device)}}}
     # Tensors that are there as the model wants them are work for no thread, and waited for where that is on the clock.
     alone = set_variables({"HF_DEACTIVATE_ASYNC_LOAD": "1" if isinstance(tensors, LazyStateDict) else None})
-    with skip_redundant_init(), naming_misshapen(request), alone:
+    folder = request.checkpoint.folder
+    with skip_redundant_init(), library_errors(folder), naming_misshapen(request), alone:
         if clock.detail:
             with instrumentation.install_hooks(clock, own_class, _PHASES) as missing:
                 model, info = own_class.from_pretrained(None, **call)
@@ -133,10 +134,25 @@ def _from_state_dict(
     return EngineModel(
         model=model,
         missing_keys=sorted(info["missing_keys"]),
-        unexpected_keys=sorted(info["unexpected_keys"]),
+        unexpected_keys=unexpected_weights(info["unexpected_keys"], own_class, request),
         mismatched_keys=sorted(str(key) for key in info["mismatched_keys"]),
         effective=effective,
     )
+
+
+def unexpected_weights(keys: Iterable[str], own_class: Any, request: LoadRequest) -> list[str]:
+    """Return those of the library's unexpected `keys` that are weights too many, sorted.
+
+    A class that is the text part of a larger model leaves out the other parts' weights.
+    """
+    found = set(keys)
+    if not found or request.trust_remote_code:
+        return sorted(found)
+    whole = build_whole_on_meta(request.checkpoint.folder, own_class)
+    if whole is None:
+        return sorted(found)
+    names = names_of(whole)
+    return sorted(key for key, (target, _) in zip(found, names.resolve_name(found), strict=True) if target not in names)
 
 
 def refuse_incomplete(made: EngineModel) -> None:
@@ -260,7 +276,8 @@ def naming_misshapen(request: LoadRequest) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as cause:
         if not ran_out_of_memory(cause):
-            refuse_misshapen(_skeleton(request), request, cause)
+            model = build_on_meta(*class_and_config(request.checkpoint.folder, request.trust_remote_code))
+            refuse_misshapen(model, request, cause)
         raise
 
 
@@ -278,14 +295,3 @@ def refuse_misshapen(model: Any, request: LoadRequest, cause: Exception | None =
             f"{len(found)} tensors of {request.checkpoint.folder} have another shape than the model's ({named}): files "
             f"and config.json do not belong together. Fetch the checkpoint again"
         ) from cause
-
-
-def _skeleton(request: LoadRequest) -> Any:
-    import torch
-    from transformers import AutoConfig
-
-    folder = str(request.checkpoint.folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=request.trust_remote_code)
-    own_class: Any = model_class(request.checkpoint.config)
-    with torch.device("meta"):
-        return own_class._from_config(config)

@@ -6,7 +6,7 @@ from ladezeit.config import TransformersLoading
 from ladezeit.config.device_map import UNITS, budget_key, is_strategy, size_and_unit
 from ladezeit.errors import ConfigError, did_you_mean
 from ladezeit.loading.base import LoadRequest
-from ladezeit.model.classes import model_class
+from ladezeit.model.classes import build_on_meta, class_and_config
 
 _MOST_NAMED = 5
 
@@ -84,14 +84,7 @@ def explain_map(loading: TransformersLoading, request: LoadRequest, cause: Excep
     """Raise `ConfigError` from `cause` where the mapping is what a library refused; it is held against a meta model."""
     if not isinstance(loading.device_map, dict):
         return
-    import torch
-    from transformers import AutoConfig
-
-    own_class: Any = model_class(request.checkpoint.config)
-    folder = str(request.checkpoint.folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=request.trust_remote_code)
-    with torch.device("meta"):
-        model = own_class._from_config(config)
+    model = build_on_meta(*class_and_config(request.checkpoint.folder, request.trust_remote_code))
     try:
         refuse_unknown_modules(model, loading)
         refuse_uncovered(model, loading)

@@ -7,6 +7,7 @@
 
 from typing import Protocol
 
+from ladezeit.checkpoint.dtypes import model_item_bytes
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import CacheState, DType, LoadConfig, LoadingConfig, RunConfig, TransformersLoading
 from ladezeit.config.device_map import gpu_index, is_strategy, list_places, single_device
@@ -16,8 +17,6 @@ from ladezeit.loading import device_map, registry
 from ladezeit.system.gpus import ResolvedDevice, check_numbers, cuda_devices
 from ladezeit.system.limits import available_memory_bytes
 from ladezeit.timing.profiler import check_installed
-
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 #: What a worker needs besides the weights: interpreter, libraries, activations.
 _WORKER_BYTES = 1.5 * 2**30
@@ -99,10 +98,10 @@ def weights_bytes(loading: LoadingConfig, checkpoint_bytes: int, checkpoint_dtyp
     is known only once the model is there. On the way one tensor at a time is there in full.
     """
     if loading.item_bytes is not None:
-        return int(checkpoint_bytes * loading.item_bytes / _ITEM_BYTES.get(checkpoint_dtype, 2))
+        return int(checkpoint_bytes * loading.item_bytes / model_item_bytes(checkpoint_dtype))
     if loading.dtype is DType.auto:
         return checkpoint_bytes
-    return checkpoint_bytes * _ITEM_BYTES[loading.dtype.value] // _ITEM_BYTES.get(checkpoint_dtype, 2)
+    return checkpoint_bytes * model_item_bytes(loading.dtype.value) // model_item_bytes(checkpoint_dtype)
 
 
 def converts_dtype(loading: LoadingConfig, checkpoint_dtype: str) -> bool:

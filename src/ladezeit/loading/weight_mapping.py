@@ -15,11 +15,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ladezeit.checkpoint.dtypes import torch_dtype
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.safetensors_header import TensorEntry
 from ladezeit.config import DType
 from ladezeit.loading.base import FusedParameter, LoadRequest, Slice, WeightMapping
-from ladezeit.model.classes import model_class, torch_dtype
+from ladezeit.model.classes import build_on_meta, class_and_config
 
 if TYPE_CHECKING:
     import torch
@@ -67,18 +68,16 @@ def _has_converters(checkpoint: Checkpoint) -> bool:
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
     from transformers.core_model_loading import WeightConverter
 
-    names = (model_class(checkpoint.config).__name__, checkpoint.config.get("model_type"))
+    own_class, config = class_and_config(checkpoint.folder)
+    names = (own_class.__name__, config.model_type)
     found = [mapping for name in names if (mapping := get_checkpoint_conversion_mapping(name)) is not None]
     return any(isinstance(transform, WeightConverter) for transform in (found[0] if found else ()))
 
 
 def _plan_weight_mapping(request: LoadRequest, requested: "torch.dtype | None") -> WeightMapping:
-    from transformers.conversion_mapping import get_model_conversion_mapping
-
-    skeleton = _skeleton(request, requested)
-    mapping = get_model_conversion_mapping(skeleton)
-    wanted = skeleton.state_dict()
-    names = Names(mapping, skeleton.base_model_prefix, wanted)
+    skeleton = build_on_meta(*class_and_config(request.checkpoint.folder), requested)
+    names = names_of(skeleton)
+    wanted = names.wanted
     targets: dict[str, dict[str | None, list[TensorEntry]]] = defaultdict(lambda: defaultdict(list))
     for entry, (target, pattern) in zip(
         request.checkpoint.tensors, names.resolve_name(entry.name for entry in request.checkpoint.tensors), strict=True
@@ -95,20 +94,15 @@ def _plan_weight_mapping(request: LoadRequest, requested: "torch.dtype | None") 
             merged.append(one)
         if one is not None or list(by_pattern) == [None]:
             dtypes |= casts.find_casts(target, [entry for entries in by_pattern.values() for entry in entries])
-    used = tuple(transform for transform in mapping if transform.was_used())
+    used = tuple(transform for transform in names.mapping if transform.was_used())
     return WeightMapping(tuple(merged), dtypes, used)
 
 
-def _skeleton(request: LoadRequest, requested: "torch.dtype | None") -> Any:
-    """Return the model on `meta`, as `from_pretrained` makes it before it reads anything."""
-    import torch
-    from transformers import AutoConfig
-    from transformers.initialization import no_init_weights
+def names_of(skeleton: Any) -> "Names":
+    """Return the names of a model on `meta`."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
 
-    config = AutoConfig.from_pretrained(str(request.checkpoint.folder), local_files_only=True)
-    own_class: Any = model_class(request.checkpoint.config)
-    with torch.device("meta"), no_init_weights():
-        return own_class._from_config(config, dtype=requested)
+    return Names(get_model_conversion_mapping(skeleton), skeleton.base_model_prefix, skeleton.state_dict())
 
 
 class Names:
@@ -123,6 +117,7 @@ class Names:
 
         renamings = [transform for transform in mapping if isinstance(transform, WeightRenaming)]
         converters = [transform for transform in mapping if isinstance(transform, WeightConverter)]
+        self.mapping, self.wanted = mapping, wanted
         self.converters = {pattern: one for one in converters for pattern in one.source_patterns}
 
         def ask(key: str) -> tuple[str, str | None]:
@@ -132,6 +127,9 @@ class Names:
             return target, pattern
 
         self._ask = ask
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.wanted
 
     def resolve_name(self, keys: Iterable[str]) -> list[tuple[str, str | None]]:
         """Return the model's name and the converter's pattern (None where there is none) for each of `keys`."""

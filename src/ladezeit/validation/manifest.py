@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ladezeit.checkpoint.dtypes import model_item_bytes
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.verify import checkpoint_identity, verify
 from ladezeit.errors import CheckpointError, NotRunnableError
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 FOLDER = "manifests"
 #: Version of how parts of tensors are named: raise it when the same load would give other names.
 _NAMES = 2
-_ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 #: What the reference process needs besides the weights.
 _PROCESS_BYTES = 1.5 * 2**30
 _MOST_NAMED = 10
@@ -207,7 +207,7 @@ def _is_packed(model: Any) -> bool:
 
 def _device(checkpoint: Checkpoint, dtype: str, device: str, name: str) -> str:
     """Return where the reference is loaded: on the CPU where its weights fit, on the run's device otherwise."""
-    ratio = _ITEM_BYTES.get(dtype, 2) / _ITEM_BYTES.get(checkpoint.dtype, 2)
+    ratio = model_item_bytes(dtype) / model_item_bytes(checkpoint.dtype)
     needed = checkpoint.weight_bytes * ratio + _PROCESS_BYTES
     available = available_memory_bytes()
     if needed <= available:

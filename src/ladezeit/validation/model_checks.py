@@ -10,6 +10,7 @@ from typing import Any
 
 from ladezeit.errors import CheckpointError
 from ladezeit.loading.quantization import CHECKPOINTS_OWN, dequantized_dtype, quantizer_rule, scheme_of
+from ladezeit.model.classes import build_on_meta
 from ladezeit.model.tensors import component_tensors
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.proof import Finding
@@ -187,8 +188,7 @@ def _class_dtypes(model: Any, dtype: str) -> dict[str, str]:
     import torch
 
     try:
-        with torch.device("meta"):
-            fresh = type(model)._from_config(copy.deepcopy(model.config), dtype=getattr(torch, dtype))
+        fresh = build_on_meta(type(model), copy.deepcopy(model.config), getattr(torch, dtype))
     except Exception:  # the class cannot be made on meta: then nothing is excused
         return {}
     tensors = [*fresh.named_parameters(), *fresh.named_buffers()]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ladezeit.checkpoint.dtypes import torch_dtype
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.errors import CheckpointError
-from ladezeit.model.classes import torch_dtype
 from ladezeit.validation.digest import digest_tensor, digest_tensors
 from ladezeit.validation.inventory import COMPUTED, NamedTensor, group_tied
 

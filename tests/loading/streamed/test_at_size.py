@@ -17,6 +17,7 @@ import pytest
 import torch
 from host_runtime import NativeDevice
 
+from ladezeit.checkpoint.dtypes import torch_dtype
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.safetensors_header import TensorEntry, read_header
 from ladezeit.config import CacheState
@@ -24,7 +25,6 @@ from ladezeit.loading.base import FusedParameter, LoadRequest, Slice, WeightMapp
 from ladezeit.loading.streamed.arguments import StreamedLoading
 from ladezeit.loading.streamed.device import HostDevice
 from ladezeit.loading.streamed.engine import StreamedEngine
-from ladezeit.model.classes import torch_dtype
 from ladezeit.system import page_cache
 from ladezeit.timing.clock import Clock
 from ladezeit.validation.digest import digest_tensors

@@ -22,7 +22,7 @@ from ladezeit.loading.build_model import refuse_misshapen
 from ladezeit.loading.conversion import converted_files
 from ladezeit.loading.device_map import max_memory, refuse_uncovered, refuse_unknown_modules
 from ladezeit.loading.engines.transformers import finish_load, refuse_offload, server_flags
-from ladezeit.model.classes import model_class
+from ladezeit.model.classes import class_and_config
 from ladezeit.timing.clock import Clock
 
 _MOST_NAMED = 10
@@ -93,15 +93,14 @@ def _skeleton(request: LoadRequest, clock: Clock) -> Any:
     """Return the model with parameters on `meta`, and buffers computed: no checkpoint holds the rotary ones."""
     import torch
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     folder = str(request.checkpoint.folder)
     asked = request.loading.dtype
     dtype = getattr(torch, request.checkpoint.dtype if asked is DType.auto else asked.value)
     extra = {} if request.attn_implementation is None else {"attn_implementation": request.attn_implementation}
-    own_class: Any = model_class(request.checkpoint.config)
     with clock.span("load/config"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=request.trust_remote_code)
+        own_class, config = class_and_config(folder, request.trust_remote_code)
     with clock.span("load/skeleton"):
         with init_empty_weights(include_buffers=False):
             model = own_class._from_config(config, dtype=dtype, **extra)

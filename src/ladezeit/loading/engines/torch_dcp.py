@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+from ladezeit.checkpoint.dtypes import torch_dtype
 from ladezeit.config import TensorLoading
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import EngineSpec, LoadedTensors, LoadRequest
 from ladezeit.loading.build_model import check_complete
-from ladezeit.model.classes import torch_dtype
 from ladezeit.timing.clock import Clock
 
 

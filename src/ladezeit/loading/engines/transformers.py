@@ -7,13 +7,13 @@ from typing import Any
 from ladezeit.config import TransformersLoading
 from ladezeit.config.device_map import device_map, may_offload_to_disk, offload_folder
 from ladezeit.config.engines import ServerFlags
-from ladezeit.errors import LoadError, NotRunnableError
+from ladezeit.errors import CheckpointError, LoadError, NotRunnableError
 from ladezeit.loading import instrumentation
 from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
-from ladezeit.loading.build_model import naming_misshapen
+from ladezeit.loading.build_model import naming_misshapen, unexpected_weights
 from ladezeit.loading.device_map import explain_map, max_memory, refuse_unknown_modules
 from ladezeit.loading.engines.safetensors import MAPPED_ON_SERVERS, READ_ON_SERVERS
-from ladezeit.model.classes import model_class
+from ladezeit.model.classes import library_errors, model_class
 from ladezeit.model.tensors import fault_in_pages
 from ladezeit.system.processes import set_variables
 from ladezeit.timing.clock import Clock
@@ -34,8 +34,9 @@ class TransformersEngine:
             arguments["offload_folder"] = str(offload_folder(loading, request.scratch))
         try:
             loaded = from_pretrained(request, clock, **arguments)
-        except ValueError as cause:
-            explain_map(loading, request, cause)
+        except CheckpointError as error:
+            if isinstance(error.__cause__, ValueError):
+                explain_map(loading, request, error.__cause__)
             raise
         finish_load(loaded, request, clock)
         return loaded
@@ -79,7 +80,7 @@ def from_pretrained(request: LoadRequest, clock: Clock, **arguments: Any) -> Eng
     environment = _environment(request)
     if environment:
         effective["environment"] = environment
-    with set_variables(environment), naming_misshapen(request):
+    with set_variables(environment), library_errors(folder), naming_misshapen(request):
         if clock.detail:
             with instrumentation.install_hooks(clock, model_class(request.checkpoint.config)) as missing:
                 model, info = AutoModelForCausalLM.from_pretrained(folder, **call)
@@ -91,7 +92,7 @@ def from_pretrained(request: LoadRequest, clock: Clock, **arguments: Any) -> Eng
         model=model,
         device_map=None if device_map is None else {name: _device(place) for name, place in device_map.items()},
         missing_keys=sorted(info["missing_keys"]),
-        unexpected_keys=sorted(info["unexpected_keys"]),
+        unexpected_keys=unexpected_weights(info["unexpected_keys"], type(model), request),
         mismatched_keys=sorted(str(key) for key in info["mismatched_keys"]),
         effective=effective,
     )

@@ -8,11 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ladezeit.checkpoint.dtypes import has_torch_name, torch_dtype
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.safetensors_header import TensorEntry
 from ladezeit.errors import NotRunnableError
 from ladezeit.loading.conversion import read_tensor
-from ladezeit.model.classes import has_torch_name, torch_dtype
 
 #: Version of this code: raise it when the same checkpoint would give other files.
 _CONVERTER = 1

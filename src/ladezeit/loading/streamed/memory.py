@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from ladezeit.checkpoint.dtypes import torch_dtype
 from ladezeit.checkpoint.safetensors_header import TensorEntry
 from ladezeit.errors import CheckpointError, LoadError
 from ladezeit.loading.streamed.plan import PAGE, Extent, ReadMethod, ShardPlan
-from ladezeit.model.classes import torch_dtype
 from ladezeit.system.libc import MADV_POPULATE_READ, MAP_FIXED, advise_memory, map_memory
 from ladezeit.system.memory_warmup import LARGE_PAGE, host_pages
 from ladezeit.system.residency import ResidencyProbe, resident_ranges
