@@ -1,6 +1,8 @@
 """How durations and probabilities are written, in tables, sentences and pictures alike."""
 
 NOTHING = "–"
+#: Columns of a table that goes into a file or a pipe, where nobody said how wide it may be.
+LOG_WIDTH = 140
 
 
 def format_seconds(value: float | None) -> str:

@@ -17,6 +17,10 @@ from ladezeit.system.files import write_atomically
 SCHEMA_VERSION = 1
 FILE_NAME = "result.json"
 SWEEP_FILE_NAME = "sweep.json"
+#: Written beside it for people: the table and the folder of the report of a sweep, the picture of a sample.
+SUMMARY_FILE = "summary.md"
+REPORT_FOLDER = "report"
+TIMELINE_FILE = "timeline.png"
 
 
 class Status(Enum):

@@ -13,10 +13,9 @@ from ladezeit.checkpoint.tokenizer import read_tokenizer
 from ladezeit.config import InferenceConfig
 from ladezeit.errors import CheckpointError, ConfigError
 from ladezeit.model.decoding import GreedyDecoder
-from ladezeit.timing.clock import Clock
+from ladezeit.timing.clock import FIRST_TOKEN, Clock
 
 TOKENIZER = "inference/tokenizer"
-FIRST_TOKEN = "inference/first_token"
 SECOND_TOKEN = "inference/second_token"
 REST = "inference/rest"
 

@@ -12,7 +12,7 @@ from ladezeit.results.records import ErrorReport, Result, Status
 from ladezeit.runner import pipeline
 from ladezeit.runner.spec import SCRATCH, WorkerSpec
 from ladezeit.system.files import write_atomically
-from ladezeit.timing.clock import LOAD, Clock
+from ladezeit.timing.clock import FIRST_TOKEN, LOAD, Clock
 
 if TYPE_CHECKING:
     from ladezeit.loading.base import Engine, EngineModel, LoadRequest
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ladezeit.validation.proof import Proof
 
 
-FIRST_TOKEN = "inference/first_token"
 CACHE_CHECK = "cache_check"
 FIRST_TOUCH = "first_touch"
 #: Buffers on the way, and whatever else a load allocates.

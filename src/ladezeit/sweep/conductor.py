@@ -23,7 +23,7 @@ from ladezeit.report.verdict import closing_words, summarize_sweep
 from ladezeit.results.fields import varying_values
 from ladezeit.results.labels import make_labels
 from ladezeit.results.reader import gather_results
-from ladezeit.results.records import SWEEP_FILE_NAME, Identity, Result, SweepRecord
+from ladezeit.results.records import REPORT_FOLDER, SUMMARY_FILE, SWEEP_FILE_NAME, Identity, Result, SweepRecord
 from ladezeit.sweep import job as one_job
 from ladezeit.sweep.plan import Job, in_blocks, varying_keys
 from ladezeit.sweep.progress import Display
@@ -34,11 +34,8 @@ from ladezeit.tracking import MARKER, SweepStatus, Tracker
 #: A folder as `conf/config.yaml` names it, to the microsecond.
 _DATED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}$")
 WARM_UP_FOLDER = "warm-up"
-SUMMARY_FILE = "summary.md"
-
-#: Where it lies in the sweep's folder, and what its files are called.
-FOLDER = "report"
-NAME = "report"
+#: What the files of a report are called.
+_REPORT_NAME = "report"
 
 Compose = Callable[[list[str]], DictConfig]
 Launch = Callable[[list[list[str]]], Sequence[JobReturn]]
@@ -248,7 +245,7 @@ def write_report(folder: Path, display: Display) -> Path | None:
         from ladezeit.report.render import write_report
         from ladezeit.results.reader import read_paths
 
-        page = write_report(build_report(read_paths([folder])), folder / FOLDER, NAME)[1]
+        page = write_report(build_report(read_paths([folder])), folder / REPORT_FOLDER, _REPORT_NAME)[1]
     except Exception as error:  # a picture of the results must never cost the results
         display.print_note(
             f"no report was written ({type(error).__name__}: {error}); "
@@ -257,4 +254,4 @@ def write_report(folder: Path, display: Display) -> Path | None:
         )
         return None
     display.print_note(f"report: {page}", "default")
-    return folder / FOLDER
+    return folder / REPORT_FOLDER

@@ -17,7 +17,7 @@ from ladezeit.errors import REFUSALS, LadezeitError, TrackingError, ran_out_of_m
 from ladezeit.loading.preflight import converts_dtype, weights_bytes
 from ladezeit.report.timeline import draw_timeline
 from ladezeit.results.labels import make_label
-from ladezeit.results.records import FILE_NAME, Identity, Result, Status, SweepRecord, save_result
+from ladezeit.results.records import FILE_NAME, TIMELINE_FILE, Identity, Result, Status, SweepRecord, save_result
 from ladezeit.runner.spec import FILE_NAME as SPEC_FILE_NAME
 from ladezeit.runner.spec import SCRATCH, WorkerSpec
 from ladezeit.sweep.prepared import PreparedConfiguration
@@ -26,7 +26,6 @@ from ladezeit.system.bandwidth import Ceilings, binding_ceiling
 from ladezeit.system.gpus import ResolvedDevice, wait_until_drained
 from ladezeit.system.page_cache import set_state
 
-TIMELINE_FILE = "timeline.png"
 FIRST_ATTEMPT_FILE = "result.invalid.json"
 _DRAIN_LIMIT_S = 20.0
 

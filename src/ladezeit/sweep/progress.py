@@ -15,15 +15,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ladezeit.results.format import LOG_WIDTH
 from ladezeit.results.records import Result, Status
 
 _COLORS = {Status.ok: "green", Status.skipped: "yellow", Status.invalid: "yellow"}
 
 #: How often the live line is drawn: rarely, because drawing takes from the processor that is being measured.
 _DRAWS_PER_SECOND = 2
-
-#: Columns of a table that goes into a file or a pipe, where nobody said how wide it may be.
-_LOG_WIDTH = 140
 
 
 class Display:
@@ -32,7 +30,7 @@ class Display:
     def __init__(self) -> None:
         self.console = Console(highlight=False)
         if not self.console.is_terminal:
-            self.console.width = max(self.console.width, _LOG_WIDTH)
+            self.console.width = max(self.console.width, LOG_WIDTH)
         self._progress = Progress(
             TextColumn("{task.fields[label]}"),
             BarColumn(bar_width=24),
@@ -49,7 +47,6 @@ class Display:
         self._task: TaskID | None = None
         self._total = 0
         self._done = 0
-        self._label = ""
 
     def __enter__(self) -> "Display":
         return self
@@ -71,7 +68,6 @@ class Display:
 
     def show_sample(self, label: str) -> None:
         """Name the sample that runs now."""
-        self._label = label
         if self._task is not None:
             self._progress.update(self._task, label=label, phase="")
 

@@ -1,4 +1,4 @@
-"""Functions of the C library that Python has no name for: memory mappings, advice, page cache, heap.
+"""Functions of the C library that Python has no name for: memory mappings, advice, page cache, heap, processes.
 
 Each docstring names the page of the Linux manual that says more.
 """
@@ -13,6 +13,9 @@ MADV_POPULATE_READ = 22
 MADV_POPULATE_WRITE = 23
 #: Flag of mmap(2): put the mapping at the address, in the place of what is there.
 MAP_FIXED = 0x10
+#: Options of prctl(2): the signal when the parent dies, and whether orphans below come to this process.
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 
 _CACHESTAT = 451  # the same number on every architecture
 
@@ -27,6 +30,7 @@ _libc.syscall.restype = ctypes.c_long
 _libc.malloc.restype = ctypes.c_void_p
 _libc.malloc.argtypes = [ctypes.c_size_t]
 _libc.free.argtypes = [ctypes.c_void_p]
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 
 def last_error() -> OSError:
@@ -117,3 +121,8 @@ def trim_heap() -> None:
     """Give the heap's free memory back to the system: malloc_trim(3), glibc's; other C libraries keep theirs."""
     if trim := getattr(_libc, "malloc_trim", None):
         trim(0)
+
+
+def control_process(option: int, value: int) -> None:
+    """Set an attribute of this process: prctl(2)."""
+    _libc.prctl(option, value, 0, 0, 0)

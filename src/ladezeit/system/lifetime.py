@@ -4,21 +4,20 @@ Imports nothing that takes time, so that any process can ask for it first.
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import time
 from collections.abc import Iterator
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
+from ladezeit.system.libc import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, control_process
+
 #: The most that is waited for processes that were killed: one that hangs in a driver may not end at all.
 _END_S = 10.0
 
 
 def die_with_parent() -> None:
     """Ask the kernel to end this process when the process that started it dies: no load survives its supervisor."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -36,8 +35,7 @@ def end_descendants() -> Iterator[None]:
         return [child for child in children if _session(child.pid) not in (None, own)]
 
     before, own = set(psutil.Process().children()), os.getsid(0)
-    prctl = ctypes.CDLL(None).prctl
-    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    control_process(PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
     finally:
@@ -47,7 +45,7 @@ def end_descendants() -> Iterator[None]:
                 with contextlib.suppress(psutil.Error):
                     stray.kill()
             psutil.wait_procs(left, timeout=_END_S / 10)
-        prctl(_PR_SET_CHILD_SUBREAPER, 0)
+        control_process(PR_SET_CHILD_SUBREAPER, 0)
 
 
 def signal_name(number: int) -> str:

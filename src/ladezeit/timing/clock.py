@@ -16,6 +16,7 @@ from ladezeit.results.records import Phase
 
 #: The phase whose duration is ``load/total_s``; its own time is what no phase inside it explains.
 LOAD = "load"
+FIRST_TOKEN = "inference/first_token"
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 

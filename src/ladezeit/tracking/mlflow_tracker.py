@@ -14,7 +14,7 @@ from typing import Any
 
 from ladezeit.errors import TrackingError
 from ladezeit.redaction import redact_text
-from ladezeit.results.records import FILE_NAME, Result, SweepRecord
+from ladezeit.results.records import FILE_NAME, TIMELINE_FILE, Result, SweepRecord
 from ladezeit.system.files import write_atomically
 from ladezeit.tracking import projection, views
 from ladezeit.tracking.owner import Owner
@@ -28,7 +28,6 @@ _LIBRARIES = ("ladezeit", "mlflow", "torch", "transformers", "accelerate", "safe
 #: Left in a sample's folder once its run is complete; holds the run's id.
 MARKER = ".mlflow_run_id"
 
-TIMELINE_FILE = "timeline.png"
 TRACE_FILE = "traceback.txt"
 
 _TEXTS = (FILE_NAME, ".hydra/config.yaml", ".hydra/overrides.yaml", "worker.log", "generated.txt", "findings.json")

@@ -1,6 +1,5 @@
 """MLflow's store: opened so that it cannot be destroyed by it, and asked so that it cannot hang or print."""
 
-import fcntl
 import logging
 import os
 import socket
@@ -17,6 +16,7 @@ from urllib.request import getproxies, proxy_bypass, urlopen
 
 from ladezeit.errors import TrackingError
 from ladezeit.redaction import redact_text, without_credentials
+from ladezeit.system.files import hold_lock
 from ladezeit.system.gc_pause import pause_gc
 
 DATABASE_FILE = "mlflow.db"
@@ -140,7 +140,7 @@ def open_sqlite(outputs: Path, experiment: str, uri: str | None) -> Store:
     artifacts = (database.parent / ARTIFACTS_FOLDER).as_uri()
     with report_errors(f"opening {database}"):
         open_client = client_class()
-        with _locked(database.parent / _LOCK_FILE):
+        with hold_lock(database.parent / _LOCK_FILE):
             if not database.exists():
                 _create(database)
             client = open_client(f"sqlite:///{database}")
@@ -223,13 +223,6 @@ def _create_experiment(client: Any, name: str, artifacts: str | None) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         return str(client.get_experiment_by_name(name).experiment_id)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _create(database: Path) -> None:

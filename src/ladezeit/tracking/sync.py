@@ -13,7 +13,15 @@ from typing import Any
 from ladezeit.errors import LadezeitError
 from ladezeit.report.verdict import summarize_sweep
 from ladezeit.results.reader import gather_results, sample_folders, sweep_folders
-from ladezeit.results.records import FILE_NAME, SWEEP_FILE_NAME, Result, SweepRecord, read_result
+from ladezeit.results.records import (
+    FILE_NAME,
+    REPORT_FOLDER,
+    SUMMARY_FILE,
+    SWEEP_FILE_NAME,
+    Result,
+    SweepRecord,
+    read_result,
+)
 from ladezeit.tracking.mlflow_tracker import MlflowTracker, is_deleted
 from ladezeit.tracking.owner import Life, Owner
 from ladezeit.tracking.projection import (
@@ -28,9 +36,6 @@ from ladezeit.tracking.projection import (
     sweep_tag,
 )
 from ladezeit.tracking.tracker import SweepStatus
-
-SUMMARY_FILE = "summary.md"
-REPORT_FOLDER = "report"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ladezeit.errors import LadezeitError
+from ladezeit.results.format import LOG_WIDTH
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
 _MOST_LINES = 10
 _MOST_NAMED = 20
-
-#: Columns of a table that goes into a file or a pipe, where nobody said how wide it may be.
-_LOG_WIDTH = 140
 
 Current = Annotated[
     list[str] | None,
@@ -143,7 +141,7 @@ def make_console() -> "Console":
 
     own = Console(highlight=False)
     if not own.is_terminal and not os.environ.get("COLUMNS"):
-        own.width = _LOG_WIDTH
+        own.width = LOG_WIDTH
     return own
 
 
