@@ -10,6 +10,8 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
     """Return how many bytes were had."""
     import torch
 
+    if "says" in request:
+        raise RuntimeError(request["says"])
     return {"had_bytes": torch.empty(request["ask_for_bytes"], dtype=torch.uint8).numel()}
 
 

@@ -69,6 +69,13 @@ class TrackingError(LadezeitError):
     """The tracking store could not be reached or written; results on disk are not touched by it."""
 
 
+def shorten_value(value: object, most: int = 120) -> str:
+    """Return `value` as printable text of bounded length, for error messages about content that may be hostile."""
+    text = str(value)
+    text = text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+    return text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
+
+
 def ran_out_of_memory(error: BaseException) -> bool:
     """Say whether an error, or one that it came from, is that memory of a device or of the host ran out.
 

@@ -52,6 +52,14 @@ def test_a_reference_load_that_finds_no_memory_is_out_of_memory() -> None:
     assert answer == {"had_bytes": 1}
 
 
+def test_what_a_process_says_of_a_file_is_printable_and_short() -> None:
+    """A tensor's name with control characters in it does not reach the terminal that shows the error."""
+    with pytest.raises(CheckpointError) as error:
+        run_module_json("references_for_tests", {"says": "\x1b[2J" + "x" * 1000}, "model=tiny", "its reference load")
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 600
+
+
 @pytest.fixture(scope="module")
 def deaf_system(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of processes whose system neither lets go of cached files nor tells the truth of them."""

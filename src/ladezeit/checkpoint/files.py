@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from ladezeit.errors import CheckpointError
+from ladezeit.errors import shorten_value as shorten_value  # noqa: PLC0414  # for who reads files
 
 SINGLE = {"safetensors": "model.safetensors", "pickle": "pytorch_model.bin"}
 INDEX = {"safetensors": "model.safetensors.index.json", "pickle": "pytorch_model.bin.index.json"}
@@ -176,13 +177,6 @@ def read_object(path: Path) -> dict[str, Any]:
         return parse_object(path.read_bytes(), str(path))
     except OSError as cause:
         raise CheckpointError(f"{path} cannot be read: {cause.strerror}") from cause
-
-
-def shorten_value(value: object, most: int = 120) -> str:
-    """Return `value` as printable text of bounded length, for error messages about content that may be hostile."""
-    text = str(value)
-    text = text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
-    return text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

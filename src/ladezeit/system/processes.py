@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ladezeit.config import RuntimeConfig
-from ladezeit.errors import CheckpointError, LadezeitError, OutOfMemoryError, exit_where_memory_ends, ran_out_of_memory
+from ladezeit.errors import (
+    CheckpointError,
+    LadezeitError,
+    OutOfMemoryError,
+    exit_where_memory_ends,
+    ran_out_of_memory,
+    shorten_value,
+)
 from ladezeit.system.libc import trim_heap
 from ladezeit.system.lifetime import die_with_parent
 from ladezeit.system.limits import ended_for_memory, kernel_kills
@@ -71,7 +78,7 @@ def run_module_json(
         if code == _DISK_FULL:
             raise OSError(_DISK_FULL, os.strerror(_DISK_FULL), what)
         if code != 0:
-            last = (said.strip().splitlines() or [f"exit code {code}"])[-1][:400]
+            last = shorten_value((said.strip().splitlines() or [f"exit code {code}"])[-1], 400)
             if ended_for_memory(code, kills_before):
                 raise OutOfMemoryError(f"{who}: memory ran out in {what}: {last}")
             raise error(f"{who}: {what} failed: {last}")
