@@ -7,10 +7,12 @@ import pytest
 from rich.console import Console
 
 from example_results import not_ok, result, sweep_results, write_sample
-from ladezeit.analysis.statistics import Spread
+from ladezeit.analysis.comparison import compare_points
 from ladezeit.errors import LadezeitError
-from ladezeit.report.sweep_table import as_rich, range_coverage, summarize_points, sweep_as_markdown
+from ladezeit.report.comparison_table import as_markdown
+from ladezeit.report.sweep_table import as_rich, sweep_as_markdown
 from ladezeit.results.fields import value_of, varying_values
+from ladezeit.results.format import format_seconds
 from ladezeit.results.reader import gather_results
 from ladezeit.results.records import Result, Status
 
@@ -53,11 +55,10 @@ def test_medians_and_ranges_are_those_of_the_ok_samples() -> None:
     results = [result(sample=i, factor=f) for i, f in enumerate((1.0, 3.0, 2.0))]
     results.append(not_ok(Status.wrong, "12 weights differ", "cuda_fp16", sample=3))
     results[-1].metrics = {"load/total_s": 0.001}
-    (point,) = summarize_points(results, VARYING)
-    ok = [found.metrics["load/total_s"] for found in results[:3]]
-    assert point.load_s == Spread.from_values(ok)
-    assert point.load_s is not None and (point.load_s.median, point.load_s.n) == (sorted(ok)[1], 3)
-    assert point.counts == {Status.ok: 3, Status.wrong: 1}
+    (row,) = rows(sweep_as_markdown(results, VARYING))
+    ok = sorted(found.metrics["load/total_s"] for found in results[:3])
+    least, median, largest = map(format_seconds, ok)
+    assert row[2:5] == ["3", median, f"{least}–{largest}"] and row[-1] == "3 ok, 1 wrong"
 
 
 def test_every_status_is_counted_and_said_why() -> None:
@@ -69,14 +70,23 @@ def test_every_status_is_counted_and_said_why() -> None:
     assert "not ok" in drawn(list(sweep_results(2)), VARYING)
 
 
-def test_the_range_says_how_much_it_promises() -> None:
-    """`min–max` of five samples covers the true median with 93.8 %, of one with nothing."""
+def test_the_interval_says_how_much_it_promises() -> None:
+    """That of five samples covers the true median with 93.8 %, of one with nothing; `compare` says the same."""
     five = [result(sample=i) for i in range(5)]
-    assert "min–max covers the true median of the load with a probability of 93.8 % at n = 5" in sweep_as_markdown(
-        five, VARYING
-    )
-    assert "one sample per configuration says nothing about the spread" in sweep_as_markdown(five[:1], VARYING)
-    assert range_coverage(6) == pytest.approx(0.96875)
+    text = sweep_as_markdown(five, VARYING)
+    said = "The interval covers the true median with a probability of 93.8 % (n = 5)."
+    assert said in text and said in as_markdown(compare_points(five, VARYING))
+    assert "One sample per configuration says nothing about the spread" in sweep_as_markdown(five[:1], VARYING)
+
+
+def test_samples_of_several_machines_have_a_table_too() -> None:
+    """A launcher may run the jobs of a sweep anywhere: the table at its end says where, and is never refused."""
+    near, far = result(sample=0), result(sample=1)
+    for measured, cpu in ((near, "EPYC 9454"), (far, "Xeon 8480")):
+        measured.environment = {"cpu": {"model": cpu, "available": 16}}
+    found = rows(sweep_as_markdown([near, far], VARYING))
+    assert len(found) == 2 and {row[3] for row in found} == {"1"}
+    assert "EPYC 9454" in found[0][2] + found[1][2] and "Xeon 8480" in found[0][2] + found[1][2]
 
 
 def test_memory_is_the_gpus_where_there_is_one() -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ladezeit.analysis.comparison import Comparison, PointFigures, Section
 from ladezeit.analysis.eligibility import format_value, unit_of
-from ladezeit.analysis.statistics import LEAST_TO_RANK, Interval, samples_needed
+from ladezeit.analysis.statistics import LEAST_TO_RANK, Spread, samples_needed
 from ladezeit.results.format import NOTHING
 
 #: Columns that a narrow terminal goes without, the first to go first; all are in CSV, JSON and Markdown.
@@ -26,11 +26,12 @@ _ODDITIES = 6
 
 @dataclass(frozen=True)
 class Column:
-    """A column of figures: its head and how a point fills it."""
+    """A column of figures: its head, how a point fills it, and the least width of its cells in characters."""
 
     head: str
     cell: Callable[[PointFigures], str]
     left: bool = False
+    least_width: int | None = None
 
 
 def select_columns(comparison: Comparison, section: Section) -> list[Column]:
@@ -47,7 +48,7 @@ def select_columns(comparison: Comparison, section: Section) -> list[Column]:
         Column(f"median {unit}".strip(), lambda point: _of(point, metric, "median")),
         Column("MAD", lambda point: _of(point, metric, "mad")),
         Column("min", lambda point: _of(point, metric, "least")),
-        Column("interval", lambda point: _interval(point.spread.interval, metric) if point.spread else NOTHING),
+        Column("interval", lambda point: interval_text(point, metric)),
         Column("× baseline", lambda point: "1 (baseline)" if base is point else _ratio(point)),
         Column("p", lambda point: p_text(point.p)),
         Column("of ceiling", lambda point: format_percent(point.ceiling_share)),
@@ -92,17 +93,7 @@ def _rich_section(comparison: Comparison, section: Section, width: int, sort: st
         if any(column.head == head for column in shown):
             shown = [column for column in shown if column.head != head]
             hidden.append(head)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=escape(section.title), title_justify="left")
-    for column in shown:
-        table.add_column(
-            escape(_stacked(column)),
-            justify="left" if column.left else "right",
-            no_wrap=not column.left,
-            overflow="fold",
-        )
-    for point in rows:
-        style = "bold" if point.rank == 1 else None
-        table.add_row(*(escape(column.cell(point)) for column in shown), style=style)
+    table = draw_table(section.title, shown, [rows])
     legend = legend_of(comparison, section)
     if hidden:
         legend += f" Not shown at this width: {', '.join(hidden)}."
@@ -111,6 +102,34 @@ def _rich_section(comparison: Comparison, section: Section, width: int, sort: st
         Text(legend, style="dim"),
         *(Text(f"  {line}", style="yellow") for line in describe_oddities(section, comparison.metric)),
     ]
+
+
+def draw_table(title: str, shown: Sequence[Column], sections: Sequence[Sequence[PointFigures]]) -> Table:
+    """Return the points of all `sections` as one table for a terminal, a rule between them; the best are bold."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=escape(title), title_justify="left")
+    for column in shown:
+        # A figure that is broken over two lines is a wrong figure: names give way where the terminal is narrow.
+        table.add_column(
+            escape(_stacked(column)),
+            justify="left" if column.left else "right",
+            no_wrap=not column.left,
+            min_width=column.least_width,
+            overflow="fold",
+            vertical="top",
+        )
+    for points in sections:
+        for point in points:
+            style = "bold" if point.rank == 1 else None
+            table.add_row(*(escape(column.cell(point)) for column in shown), style=style)
+        table.add_section()
+    return table
+
+
+def markdown_table(shown: Sequence[Column], points: Sequence[PointFigures]) -> str:
+    """Return the points as a table in Markdown."""
+    lines = [[column.head for column in shown], [":--" if column.left else "--:" for column in shown]]
+    lines += [[column.cell(point) for column in shown] for point in points]
+    return "\n".join("| " + " | ".join(escape_cell(cell) for cell in line) + " |" for line in lines)
 
 
 def _width(shown: Sequence[Column], rows: Sequence[PointFigures]) -> int:
@@ -142,7 +161,6 @@ def sort_points(points: Sequence[PointFigures], sort: str) -> list[PointFigures]
 def legend_of(comparison: Comparison, section: Section) -> str:
     """Return what a reader has to know about the figures of a section, in a few sentences."""
     sizes = sorted({point.spread.n for point in section.ranked if point.spread})
-    covers = min(point.spread.interval.coverage for point in section.ranked if point.spread)
     text = "Equal # = not distinguishable from the best of that rank (exact Mann-Whitney test, Holm-adjusted). "
     if sizes[0] < LEAST_TO_RANK:
         text = f"Configurations with fewer than {LEAST_TO_RANK} samples have no #: too few to tell them apart. " + (
@@ -151,17 +169,26 @@ def legend_of(comparison: Comparison, section: Section) -> str:
     needed = samples_needed(len(section.ranked))
     if LEAST_TO_RANK <= sizes[0] < needed:
         text += f"{len(section.ranked)} configurations cannot be told apart with fewer than {needed} samples each. "
+    text += coverage_of([point.spread for point in section.ranked if point.spread])
     if sizes[-1] == 1:
-        return text + "One sample per configuration says nothing about the spread."
-    least = "" if len(sizes) == 1 else "at least "
-    text += f"The interval covers the true median with a probability of {least}{100 * covers:.1f} %"
-    text += f" (n = {sizes[0]})." if len(sizes) == 1 else f" (n = {sizes[0]} to {sizes[-1]})."
+        return text
     ratios = [point.ratio.interval.coverage for point in section.ranked if point.ratio]
     if ratios:
         text += f" For the ratio it is {'at least ' if len(set(ratios)) > 1 else ''}{100 * min(ratios):.1f} %."
     if section.baseline:
         text += f" p: against the baseline, {section.baseline.name}."
     return text
+
+
+def coverage_of(spreads: Sequence[Spread]) -> str:
+    """Return in a sentence how much the intervals of `spreads` (at least one) promise."""
+    sizes = sorted({spread.n for spread in spreads})
+    if sizes[-1] == 1:
+        return "One sample per configuration says nothing about the spread."
+    covers = f"{100 * min(spread.interval.coverage for spread in spreads):.1f} %"
+    within = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    least = "at least " if len(sizes) > 1 else ""
+    return f"The interval covers the true median with a probability of {least}{covers} (n = {within})."
 
 
 def describe_oddities(section: Section, metric: str) -> list[str]:
@@ -197,10 +224,7 @@ def section_markdown(comparison: Comparison, section: Section, sort: str = "rank
     """Return a section as paragraphs of Markdown: its table, how to read it, what is odd, and what stands `apart`."""
     parts = []
     if section.ranked:
-        shown = select_columns(comparison, section)
-        lines = [[column.head for column in shown], [":--" if column.left else "--:" for column in shown]]
-        lines += [[column.cell(point) for column in shown] for point in sort_points(section.ranked, sort)]
-        parts.append("\n".join("| " + " | ".join(escape_cell(cell) for cell in line) + " |" for line in lines))
+        parts.append(markdown_table(select_columns(comparison, section), sort_points(section.ranked, sort)))
         parts.append(legend_of(comparison, section))
     odd = describe_oddities(section, comparison.metric)
     if apart:
@@ -243,12 +267,12 @@ def _of(point: PointFigures, metric: str, name: str) -> str:
     return format_value(getattr(point.spread, name), metric) if point.spread else NOTHING
 
 
-def _interval(interval: Interval, metric: str) -> str:
-    return (
-        NOTHING
-        if interval.coverage == 0
-        else f"{format_value(interval.low, metric)}–{format_value(interval.high, metric)}"
-    )
+def interval_text(point: PointFigures, metric: str) -> str:
+    """Return the interval of a point's median; a dash where its values promise nothing."""
+    if point.spread is None or point.spread.interval.coverage == 0:
+        return NOTHING
+    within = point.spread.interval
+    return f"{format_value(within.low, metric)}–{format_value(within.high, metric)}"
 
 
 def _ratio(point: PointFigures) -> str:
