@@ -14,6 +14,8 @@ _USER_INFO = re.compile(r"://[^\s/?#'\"]*@")
 _USER_INFO_WITH_SLASH = re.compile(r"://[^\s/?#'\"@:]+:[^\s'\"@]+@")
 #: As PostgreSQL's library writes an address: ``host=db user=me password=pw``.
 _PAIR = re.compile(r"(?P<key>\b(?:password|passwd)=)(?!\*\*\*)[^&;\s'\"]+", re.IGNORECASE)
+#: Only in an address: programs and pages are full of ``;key=``.
+_ADDRESS = re.compile(r"://[^\s'\"]*")
 _QUERY = re.compile(rf"(?P<key>[?&;]{_SECRET_KEY}=)(?!\*\*\*)[^&;\s'\"]+", re.IGNORECASE)
 
 
@@ -25,7 +27,8 @@ def redact_text(text: str) -> str:
     """
     text = _USER_INFO.sub("://***@", text)
     text = _USER_INFO_WITH_SLASH.sub("://***@", text)
-    return _PAIR.sub(r"\g<key>***", _QUERY.sub(r"\g<key>***", text))
+    text = _ADDRESS.sub(lambda found: _QUERY.sub(r"\g<key>***", found[0]), text)
+    return _PAIR.sub(r"\g<key>***", text)
 
 
 def holds_credentials(text: str) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ladezeit.checkpoint.resolve import inspect_checkpoint
-from ladezeit.config import LOADINGS
+from ladezeit.config.engines import arguments_class
 from ladezeit.errors import NotRunnableError
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.registry import check_engine, make_engine
@@ -37,7 +37,7 @@ def load_plainly(folder: Path, **arguments: Any) -> tuple[Any, dict[str, Any]]:
 
 def load_by(engine: str, folder: Path, *, trust_remote_code: bool = False, **arguments: Any) -> EngineModel:
     clock = Clock(time.monotonic_ns())
-    loading = LOADINGS[engine](name=engine, engine=engine, **arguments)
+    loading = arguments_class(engine)(name=engine, engine=engine, **arguments)
     request = LoadRequest(
         inspect_checkpoint(folder, folder.name), loading, "cpu", folder, trust_remote_code=trust_remote_code
     )

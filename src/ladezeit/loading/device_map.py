@@ -1,5 +1,6 @@
 """A placement on a concrete machine and model: budgets in bytes, and whether a mapping names the model's modules."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ladezeit.config import TransformersLoading
@@ -23,6 +24,13 @@ def max_memory(loading: TransformersLoading, device: str) -> dict[int | str, int
         place = budget_key(device if key == "device" else key)
         budget[place] = _bytes(size, place)
     return budget
+
+
+def name_places(resolved: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """Return a model's `hf_device_map` with torch's names of the devices, where the library has GPUs by number."""
+    if resolved is None:
+        return None
+    return {module: f"cuda:{place}" if isinstance(place, int) else str(place) for module, place in resolved.items()}
 
 
 def _has_gpu() -> bool:

@@ -33,6 +33,7 @@ from ladezeit.system.files import cache_folder, write_atomically
 from ladezeit.system.gpus import ResolvedDevice, gpu_memory_used_bytes, resolve_device
 from ladezeit.system.nvml import Gpu
 from ladezeit.system.page_cache import why_never_cold, why_untold
+from ladezeit.system.torch_settings import import_environment
 from ladezeit.tracking import Tracker, open_tracker
 from ladezeit.validation.references import NEED_MANIFEST, NEED_REFERENCE, ProofFiles, reference_key_of
 from ladezeit.validation.references import prepare_references as make_proof_files
@@ -135,6 +136,7 @@ class Session:
 
     def _prepare(self, config: RunConfig) -> PreparedConfiguration:
         check_combination(config)
+        import_environment(config.runtime)  # what torch's allocator would not understand is refused before any process
         device = self.get_device(config.device)
         check_runnable(
             config, device, self.get_sizes(config.model)

@@ -20,7 +20,7 @@ from ladezeit.errors import CombinationError, LoadError
 from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
 from ladezeit.loading.build_model import refuse_misshapen
 from ladezeit.loading.conversion import converted_files
-from ladezeit.loading.device_map import max_memory, refuse_uncovered, refuse_unknown_modules
+from ladezeit.loading.device_map import max_memory, name_places, refuse_uncovered, refuse_unknown_modules
 from ladezeit.loading.engines.transformers import finish_load, refuse_offload, server_flags
 from ladezeit.model.classes import class_and_config
 from ladezeit.timing.clock import Clock
@@ -72,8 +72,9 @@ class AccelerateEngine:
         refuse_uncovered(model, loading)
         with clock.span("load/plan"):
             device_map = _device_map(model, request)
-        named = {name: _device(place) for name, place in device_map.items()}
-        loaded = EngineModel(model, named, effective={"engine": f"accelerate {version('accelerate')}"})
+        loaded = EngineModel(
+            model, name_places(device_map), effective={"engine": f"accelerate {version('accelerate')}"}
+        )
         if loading.disable_cpu_offload:
             refuse_offload(loaded, request.device)  # before anything is read: offloading writes to the disk
         _refuse_unconverted(device_map, request)
@@ -181,10 +182,6 @@ def _weights(request: LoadRequest) -> str:
     if not index.is_file():
         raise LoadError(f"loading.engine=accelerate needs {index} to find the shards. Use another engine")
     return str(index)
-
-
-def _device(place: Any) -> str:
-    return f"cuda:{place}" if isinstance(place, int) else str(place)
 
 
 ENGINES = (

@@ -13,6 +13,7 @@ from ladezeit.config import LoadingConfig
 from ladezeit.errors import CombinationError, ConfigError, LoadError
 from ladezeit.loading import instrumentation
 from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
+from ladezeit.loading.device_map import name_places
 from ladezeit.loading.registry import check_module
 from ladezeit.model.classes import model_class
 from ladezeit.model.tensors import fault_in_pages
@@ -90,8 +91,7 @@ class TracedEngine:
         paths = {phase.path for phase in clock.phases}
         effective["functions"] = {path: place for path, place in steps.locations.items() if path in paths}
         effective["functions_joined"] = steps.joined
-        device_map = getattr(model, "hf_device_map", None)
-        placed = None if device_map is None else {name: _device(place) for name, place in device_map.items()}
+        placed = name_places(getattr(model, "hf_device_map", None))
         return EngineModel(model=model, device_map=placed, effective=effective)
 
     def _resolve(self, replaced: Mapping[Any, Any] | None = None) -> Callable[..., Any]:
@@ -183,10 +183,6 @@ def model_in(returned: Any, name: str) -> Any:
         f"{name} returned {type(returned).__name__}, in which there is no model: return the transformers model, a "
         f"tuple or dict with it, or an object that has it as .model"
     )
-
-
-def _device(place: Any) -> str:
-    return f"cuda:{place}" if isinstance(place, int) else str(place)
 
 
 ENGINES = (EngineSpec(name="traced", arguments=TracedLoading, make=TracedEngine, formats=("safetensors", "pickle")),)

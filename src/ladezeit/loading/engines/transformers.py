@@ -11,7 +11,7 @@ from ladezeit.errors import CheckpointError, LoadError, NotRunnableError
 from ladezeit.loading import instrumentation
 from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
 from ladezeit.loading.build_model import naming_misshapen, unexpected_weights
-from ladezeit.loading.device_map import explain_map, max_memory, refuse_unknown_modules
+from ladezeit.loading.device_map import explain_map, max_memory, name_places, refuse_unknown_modules
 from ladezeit.loading.engines.safetensors import MAPPED_ON_SERVERS, READ_ON_SERVERS
 from ladezeit.model.classes import library_errors, model_class
 from ladezeit.model.tensors import fault_in_pages
@@ -87,10 +87,9 @@ def from_pretrained(request: LoadRequest, clock: Clock, **arguments: Any) -> Eng
             effective["seams_missing"] = missing
         else:
             model, info = AutoModelForCausalLM.from_pretrained(folder, **call)
-    device_map = getattr(model, "hf_device_map", None)
     return EngineModel(
         model=model,
-        device_map=None if device_map is None else {name: _device(place) for name, place in device_map.items()},
+        device_map=name_places(getattr(model, "hf_device_map", None)),
         missing_keys=sorted(info["missing_keys"]),
         unexpected_keys=unexpected_weights(info["unexpected_keys"], type(model), request),
         mismatched_keys=sorted(str(key) for key in info["mismatched_keys"]),
@@ -132,10 +131,6 @@ def refuse_offload(loaded: EngineModel, device: str) -> None:
             f"loading.disable_cpu_offload is set: the model does not fit where it was to go. Give it more memory "
             f"(loading.max_memory, a smaller dtype), or allow it with loading.disable_cpu_offload=false"
         )
-
-
-def _device(place: Any) -> str:
-    return f"cuda:{place}" if isinstance(place, int) else str(place)
 
 
 def _plain(value: Any) -> Any:
