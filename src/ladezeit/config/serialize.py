@@ -60,7 +60,7 @@ def _loading_class(plain: dict[str, Any]) -> type[LoadingConfig]:
     known = find_engines()
     if plain["engine"] in known:
         return known[plain["engine"]].arguments
-    fitting = [facts.arguments for facts in known.values() if set(facts.arguments.__dataclass_fields__) == set(plain)]
+    fitting = [facts.arguments for facts in known.values() if {f.name for f in fields(facts.arguments)} == set(plain)]
     return min(fitting, key=lambda cls: len(cls.__mro__), default=TransformersLoading)
 
 
