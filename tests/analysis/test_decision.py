@@ -262,7 +262,7 @@ def test_what_the_verdict_writes_is_how_a_program_loads(form: str, tmp_path: Pat
 
     path = tmp_path / form
     profile_writer.write_profile(path, [decision(planted.sweep(truth={"cuda_fp16": 0.7, "slow": 1.5}, bad=False))])
-    method, _ = Profile.open(path).method_for(FolderModel(name="qwen2.5-7b-shape", path="/data"), "cuda:0")
+    method = Profile.open(path).method_for(FolderModel(name="qwen2.5-7b-shape", path="/data"), "cuda:0").loading
     assert isinstance(method, TransformersLoading)
     assert (method.device_map, method.dtype, method.disable_cpu_offload) in (
         ("device", DType.float16, True),

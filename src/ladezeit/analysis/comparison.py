@@ -1,5 +1,6 @@
 """Points compared by one metric: grouped over their samples, ranked where they are proven, apart where they are not."""
 
+import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,16 @@ from ladezeit.analysis.eligibility import (
 )
 from ladezeit.analysis.statistics import LEAST_TO_RANK, Ratio, Spread, compare_against, compute_ranks, estimate_ratio
 from ladezeit.errors import LadezeitError
-from ladezeit.results.fields import Condition, failure_reason, matches_conditions, metric_of, property_of, value_of
+from ladezeit.results.fields import (
+    Condition,
+    as_text,
+    failure_reason,
+    fingerprint_of,
+    matches_conditions,
+    metric_of,
+    property_of,
+    value_of,
+)
 from ladezeit.results.records import Result, Status
 
 #: What a person does not choose when choosing a method: points are compared where these are equal.
@@ -29,6 +39,9 @@ _MACHINE = "machine"
 
 #: Samples by the values of their conditions, inside of that by point and machine.
 _Groups = dict[tuple[str, ...], dict[tuple[str, str], list[Result]]]
+
+#: Characters of a config value that may stand in a name.
+_MOST_TELLING = 60
 
 #: Values that say nothing without their key.
 _MUTE = ("true", "false", "null")
@@ -113,7 +126,7 @@ def compare_points(
         metric: the name of a metric, as in the result file.
         baseline: which point ratios refer to, as conditions that one point of a section meets; None takes
             ``loading=transformers``, or the best point where a section has none such.
-        by: config keys in which points must be equal to be compared.
+        by: config keys in which points must be equal to be compared; the checkpoint always is one.
         across_machines: take the machine as one more of these keys' companions, instead of refusing.
 
     Raises:
@@ -122,7 +135,8 @@ def compare_points(
     """
     if not across_machines:
         check_one_machine(results)
-    keys = [key for key in varying if key not in by and key != "sample"]
+    by = by if "model" in by else ["model", *by]  # methods are compared on one checkpoint, always
+    keys = [key for key in varying if key not in by and key != "sample" and not key.startswith("model.")]
     keys += [_MACHINE] if across_machines else []
     groups = _grouped(results, by, across_machines=across_machines)
     keys += _distinguishing(groups, keys)
@@ -141,14 +155,54 @@ def compare_points(
 def _grouped(results: Sequence[Result], by: Sequence[str], *, across_machines: bool) -> _Groups:
     """Return the samples by the values of `by`, and inside of that by point and machine (empty where it is no key)."""
     groups: _Groups = {}
-    sections_of: dict[str, tuple[str, ...]] = {}  # by point: its samples have one config
+    names = name_checkpoints(results)
     for result in results:
         machine = machine_name(result) if across_machines and result.environment else ""
-        where = sections_of.get(result.identity.point)
-        if where is None:
-            where = sections_of[result.identity.point] = tuple(value_of(result, key) for key in by)
+        model = names[_checkpoint(result)]
+        where = tuple(model if key == "model" else value_of(result, key) for key in by)
         groups.setdefault(where, {}).setdefault((result.identity.point, machine), []).append(result)
     return groups
+
+
+#: A checkpoint by its model's config as JSON, and its fingerprint where that is on record.
+_Checkpoint = tuple[str, str | None]
+
+
+def _checkpoint(result: Result) -> _Checkpoint:
+    return json.dumps(result.config.get("model"), sort_keys=True, default=str), fingerprint_of(result)
+
+
+def name_checkpoints(results: Sequence[Result]) -> dict[_Checkpoint, str]:
+    """Return what each checkpoint of the samples is called: its model's name, with what tells it from another of that
+    name.
+
+    Other weights are other work, whatever key chose them: two checkpoints never have one name. A sample that never
+    started has no fingerprint, and goes with those of its config.
+    """
+    found = {_checkpoint(result): value_of(result, "model") for result in results}
+    prints: dict[str, list[str]] = {}
+    for config, fingerprint in found:
+        if fingerprint is not None:
+            prints.setdefault(config, []).append(fingerprint)
+    identity = {key: key[1] or prints.get(key[0], [key[0]])[0] for key in found}
+    same_name: dict[str, dict[str, str]] = {}
+    for key, name in found.items():
+        same_name.setdefault(name, {}).setdefault(identity[key], key[0])
+    told = {}
+    for key, name in found.items():
+        rivals = same_name[name]
+        told[key] = name if len(rivals) == 1 else f"{name} ({_difference(identity[key], rivals)})"
+    return told
+
+
+def _difference(identity: str, rivals: Mapping[str, str]) -> str:
+    """Return what the model's config says of this checkpoint and of no rival, or else its fingerprint, shortened."""
+    own = json.loads(rivals[identity]) or {}
+    others = [json.loads(config) or {} for known, config in rivals.items() if known != identity]
+    telling = [
+        f"{key}={as_text(value)}" for key, value in own.items() if all(other.get(key) != value for other in others)
+    ]
+    return ", ".join(text for text in telling if len(text) <= _MOST_TELLING) or identity[:12]
 
 
 def _distinguishing(groups: _Groups, keys: Sequence[str]) -> list[str]:

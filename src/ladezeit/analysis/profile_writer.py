@@ -17,6 +17,7 @@ from ladezeit.analysis.standing import State
 from ladezeit.analysis.statistics import LEAST_TO_RANK
 from ladezeit.config.loading_profile import SCHEMA_VERSION, is_origin, read_models
 from ladezeit.errors import ConfigError, LadezeitError
+from ladezeit.results.fields import fingerprint_of, value_of
 from ladezeit.results.records import Result
 from ladezeit.system.files import write_atomically
 
@@ -117,7 +118,8 @@ def _entry(decision: Decision, point: PointFigures, dtype: str) -> dict[str, Any
     points = [*decision.load.best, *decision.load.others]
     alike = [other.name for other in points if other.rank == point.rank and other.point != point.point]
     return {
-        "model": decision.conditions["model"],
+        "model": value_of(sample, "model"),
+        "checkpoint": fingerprint_of(sample),
         "device": str(sample.effective.get("device", "unknown")),
         "dtype": dtype,
         "cache": decision.conditions.get("cache", ""),

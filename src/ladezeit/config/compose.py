@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ladezeit.config.run import LoadConfig, RunConfig
+from ladezeit.config.run import FolderModel, LoadConfig, RunConfig
 from ladezeit.config.schema import schemas_of
 from ladezeit.errors import ConfigError, did_you_mean
 from ladezeit.redaction import holds_credentials, redact_text
@@ -156,6 +156,8 @@ def build_config(composed: DictConfig) -> RunConfig:
             "the composed config is not a ladezeit run: its first default must be '/schema/run' (see conf/config.yaml)"
         )
     check_values(config)
+    if isinstance(config.model, FolderModel) and config.model.name == "folder":  # the option's name, not the model's
+        config.model.name = Path(config.model.path).expanduser().absolute().name or config.model.name
     return config
 
 

@@ -25,6 +25,17 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
+class ProfileMethod:
+    """How a model is to be loaded, the settings measured with it, and the fingerprint of the checkpoint it was measured
+    for (see `ladezeit.checkpoint.fingerprint`; None where the profile does not say).
+    """
+
+    loading: LoadingConfig
+    runtime: RuntimeConfig
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
 class Profile:
     """A profile's content by model, read once: lists of entries (YAML) or one mapping (the origin's form)."""
 
@@ -39,10 +50,8 @@ class Profile:
         path = Path(source).expanduser()
         return cls(f"profile={path}", read_models(path, f"profile={path}"))
 
-    def method_for(
-        self, model: ModelConfig, device: str, config_dir: Path | None = None
-    ) -> tuple[LoadingConfig, RuntimeConfig]:
-        """Return how `model` is to be loaded onto `device` (torch's name), and the settings measured with it.
+    def method_for(self, model: ModelConfig, device: str, config_dir: Path | None = None) -> ProfileMethod:
+        """Return how `model` is to be loaded onto `device` (torch's name).
 
         Raises:
             ConfigError: the profile does not have the model, or not on such a device, or says what means nothing.
@@ -55,9 +64,14 @@ class Profile:
             )
         found, told = self.models[key], f"{self.label}, model '{key}'"
         if isinstance(found, Mapping):
-            return _origin_method(found, device, told), RuntimeConfig()
+            return ProfileMethod(_origin_method(found, device, told), RuntimeConfig())
         entry = _entry(found, device, told)
-        return _loading(entry, told), _runtime(entry.get("overrides", []), told, config_dir)
+        fingerprint = entry.get("checkpoint")
+        return ProfileMethod(
+            _loading(entry, told),
+            _runtime(entry.get("overrides", []), told, config_dir),
+            None if fingerprint is None else str(fingerprint),
+        )
 
 
 def _keys(model: ModelConfig) -> list[str]:
@@ -66,7 +80,7 @@ def _keys(model: ModelConfig) -> list[str]:
     if isinstance(model, HubModel):
         keys.append(model.repo_id)
     if isinstance(model, FolderModel):
-        keys += [model.path, "folder"]  # sweeps of any folder say no more than that
+        keys.append(model.path)
     return keys
 
 

@@ -102,6 +102,12 @@ def value_of(result: Result, key: str) -> str:
     return _from_overrides(result, key) if node is _MISSING else as_text(node)
 
 
+def fingerprint_of(result: Result) -> str | None:
+    """Return the fingerprint of the checkpoint that was loaded; None in results that do not have it."""
+    found = (result.environment.get("checkpoint") or {}).get("fingerprint")
+    return None if found is None else str(found)
+
+
 def as_text(value: Any) -> str:
     """Return a config value as it would be typed: ``null``, ``true``, numbers and words bare, the rest as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

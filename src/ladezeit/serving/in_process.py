@@ -25,11 +25,11 @@ from ladezeit.serving.events import (
     Telemetry,
     now_ns,
 )
-from ladezeit.serving.load import LoadedModel, StorageWatch, load_as_configured
+from ladezeit.serving.load import LoadedModel, StorageWatch, load_as_chosen
 from ladezeit.serving.manager_config import ManagerSettings, ModelSettings
 from ladezeit.serving.model_cache import NOTHING, BudgetError, ModelCache, Resident, bytes_of
 from ladezeit.serving.protocols import Bytes
-from ladezeit.serving.request import LoadArguments, config_of, loading_of
+from ladezeit.serving.request import ChosenLoad, LoadArguments, config_of, loading_of
 from ladezeit.system import torch_settings
 from ladezeit.system.files import cache_folder
 from ladezeit.system.gpus import ResolvedDevice, resolve_device
@@ -51,20 +51,21 @@ class InProcessLoader:
 
     def estimate_needs(self, settings: ModelSettings) -> Bytes:
         """See `Loader.needs`; a model that is not on this machine is made, converted or downloaded first."""
-        config, device = self._config(settings)
+        chosen, device = self._chosen(settings)
+        config = chosen.config
         return _needs(config, device, prepare_checkpoint(config.model, cache_folder()))
 
     def load_model(self, settings: ModelSettings) -> LoadedModel:
         """See `Loader.load`."""
-        config, device = self._config(settings)
-        return load_as_configured(config, "profile" if settings.profile is not None else "loading", device)
+        return load_as_chosen(*self._chosen(settings))
 
-    def _config(self, settings: ModelSettings) -> tuple[LoadConfig, ResolvedDevice]:
+    def _chosen(self, settings: ModelSettings) -> tuple[ChosenLoad, ResolvedDevice]:
         device = resolve_device(settings.device)
-        config, _ = config_of(_asked(settings), device)
+        chosen = config_of(_asked(settings), device)
         attention = self.runtime.attn_implementation
-        model = replace(config.model, name=settings.name)
-        return replace(config, model=model, runtime=RuntimeConfig(attn_implementation=attention)), device
+        model = replace(chosen.config.model, name=settings.name)
+        config = replace(chosen.config, model=model, runtime=RuntimeConfig(attn_implementation=attention))
+        return replace(chosen, config=config), device
 
 
 def _asked(settings: ModelSettings) -> LoadArguments:
@@ -105,7 +106,7 @@ def _agreed(settings: ManagerSettings) -> RuntimeConfig:
     """Return the performance settings that all models of a profile were measured with; a process has them once."""
     first: tuple[str, RuntimeConfig] | None = None
     for name, model in settings.models.items():
-        found = config_of(_asked(model), resolve_device(model.device))[0].runtime
+        found = config_of(_asked(model), resolve_device(model.device)).config.runtime
         if first is not None and found != first[1]:
             raise ConfigError(
                 f"the profile has {name} measured with {found}, and {first[0]} with {first[1]}: a process has one set "

@@ -24,7 +24,7 @@ from ladezeit.errors import OutOfMemoryError, ran_out_of_memory
 from ladezeit.results.records import Phase
 from ladezeit.runner import pipeline
 from ladezeit.serving.protocols import Bytes
-from ladezeit.serving.request import LoadArguments, config_of
+from ladezeit.serving.request import ChosenLoad, LoadArguments, config_of
 from ladezeit.system.files import cache_folder
 from ladezeit.system.gpus import ResolvedDevice, resolve_device
 from ladezeit.system.processes import trim_allocators
@@ -130,23 +130,21 @@ def load(
         found = resolve_device(device)
         own = Path(config_dir).expanduser() if config_dir is not None else None
         asked = LoadArguments(model, loading, profile, validation, max_memory, allow_offload, own)
-        config, chosen_by = config_of(asked, found)
-    return _Load(config, chosen_by, found, clock, progress).run_load()
+        chosen = config_of(asked, found)
+    return _Load(chosen, found, clock, progress).run_load()
 
 
-def load_as_configured(config: LoadConfig, chosen_by: str, device: ResolvedDevice) -> LoadedModel:
-    """Load what a config says that was checked already (see `config_of`); raises as `load` does."""
-    return _Load(config, chosen_by, device, Clock(time.monotonic_ns()), lambda what, done, total: None).run_load()
+def load_as_chosen(chosen: ChosenLoad, device: ResolvedDevice) -> LoadedModel:
+    """Load what was chosen and checked already (see `config_of`); raises as `load` does."""
+    return _Load(chosen, device, Clock(time.monotonic_ns()), lambda what, done, total: None).run_load()
 
 
 class _Load:
     """One load under way."""
 
-    def __init__(
-        self, config: LoadConfig, chosen_by: str, device: ResolvedDevice, clock: Clock, progress: Progress | None
-    ) -> None:
-        self.config = config
-        self.chosen_by = chosen_by
+    def __init__(self, chosen: ChosenLoad, device: ResolvedDevice, clock: Clock, progress: Progress | None) -> None:
+        self.chosen = chosen
+        self.config = chosen.config
         self.device = device
         self.clock = clock
         self.progress: Progress = progress or (lambda what, done, total: None)
@@ -156,6 +154,7 @@ class _Load:
     def run_load(self) -> LoadedModel:
         with self.clock.span("checkpoint"):
             checkpoint = prepare_checkpoint(self.config.model, cache_folder(), self.progress)
+        self.chosen.check_checkpoint(checkpoint)
         self._import(checkpoint)
         scratch = Path(tempfile.mkdtemp(prefix="ladezeit-"))
         try:
@@ -236,7 +235,7 @@ class _Load:
             model=loaded.model,
             checkpoint=checkpoint,
             config=self.config,
-            chosen_by=self.chosen_by,
+            chosen_by=self.chosen.chosen_by,
             phases=self.clock.phases,
             proof=proof,
             effective=self.effective,

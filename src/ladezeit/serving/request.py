@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import (
     DType,
     FolderModel,
@@ -49,8 +50,28 @@ class LoadArguments:
     config_dir: Path | None = None
 
 
-def config_of(requested: LoadArguments, device: ResolvedDevice) -> tuple[LoadConfig, str]:
-    """Return the checked config, and who chose its method: ``loading``, ``profile`` or ``auto``.
+@dataclass(frozen=True)
+class ChosenLoad:
+    """A checked config, who chose its method (``loading``, ``profile`` or ``auto``), and for a profile the fingerprint
+    of the checkpoint that it was measured for, where it says so.
+    """
+
+    config: LoadConfig
+    chosen_by: str
+    measured_for: str | None = None
+
+    def check_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Raise `ConfigError` where the profile's method was measured for another checkpoint."""
+        if self.measured_for not in (None, checkpoint.fingerprint):
+            raise ConfigError(
+                f"the profile's method for '{self.config.model.name}' was measured for another checkpoint (fingerprint "
+                f"{self.measured_for}) than the one in {checkpoint.folder} ({checkpoint.fingerprint}): measure this "
+                f"one (ladezeit -m model=folder model.path=… loading=…), or name the method with loading="
+            )
+
+
+def config_of(requested: LoadArguments, device: ResolvedDevice) -> ChosenLoad:
+    """Return how a model is loaded, checked.
 
     Raises:
         ConfigError: a name or a value means nothing, with the nearest that does.
@@ -58,12 +79,13 @@ def config_of(requested: LoadArguments, device: ResolvedDevice) -> tuple[LoadCon
         NotRunnableError: the method cannot run inside of one process.
     """
     model = model_of(requested.model, requested.config_dir)
-    chosen_by, runtime = "auto", RuntimeConfig()
+    chosen_by, runtime, measured_for = "auto", RuntimeConfig(), None
     if requested.loading is not None:
         chosen_by, loading = "loading", loading_of(requested.loading, requested.config_dir)
     elif requested.profile is not None:
         chosen_by = "profile"
-        loading, runtime = Profile.open(requested.profile).method_for(model, device.name, requested.config_dir)
+        method = Profile.open(requested.profile).method_for(model, device.name, requested.config_dir)
+        loading, runtime, measured_for = method.loading, method.runtime, method.fingerprint
     else:
         loading = arguments_class("auto")(name="auto")
     config = LoadConfig(
@@ -75,7 +97,7 @@ def config_of(requested: LoadArguments, device: ResolvedDevice) -> tuple[LoadCon
     )
     check_load_values(config)
     check_load(config)
-    return config, chosen_by
+    return ChosenLoad(config, chosen_by, measured_for)
 
 
 def model_of(requested: str | os.PathLike[str] | ModelConfig, config_dir: Path | None = None) -> ModelConfig:

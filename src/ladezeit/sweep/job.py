@@ -82,6 +82,11 @@ def measure_sample(session: Session, prepared: PreparedConfiguration, identity: 
         manifest=proof_files.manifest,
         reference=proof_files.reference,
     )
+    spec.environment["checkpoint"] = {
+        "fingerprint": checkpoint.fingerprint,
+        "weight_bytes": checkpoint.weight_bytes,
+        "dtype": checkpoint.dtype,
+    }
     ceilings = session.known_ceilings(device, checkpoint) if _ceilings_apply(spec) else None
     if ceilings is not None:
         spec.environment["ceilings"] = ceilings.to_plain()
