@@ -1,6 +1,7 @@
 """The verdict on planted truths: the winner named, equals equal, the slow one quantified, the wrong one left out."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -411,3 +412,52 @@ def test_a_warm_cache_is_advised_only_where_it_is_significantly_faster() -> None
     }
     assert medians["cold"] > 1.1 * medians["warm"], "or there would be nothing to advise"
     assert not any("page cache" in step.text for one in decisions for step in recommend_steps(one, decisions))
+
+
+def checkpoints(*names: tuple[str, str, str]) -> list[Result]:
+    """Samples of two methods on each checkpoint, given by its path, fingerprint and model name."""
+    made: list[Result] = []
+    for path, fingerprint, name in names:
+        for loading, factor in (("cuda_fp16", 0.5), ("transformers", 1.0)):
+            for number in range(5):
+                one = planted.sample(loading, number, factor, job=len(made))
+                one.config["model"] = {"name": name, "path": path}
+                one.environment = {**planted.MACHINE, "checkpoint": {"fingerprint": fingerprint}}
+                one.identity = replace(one.identity, point=f"{loading} {path} {fingerprint}")
+                made.append(one)
+    return made
+
+
+def test_two_checkpoints_are_never_ranked_as_methods() -> None:
+    """A sweep over `model.path` compares methods on each: half the weights in half the time win nothing."""
+    made = checkpoints(("/data/a/small", "1" * 32, "small"), ("/data/b/large", "2" * 32, "large"))
+    decisions, _ = decide_methods(made, ["model.path", "loading"])
+    assert [one.conditions["model"] for one in decisions] == ["large", "small"]
+    assert all([point.name for point in one.load.best] == ["cuda_fp16"] for one in decisions)
+
+
+def test_two_checkpoints_of_one_name_are_told_apart() -> None:
+    """By what their configs say, or by their fingerprints where weights were replaced in one folder."""
+    decisions, _ = decide_methods(
+        checkpoints(("/data/a/mine", "1" * 32, "mine"), ("/data/b/mine", "2" * 32, "mine")), ["model.path", "loading"]
+    )
+    assert [one.conditions["model"] for one in decisions] == ["mine (path=/data/a/mine)", "mine (path=/data/b/mine)"]
+    retrained = checkpoints(("/data/mine", "1" * 32, "mine"), ("/data/mine", "2" * 32, "mine"))
+    decisions, _ = decide_methods(retrained, ["loading"])
+    assert [one.conditions["model"] for one in decisions] == ["mine (111111111111)", "mine (222222222222)"]
+
+
+def test_a_sample_that_never_started_stays_with_its_checkpoint() -> None:
+    """It has no fingerprint, and is no other model for that."""
+    made = checkpoints(("/data/mine", "1" * 32, "mine"))
+    skipped = planted.failed("broken", 0, len(made))
+    skipped.config["model"] = {"name": "mine", "path": "/data/mine"}
+    skipped.environment = {}
+    (only,), _ = decide_methods([*made, skipped], ["loading"])
+    assert only.conditions["model"] == "mine" and names(only.apart) == {"broken"}
+
+
+def test_nobody_can_ask_for_checkpoints_to_be_ranked() -> None:
+    """Not even ``compare --by cache``."""
+    made = checkpoints(("/data/a/small", "1" * 32, "small"), ("/data/b/large", "2" * 32, "large"))
+    assert len(compare_points(made, ["model.path", "loading"], by=["cache"]).sections) == 2

@@ -167,7 +167,11 @@ def test_the_profile_chooses_for_its_model_and_device(tmp_path: Path) -> None:
     loaded = load(profile=tmp_path / "origin.json")
     assert (loaded.config.loading.engine, loaded.effective["dtype"]) == ("transformers", "float16")
     only_gpu = {"schema_version": 1, "models": {"tiny": [{**entry, "device": "cuda:0"}]}}
+    own = {"schema_version": 1, "models": {"tiny": [{**entry, "checkpoint": loaded.checkpoint.fingerprint}]}}
+    assert load(profile=own).chosen_by == "profile"
+    other = {"schema_version": 1, "models": {"tiny": [{**entry, "checkpoint": "0" * 32}]}}
     for profile, words in (
+        (other, "was measured for another checkpoint"),
         (only_gpu, "measured on cuda:0, and the load is on cpu"),
         ({"schema_version": 9, "models": {}}, "schema_version is 9"),
         ({"schema_version": 1, "models": {"tinny": [entry]}}, "Did you mean 'tinny'"),
