@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ladezeit.config.run import LoadConfig, RunConfig, TrackingConfig
@@ -149,6 +149,9 @@ def build_config(composed: DictConfig) -> RunConfig:
         raise ConfigError(
             "the composed config is not a ladezeit run: its first default must be '/schema/run' (see conf/config.yaml)"
         )
+    for key in fields(config):
+        if getattr(config, key.name) == MISSING:  # deleted with ~key
+            raise ConfigError(f"{key.name} has no value and needs one: give it as {key.name}=VALUE")
     check_values(config)
     return config
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import to_absolute_path
 from rich.status import Status
 
 from ladezeit.checkpoint.cache import Progress
@@ -22,7 +23,7 @@ from ladezeit.loading.conversion import conversion_for
 from ladezeit.loading.preflight import Sizes, check_on_model, check_runnable, devices_used, ranks_of
 from ladezeit.loading.quantization import loading_scheme
 from ladezeit.loading.registry import make_converter
-from ladezeit.results.records import Result
+from ladezeit.results.records import Result, SweepRecord
 from ladezeit.runner.supervisor import Supervisor
 from ladezeit.sweep.prepared import PreparedConfiguration
 from ladezeit.sweep.progress import Display
@@ -33,6 +34,7 @@ from ladezeit.system.files import cache_folder, write_atomically
 from ladezeit.system.gpus import ResolvedDevice, gpu_memory_used_bytes, resolve_device
 from ladezeit.system.nvml import Gpu
 from ladezeit.system.page_cache import why_never_cold, why_untold
+from ladezeit.system.torch_settings import import_environment
 from ladezeit.tracking import Tracker, open_tracker
 from ladezeit.validation.references import NEED_MANIFEST, NEED_REFERENCE, ProofFiles, reference_key_of
 from ladezeit.validation.references import prepare_references as make_proof_files
@@ -49,6 +51,8 @@ class Session:
         self.supervisor = self._stack.enter_context(Supervisor())
         self.results: list[Result] = []
         self.planned = 1
+        self.started = False  # whether any sample was: until then a refusal is the user's to cure
+        self.sweep: SweepRecord | None = None  # the one that this process conducts
         self._checkpoints: dict[str, Checkpoint] = {}
         self._conversions: dict[tuple[str, str], Conversion | None] = {}
         self._devices: dict[str, ResolvedDevice] = {}
@@ -135,6 +139,7 @@ class Session:
 
     def _prepare(self, config: RunConfig) -> PreparedConfiguration:
         check_combination(config)
+        import_environment(config.runtime)  # raises ConfigError
         device = self.get_device(config.device)
         check_runnable(
             config, device, self.get_sizes(config.model)
@@ -265,10 +270,11 @@ class Session:
     def get_tracker(self, config: RunConfig) -> Tracker:
         """Return the tracker of the config; opened once a process."""
         tracking: TrackingConfig = config.tracking
-        key = (tracking.kind.value, str(tracking.uri), config.outputs)
+        outputs = to_absolute_path(config.outputs)  # jobs may have working directories of their own
+        key = (tracking.kind.value, str(tracking.uri), outputs)
         if key not in self._trackers:
             with self.display.console.status("opening the tracking store"):
-                self._trackers[key] = open_tracker(tracking, Path(config.outputs))
+                self._trackers[key] = open_tracker(tracking, Path(outputs))
         return self._trackers[key]
 
 
