@@ -109,6 +109,23 @@ class RemovesItsFolder(TransformersEngine):
         return loaded
 
 
+class RemovesTheSweep(TransformersEngine):
+    """Loads well, and loses the folder of the whole sweep."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        loaded = super().load(request, clock)
+        shutil.rmtree(request.scratch.parent.parent)
+        return loaded
+
+
+class EndsByARealTimeSignal(TransformersEngine):
+    """Dies of a signal that has no name."""
+
+    def load(self, request: LoadRequest, clock: Clock) -> EngineModel:
+        os.kill(os.getpid(), signal.SIGRTMIN + 3)
+        raise AssertionError
+
+
 class TellsTooMuch(TransformersEngine):
     """Writes more to its log than anybody reads: as many mebibytes as the file ``mebibytes`` says."""
 

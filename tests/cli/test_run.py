@@ -88,7 +88,7 @@ def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Entry]:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(app, "_refusal", None)
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def call(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["ladezeit", *arguments])
@@ -98,7 +98,8 @@ def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Entry]:
 
     yield call
     GlobalHydra.instance().clear()
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,14 @@ def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Entry]:
         (("-m", "device=cuda", "sample=0,1"), "device=cuda was asked for"),
         (("=",), "Could not override ''"),
         (("tracking=server",), "MLFLOW_TRACKING_URI"),
+        (("loading=null",), "GROUP=OPTION"),
+        (("-m", "loading=null"), "GROUP=OPTION"),
+        (("=5",), "GROUP=OPTION"),
+        (("~sample",), "sample has no value"),
+        (("sample=inf",), "sample: Value 'inf'"),
+        (("-m", "sample=range(0)"), "one of its axes has no values"),
+        (("-m", "sample=0,1", "hydra.sweep.subdir=same"), "hydra.sweep.subdir is 'same' for several samples"),
+        (("-sc", "install=tcsh"), "No completion plugin for 'tcsh' found"),
     ],
 )
 def test_wrong_input_is_one_clear_message_and_nothing_else(

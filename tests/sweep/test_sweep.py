@@ -117,11 +117,44 @@ def test_none_ok_is_exit_code_3(ladezeit: Run, tmp_path: Path) -> None:
     assert "the engine broke" in shown.stdout
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
-def test_an_interrupted_sweep_keeps_what_it_has_and_says_so(
-    tmp_path: Path, with_store: Callable[[Path], Path], number: int, code: int
+def test_what_breaks_a_sample_costs_no_other(ladezeit: Run, tmp_path: Path, with_store: Callable[[Path], Path]) -> None:
+    """A damaged result, a removed folder, a signal without a name: each sample has a result, the sweep is whole."""
+    with_store(tmp_path / "outputs")
+    engines = ("WritesItsOwnResult", "RemovesItsFolder", "EndsByARealTimeSignal")
+    methods = ",".join(f"engines_for_tests:{engine}" for engine in ("Steady", *engines))
+    shown = ladezeit(*BASE, f"loading.engine={methods}", "sample=0", "discard_first=false")
+    assert shown.returncode == 1, shown.stdout + shown.stderr
+    statuses = {r["config"]["loading"]["engine"].partition(":")[2]: r["status"] for r in results(tmp_path)}
+    assert statuses == {"Steady": "ok", **dict.fromkeys(engines, "failed"), "EndsByARealTimeSignal": "killed"}
+    (parent,), samples = runs(tmp_path)
+    assert parent.info.status == "FINISHED" and len(samples) == 4
+    assert list((tmp_path / "outputs" / "sweeps").rglob("worker.json")) == []
+
+
+def test_a_sweep_that_lost_results_is_not_called_finished(
+    ladezeit: Run, tmp_path: Path, with_store: Callable[[Path], Path]
 ) -> None:
-    """Ctrl-C and a polite kill: finished samples stay, the running one is `killed`, no run is left RUNNING."""
+    """Whoever removes the folder of a running sweep is told how many samples are missing, in MLflow too."""
+    with_store(tmp_path / "outputs")
+    engine = "loading.engine=engines_for_tests:RemovesTheSweep"
+    shown = ladezeit(*BASE, engine, "sample=0,1", "discard_first=false")
+    assert shown.returncode == 3, shown.stdout + shown.stderr
+    assert "1 of 2 samples have no result" in shown.stdout and "Traceback" not in shown.stdout + shown.stderr
+    (parent,), _ = runs(tmp_path)
+    assert parent.info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [[signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP], [signal.SIGINT] * 6],
+    ids=["Ctrl-C", "SIGTERM", "SIGHUP", "six times Ctrl-C"],
+)
+def test_an_interrupted_sweep_keeps_what_it_has_and_says_so(
+    tmp_path: Path, with_store: Callable[[Path], Path], numbers: list[signal.Signals]
+) -> None:
+    """Ctrl-C, however often, and a polite kill: finished samples stay, the running one is `killed`, no run is left
+    RUNNING, and no file of the worker stays.
+    """
     with_store(tmp_path / "outputs")
     arguments = [*BASE, "loading.engine=engines_for_tests:Steady", "sample=range(20)", "discard_first=false"]
     script = Path(sys.executable).with_name("ladezeit")
@@ -132,9 +165,12 @@ def test_an_interrupted_sweep_keeps_what_it_has_and_says_so(
     while len(results(tmp_path)) < 2 and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(1)
-    process.send_signal(number)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.3)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == code, output
+    assert process.returncode == 130, output
+    assert list((tmp_path / "outputs" / "sweeps").rglob("worker.json")) == []
     statuses = [r["status"] for r in results(tmp_path)]
     assert statuses[:2] == ["ok", "ok"] and set(statuses[2:]) <= {"ok", "killed"} and len(statuses) < 20
     (parent,), samples = runs(tmp_path)
@@ -196,6 +232,71 @@ def test_a_sweep_folder_is_never_used_twice(ladezeit: Run, tmp_path: Path) -> No
     shown = ladezeit(*again)
     assert shown.returncode == 2 and "holds a sweep already" in shown.stderr
     assert sorted((tmp_path / "mine").rglob("result.json")) == before
+
+
+def test_hydras_basic_sweeper_measures_jobs_one_by_one(ladezeit: Run, tmp_path: Path) -> None:
+    """Other sweepers run single measurements and are told each one's seconds; no record of ours is needed for that."""
+    shown = ladezeit(*BASE, "hydra/sweeper=basic", "loading=transformers,cuda_fp16", "tracking=none")
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert [(r["status"], r["identity"]["job"], r["identity"]["sweep"]) for r in results(tmp_path)] == [
+        ("ok", 0, None),
+        ("ok", 1, None),
+    ]
+
+
+def test_relative_folders_mean_the_same_where_jobs_change_theirs(
+    ladezeit: Run, tmp_path: Path, with_store: Callable[[Path], Path]
+) -> None:
+    """`hydra.job.chdir=true`, Hydra's old default, moves no results and opens no second store; axes in the option
+    `hydra.sweeper.params` may come from the command line too, and a time limit may be infinite.
+    """
+    with_store(tmp_path / "outputs")
+    shown = ladezeit(
+        *BASE, "outputs=outputs", "hydra.job.chdir=true", "+hydra.sweeper.params.sample='0,1'",
+        "discard_first=false", "process.time_limit_s=inf",
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert [r["status"] for r in results(tmp_path)] == ["ok", "ok"]
+    assert [path.parent for path in tmp_path.rglob("mlflow.db")] == [tmp_path / "outputs"]
+    _, samples = runs(tmp_path)
+    assert len(samples) == 2
+
+
+def test_two_sweeps_at_once_into_one_folder_are_one_sweep(tmp_path: Path, ladezeit: Run) -> None:
+    """The second is refused at once, without waiting for the device, and changes no file of the first."""
+    folder = tmp_path / "mine"
+    arguments = (*BASE, "loading.engine=engines_for_tests:Steady", "tracking=none", f"hydra.sweep.dir={folder}")
+    script = Path(sys.executable).with_name("ladezeit")
+    first = subprocess.Popen([str(script), *arguments, "sample=range(3)", "discard_first=false"], cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "sweep.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        before = (folder / "sweep.json").read_bytes()
+        shown = ladezeit(*arguments, "sample=7,8")
+        assert shown.returncode == 2 and "is in use by another command" in shown.stderr, shown.stderr
+        assert first.poll() is None, "it was not waited for"
+        assert (folder / "sweep.json").read_bytes() == before
+        assert first.wait(120) == 0
+    finally:
+        first.kill()
+        first.wait()
+    assert [json.loads(path.read_text())["identity"]["sample"] for path in sorted(folder.glob("?/result.json"))] == [
+        0,
+        1,
+        2,
+    ]
+
+
+def test_a_folder_with_a_run_in_it_is_not_touched_by_another(ladezeit: Run, tmp_path: Path) -> None:
+    """What a run was asked for stays readable beside its result: Hydra's own files are not written again."""
+    folder = tmp_path / "mine"
+    again = ("model=tiny", "device=cpu", "tracking=none", "inference=none", f"hydra.run.dir={folder}")
+    assert ladezeit(*again).returncode == 0
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*")}
+    shown = ladezeit(*again, "cache=warm")
+    assert shown.returncode == 2 and "holds a result already" in shown.stderr
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*")} == before
 
 
 def test_sweeps_into_folders_of_one_name_are_two_sweeps_in_mlflow(

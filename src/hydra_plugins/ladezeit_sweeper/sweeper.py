@@ -7,7 +7,7 @@ runs the jobs.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from ladezeit.errors import ConfigError
+
 
 @dataclass
 class LadezeitSweeperConf:
@@ -27,7 +29,7 @@ class LadezeitSweeperConf:
 
     _target_: str = "hydra_plugins.ladezeit_sweeper.sweeper.LadezeitSweeper"
     max_batch_size: int | None = None
-    params: dict[str, str] | None = None
+    params: dict[str, str] | None = field(default_factory=dict)
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="ladezeit", node=LadezeitSweeperConf, provider="ladezeit")
@@ -58,14 +60,31 @@ class LadezeitSweeper(Sweeper):
         from ladezeit.sweep.conductor import run_sweep
 
         assert self.hydra_context is not None and self.config is not None
-        HydraConfig.instance().set_config(
-            self.config
-        )  # for ${hydra:…} in our own keys, the outputs folder's among them
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         parsed = parser.parse_overrides([*self._basic._parse_config(), *arguments])
         jobs = [job for batch in self._basic.split_arguments(parsed, None) for job in batch]
+        self._check_subfolders(jobs)
         folder = Path(str(self.config.hydra.sweep.dir))
         return [run_sweep(jobs, self._compose, lambda ordered: self._launch(ordered, folder), folder)]
+
+    def _check_subfolders(self, jobs: list[list[str]]) -> None:
+        """Refuse a name for the jobs' folders that is the same for several: each would be refused by the one before."""
+        assert self.hydra_context is not None and self.config is not None
+        template = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)
+        assert isinstance(template, dict)
+        if "hydra.job." in str(template["subdir"]):  # its number, or what it overrides
+            return
+        names: set[str] = set()
+        for job in jobs:
+            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
+            HydraConfig.instance().set_config(composed)
+            name = str(composed.hydra.sweep.subdir)
+            if name in names:
+                raise ConfigError(
+                    f"hydra.sweep.subdir is {name!r} for several samples (the second is {' '.join(job)}): give "
+                    f"each its own, for example with ${{hydra.job.num}} in it. Nothing was started"
+                )
+            names.add(name)
 
     def _compose(self, overrides: list[str]) -> DictConfig:
         assert self.hydra_context is not None and self.config is not None

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ladezeit.config.run import FolderModel, LoadConfig, RunConfig
@@ -155,6 +155,9 @@ def build_config(composed: DictConfig) -> RunConfig:
         raise ConfigError(
             "the composed config is not a ladezeit run: its first default must be '/schema/run' (see conf/config.yaml)"
         )
+    for key in fields(config):
+        if getattr(config, key.name) == MISSING:  # deleted with ~key
+            raise ConfigError(f"{key.name} has no value and needs one: give it as {key.name}=VALUE")
     check_values(config)
     if isinstance(config.model, FolderModel) and config.model.name == "folder":  # the option's name, not the model's
         config.model.name = Path(config.model.path).expanduser().absolute().name or config.model.name

@@ -5,6 +5,7 @@ the nearest valid name.
 """
 
 import re
+import traceback
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -21,6 +22,14 @@ from omegaconf.errors import (
 from ladezeit.config.run import RunConfig
 from ladezeit.config.schema import GROUPS, schema_groups, schemas_of
 from ladezeit.errors import LadezeitError, did_you_mean
+
+
+def is_usage_error(error: BaseException) -> bool:
+    """Say whether an error comes of what a user wrote; what Hydra raises while it reads that has types of all kinds."""
+    if isinstance(error, LadezeitError | HydraException | OmegaConfBaseException | OSError):
+        return True
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").partition(".")[0] in ("hydra", "omegaconf")
 
 
 def explain_error(error: BaseException) -> str:
@@ -108,7 +117,9 @@ def _hydra(error: BaseException) -> str:
     if group:
         asked = group.group(1)
         return f"'{asked}' is neither an option group nor a key of the config.{did_you_mean(asked, GROUPS)}"
-    return text if isinstance(error, HydraException) else _first(error)
+    if "group override must be a string" in text:
+        return f"{text}: an option group needs the name of one of its options, GROUP=OPTION"
+    return text if isinstance(error, HydraException) else " ".join(text.split())
 
 
 def _first(error: BaseException) -> str:

@@ -32,6 +32,8 @@ _MESSAGE_BYTES = 1 << 20
 _END_S = 5.0
 #: The most that a fork, or the status of a worker that has ended, is waited for; imports may take as long as a sample.
 _ANSWER_S = 60.0
+#: The longest that a socket can wait for, about: time limits may be infinite.
+_LONGEST_S = 1e6
 
 #: Lets `torch.cuda.is_available` ask the driver's management library: CUDA, once called, does not survive a fork.
 _NO_CUDA_CALLS = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
@@ -94,7 +96,7 @@ class PrewarmServer:
 
     def _ask(self, request: dict[str, Any], limit_s: float, descriptors: list[int] | None = None) -> dict[str, Any]:
         message = b""
-        self._socket.settimeout(limit_s)
+        self._socket.settimeout(min(limit_s, _LONGEST_S))
         try:
             socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors or [])
             message = self._socket.recv(_MESSAGE_BYTES)

@@ -25,6 +25,7 @@ from ladezeit.results.labels import make_labels
 from ladezeit.results.reader import gather_results
 from ladezeit.results.records import REPORT_FOLDER, SUMMARY_FILE, SWEEP_FILE_NAME, Identity, Result, SweepRecord
 from ladezeit.sweep import job as one_job
+from ladezeit.sweep.claim import FolderClaim
 from ladezeit.sweep.plan import Job, in_blocks, varying_keys
 from ladezeit.sweep.progress import Display
 from ladezeit.sweep.session import Session, current_session
@@ -55,8 +56,12 @@ def run_sweep(overrides: list[list[str]], compose: Compose, launch: Launch, fold
         CheckpointError, NotRunnableError, OutOfMemoryError: none of the points can run here; nothing was started.
     """
     session = current_session()
-    jobs = plan_jobs(session, overrides, compose)
-    _make(folder)
+    claim = FolderClaim(folder)
+    try:
+        jobs = plan_jobs(session, overrides, compose)
+    except BaseException:
+        claim.give_back()
+        raise
     record = _record(jobs, folder)
     session.planned = len(jobs)
     used = {device for job in jobs if job.prepared for device in job.prepared.devices}
@@ -67,6 +72,7 @@ def run_sweep(overrides: list[list[str]], compose: Compose, launch: Launch, fold
             _warm_up(session, jobs, folder)
         _measure_ceilings(session, jobs, folder)
         session.display.begin_bar(len(jobs))
+        session.started = True
         returns = launch([job.overrides for job in jobs])
         for outcome in returns:
             if outcome.status is JobStatus.FAILED:
@@ -76,6 +82,8 @@ def run_sweep(overrides: list[list[str]], compose: Compose, launch: Launch, fold
 
 def plan_jobs(session: Session, overrides: list[list[str]], compose: Compose) -> list[Job]:
     """Compose and check every job, and return them in the order they are measured in."""
+    if not overrides:
+        raise ConfigError("the sweep has no samples: one of its axes has no values, as in sample=range(0)")
     jobs = _checked(session, overrides, compose)
     smaller = jobs[0].config.smaller_model
     chosen = any(override.startswith("model") for override in overrides[0])
@@ -89,12 +97,6 @@ def plan_jobs(session: Session, overrides: list[list[str]], compose: Compose) ->
     for text in dict.fromkeys(map(str, refusals)):
         session.display.print_note(f"will be skipped: {text}", "yellow")
     return in_blocks(jobs, jobs[0].config.order_seed)
-
-
-def _make(folder: Path) -> None:
-    if (folder / SWEEP_FILE_NAME).exists():
-        raise ConfigError(f"{folder} holds a sweep already: choose another hydra.sweep.dir, nothing is overwritten")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _checked(session: Session, overrides: list[list[str]], compose: Compose) -> list[Job]:
@@ -149,7 +151,7 @@ def _unmeasured(job: Job) -> Result:
 def _tracked(session: Session, config: RunConfig, record: SweepRecord, folder: Path) -> Iterator[None]:
     """Keep a parent run open for the block, and close it with the truth whatever ends the block."""
     tracker = session.get_tracker(config)
-    record = tracker.begin_sweep(record, folder)
+    session.sweep = record = tracker.begin_sweep(record, folder)
     record.save_record(folder)
     status = SweepStatus.FAILED
     try:
@@ -164,11 +166,18 @@ def _tracked(session: Session, config: RunConfig, record: SweepRecord, folder: P
 
 
 def _summarize(session: Session, tracker: Tracker, record: SweepRecord, status: SweepStatus, folder: Path) -> None:
+    if not (folder / SWEEP_FILE_NAME).exists():  # somebody has removed it meanwhile: later samples are in it again
+        folder.mkdir(parents=True, exist_ok=True)
+        record.save_record(folder)
     gathered = gather_results(folder)
     results = [result for result in gathered.results if result.identity.sweep == record.id]
     for problem in gathered.problems:
         session.display.print_note(f"not in the table: {problem}", "yellow")
     session.results = results
+    missing = record.samples_planned - len(results)
+    if missing and status is SweepStatus.FINISHED:
+        status = SweepStatus.FAILED
+        session.display.print_note(f"{missing} of {record.samples_planned} samples have no result", "red")
     said, files = _report(session, results, record, folder) if results else ("", [])
     try:
         for at, result in gathered.by_folder.items():
@@ -210,7 +219,7 @@ def _warm_up(session: Session, jobs: Sequence[Job], folder: Path) -> None:
         point_id(job.config), 0, -1, "warm-up", job.overrides, one_job.rerun_command(job.overrides, True)
     )
     session.display.show_sample("warm-up")
-    with suppress(*REFUSALS):  # its samples will say why
+    with suppress(Exception):  # its samples will say why
         session.display.show_result(one_job.measure_sample(session, job.prepared, identity, own), counted=False)
 
 

@@ -2,12 +2,15 @@
 
 import shlex
 import shutil
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import to_absolute_path
 from omegaconf import DictConfig
 
 from ladezeit.config import RunConfig, TransformersLoading, build_config, to_plain
@@ -17,7 +20,17 @@ from ladezeit.errors import REFUSALS, LadezeitError, TrackingError, ran_out_of_m
 from ladezeit.loading.preflight import converts_dtype, weights_bytes
 from ladezeit.report.timeline import draw_timeline
 from ladezeit.results.labels import make_label
-from ladezeit.results.records import FILE_NAME, TIMELINE_FILE, Identity, Result, Status, SweepRecord, save_result
+from ladezeit.results.records import (
+    FILE_NAME,
+    SWEEP_FILE_NAME,
+    TIMELINE_FILE,
+    ErrorReport,
+    Identity,
+    Result,
+    Status,
+    SweepRecord,
+    save_result,
+)
 from ladezeit.runner.spec import FILE_NAME as SPEC_FILE_NAME
 from ladezeit.runner.spec import SCRATCH, WorkerSpec
 from ladezeit.sweep.prepared import PreparedConfiguration
@@ -33,38 +46,66 @@ _DRAIN_LIMIT_S = 20.0
 def run_job(composed: DictConfig) -> float:
     """Measure one composed point; return ``load/total_s``, infinite where there is none (sweepers may minimize it).
 
+    In a sweep every sample has a result: what cannot be measured is `skipped` (`oom` where memory ran out) with that
+    reason, and a sample that breaks in ladezeit itself is `failed` with the trace.
+
     Raises:
         ConfigError, CheckpointError, NotRunnableError, OutOfMemoryError: outside of a sweep, where nothing can be
-            measured; inside of one the sample is `skipped` (`oom` where memory ran out) with that reason.
+            measured.
+        LadezeitError: the sample's folder holds a result already.
     """
     config = build_config(composed)
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    sweep = SweepRecord.read_record(Path(hydra.sweep.dir)) if hydra.mode is RunMode.MULTIRUN else None
-    identity = _identity(config, list(hydra.overrides.task), hydra.job.num if sweep else 0, sweep)
     session = current_session()
+    one_of_many = hydra.mode is RunMode.MULTIRUN
+    sweep_folder = Path(to_absolute_path(hydra.sweep.dir))
+    sweep = _sweep_of(session, sweep_folder) if one_of_many else None
+    identity = _identity(config, list(hydra.overrides.task), hydra.job.num if one_of_many else 0, sweep)
     if (folder / FILE_NAME).exists():
         raise LadezeitError(f"{folder} holds a result already: choose another folder, nothing measured is overwritten")
-    if sweep is None:
-        session.get_tracker(config)  # what cannot be logged is said before it is measured
-    else:
-        session.recall_ceilings(Path(hydra.sweep.dir))
     try:
-        prepared = session.prepare(config)
-        if sweep is None:  # a sweep holds its devices itself
-            session.enter_context(session.hold_all(prepared.devices, "sweeps"))
-            if config.ceilings:
-                session.get_ceilings(prepared.device, prepared.checkpoint)
-        result = measure_sample(session, prepared, identity, folder)
-    except REFUSALS as refusal:
         if sweep is None:
+            result = _measure_alone(session, config, identity, folder)
+        else:
+            session.recall_ceilings(sweep_folder)
+            result = measure_sample(session, session.prepare(config), identity, folder)
+    except Exception as error:
+        if not one_of_many:
             raise
-        result = not_started(config, identity, refusal)
-        save_result(result, folder)
+        result = not_started(config, identity, error)
+        _save(session, result, folder)
     session.results.append(result)
     session.display.show_result(result)
     track_sample(session, config, result, folder, sweep)
     return result.metrics.get("load/total_s", float("inf")) if result.status is Status.ok else float("inf")
+
+
+def _sweep_of(session: Session, folder: Path) -> SweepRecord | None:
+    """Return the record of the sweep in `folder`, None where another sweeper than ladezeit's runs the jobs.
+
+    The process that conducts the sweep knows it without the file too.
+    """
+    if session.sweep is None and not (folder / SWEEP_FILE_NAME).exists():
+        return None
+    return session.sweep or SweepRecord.read_record(folder)
+
+
+def _measure_alone(session: Session, config: RunConfig, identity: Identity, folder: Path) -> Result:
+    session.get_tracker(config)  # what cannot be logged is said before it is measured
+    prepared = session.prepare(config)
+    session.enter_context(session.hold_all(prepared.devices, "sweeps"))  # a sweep holds its devices itself
+    if config.ceilings:
+        session.get_ceilings(prepared.device, prepared.checkpoint)
+    return measure_sample(session, prepared, identity, folder)
+
+
+def _save(session: Session, result: Result, folder: Path) -> None:
+    """Write a result; where that is not possible it is said, and the sweep's end counts it as missing."""
+    try:
+        save_result(result, folder)
+    except OSError as error:
+        session.display.print_note(f"{result.identity.label} has no result file: {error}", "yellow")
 
 
 def measure_sample(session: Session, prepared: PreparedConfiguration, identity: Identity, folder: Path) -> Result:
@@ -92,6 +133,7 @@ def measure_sample(session: Session, prepared: PreparedConfiguration, identity: 
         spec.environment["ceilings"] = ceilings.to_plain()
     try:
         with session.hold_all(prepared.devices, "samples"):
+            session.started = True
             session.display.show_sample(identity.label)
             result = _attempt(session, spec, prepared.devices)
             if result.status is Status.invalid:
@@ -100,10 +142,11 @@ def measure_sample(session: Session, prepared: PreparedConfiguration, identity: 
                 result = _attempt(session, spec, prepared.devices)
     finally:
         _remove_scratch(config, folder)
+        (folder / SPEC_FILE_NAME).unlink(missing_ok=True)
     if ceilings is not None and _add_ceiling(result, spec, ceilings):
-        save_result(result, folder)
-    (folder / SPEC_FILE_NAME).unlink(missing_ok=True)
-    draw_timeline(result, folder / TIMELINE_FILE)
+        _save(session, result, folder)
+    with suppress(OSError):  # a full disk costs the picture, not the sample
+        draw_timeline(result, folder / TIMELINE_FILE)
     return result
 
 
@@ -166,19 +209,24 @@ def track_sample(session: Session, config: RunConfig, result: Result, folder: Pa
     varying = sweep.varying if sweep else [override.partition("=")[0] for override in result.identity.overrides]
     try:
         session.get_tracker(config).log_sample(result, folder, sweep, varying)
-    except TrackingError as error:
+    except (TrackingError, OSError) as error:
         session.display.print_note(f"not in MLflow: {error}", "yellow")
 
 
-def not_started(config: RunConfig, identity: Identity, refusal: LadezeitError) -> Result:
-    """Return the result of a sample that was never started: `oom` where memory ran out before it, else `skipped`."""
+def not_started(config: RunConfig, identity: Identity, error: Exception) -> Result:
+    """Return the result of a sample that was never started: `oom` where memory ran out before it, `skipped` where it
+    was refused, and `failed` for an error that is none of those: a defect, whose trace is kept.
+    """
+    refused = isinstance(error, REFUSALS)
+    report = ErrorReport(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
     return Result(
-        status=Status.oom if ran_out_of_memory(refusal) else Status.skipped,
+        status=Status.oom if ran_out_of_memory(error) else Status.skipped if refused else Status.failed,
         identity=identity,
         config=to_plain(config),
         started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        reason=str(refusal),
+        reason=str(error) if refused else f"{type(error).__name__}: {error}",
         metrics={"sample/wall_s": 0.0},
+        error=None if refused else report,
     )
 
 
@@ -194,7 +242,7 @@ def _identity(config: RunConfig, overrides: list[str], number: int, sweep: Sweep
         job=number,
         label=named,
         overrides=overrides,
-        command=rerun_command(overrides, in_sweep=sweep is not None),
+        command=rerun_command(overrides, in_sweep=HydraConfig.get().mode is RunMode.MULTIRUN),
         sweep=sweep.id if sweep else None,
     )
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import to_absolute_path
 from rich.status import Status
 
 from ladezeit.checkpoint.cache import Progress
@@ -22,7 +23,7 @@ from ladezeit.loading.conversion import conversion_for
 from ladezeit.loading.preflight import Sizes, check_runnable, devices_used
 from ladezeit.loading.quantization import loading_scheme
 from ladezeit.loading.registry import make_converter
-from ladezeit.results.records import Result
+from ladezeit.results.records import Result, SweepRecord
 from ladezeit.runner.supervisor import Supervisor
 from ladezeit.sweep.prepared import PreparedConfiguration
 from ladezeit.sweep.progress import Display
@@ -50,6 +51,8 @@ class Session:
         self.supervisor = self._stack.enter_context(Supervisor())
         self.results: list[Result] = []
         self.planned = 1
+        self.started = False  # whether any sample was: until then a refusal is the user's to cure
+        self.sweep: SweepRecord | None = None  # the one that this process conducts
         self._checkpoints: dict[str, Checkpoint] = {}
         self._conversions: dict[tuple[str, str], Conversion | None] = {}
         self._devices: dict[str, ResolvedDevice] = {}
@@ -267,10 +270,11 @@ class Session:
     def get_tracker(self, config: RunConfig) -> Tracker:
         """Return the tracker of the config; opened once a process."""
         tracking: TrackingConfig = config.tracking
-        key = (tracking.kind.value, str(tracking.uri), config.outputs)
+        outputs = to_absolute_path(config.outputs)  # jobs may have working directories of their own
+        key = (tracking.kind.value, str(tracking.uri), outputs)
         if key not in self._trackers:
             with self.display.console.status("opening the tracking store"):
-                self._trackers[key] = open_tracker(tracking, Path(config.outputs))
+                self._trackers[key] = open_tracker(tracking, Path(outputs))
         return self._trackers[key]
 
 
