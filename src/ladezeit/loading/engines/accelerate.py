@@ -18,11 +18,11 @@ from ladezeit.config import STRATEGIES, AccelerateLoading, DType
 from ladezeit.config.device_map import device_map, offload_folder
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import EngineModel, LoadRequest
-from ladezeit.loading.build_model import refuse_misshapen
+from ladezeit.loading.build_model import refuse_adapter, refuse_misshapen
 from ladezeit.loading.conversion import converted_files
 from ladezeit.loading.device_map import max_memory, refuse_uncovered, refuse_unknown_modules
 from ladezeit.loading.engines.transformers import TransformersEngine, refuse_offload
-from ladezeit.model.classes import class_and_config
+from ladezeit.model.classes import class_and_config, library_errors
 from ladezeit.timing.clock import Clock
 
 _MOST_NAMED = 10
@@ -75,6 +75,7 @@ def _skeleton(request: LoadRequest, clock: Clock) -> Any:
     from accelerate import init_empty_weights
     from transformers import GenerationConfig
 
+    refuse_adapter(request)
     folder = str(request.checkpoint.folder)
     asked = request.loading.dtype
     dtype = getattr(torch, request.checkpoint.dtype if asked is DType.auto else asked.value)
@@ -82,7 +83,7 @@ def _skeleton(request: LoadRequest, clock: Clock) -> Any:
     with clock.span("load/config"):
         own_class, config = class_and_config(folder, request.trust_remote_code)
     with clock.span("load/skeleton"):
-        with init_empty_weights(include_buffers=False):
+        with library_errors(folder), init_empty_weights(include_buffers=False):
             model = own_class._from_config(config, dtype=dtype, **extra)
         model.tie_weights()
         model.eval()
