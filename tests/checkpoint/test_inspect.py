@@ -179,10 +179,6 @@ def test_links_of_the_hub_cache_are_followed_and_no_others(tmp_path: Path) -> No
     assert inspect_checkpoint(snapshot, "mine").weight_bytes == 28
     (tmp_path / "alias").symlink_to(snapshot)
     assert inspect_checkpoint(tmp_path / "alias", "mine").weight_bytes == 28
-    (blobs / FIRST).rename(tmp_path / "stolen")
-    (blobs / FIRST).symlink_to(tmp_path / "stolen")
-    with pytest.raises(CheckpointError, match="is a link to"):
-        inspect_checkpoint(snapshot, "mine")
 
 
 def test_safetensors_come_before_pickles(tmp_path: Path) -> None:

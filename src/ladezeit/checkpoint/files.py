@@ -5,9 +5,11 @@ Its JSON files too, which are of unknown origin and read with care.
 
 import json
 import os
+import re
 import stat
 from collections import Counter
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -17,8 +19,17 @@ from ladezeit.errors import shorten_value as shorten_value  # noqa: PLC0414  # f
 SINGLE = {"safetensors": "model.safetensors", "pickle": "pytorch_model.bin"}
 INDEX = {"safetensors": "model.safetensors.index.json", "pickle": "pytorch_model.bin.index.json"}
 
-#: A config.json of a large vision model has some 50 kB, an index of 18,867 tensors 2 MB.
+#: An index of 18,867 tensors has 2 MB, the config.json of a large vision model some 50 kB.
 MOST_BYTES = 100_000_000
+MOST_SETTINGS_BYTES = 10_000_000
+
+#: What helps where files do not agree with each other.
+FETCH_AGAIN = "Fetch the checkpoint again; where it was published like this, only its publisher can mend it"
+
+ADAPTER = "adapter_config.json"
+
+#: Names of weights that `from_pretrained` takes only where it is asked for their variant.
+_VARIANT = re.compile(r"(model|pytorch_model)\.(?!safetensors)\w+(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 
 FileFormat = Literal["safetensors", "pickle"]
 
@@ -52,13 +63,19 @@ def find_weights(folder: Path, config: dict[str, Any]) -> WeightFiles:
             return WeightFiles((resolve_contained(folder, SINGLE[file_format], "config.json"),), file_format)
         if (folder / INDEX[file_format]).exists():
             return _from_index(folder, INDEX[file_format], file_format)
-    raise CheckpointError(f"{folder} holds no weights: {_what_there_is(folder)}")
+    raise CheckpointError(f"{folder} holds no weights: {describe_contents(folder)}")
+
+
+def brings_adapter(folder: Path) -> bool:
+    """Return whether `from_pretrained` adds an adapter to the model in `folder`: where `peft` is installed."""
+    return (folder / ADAPTER).is_file() and find_spec("peft") is not None
 
 
 def resolve_contained(folder: Path, name: str, named_by: str) -> Path:
     """Return the path of `name` in `folder`, which must be a regular file inside it.
 
-    A link may leave the folder only for the blobs of the hub cache's repository that the folder is a snapshot of.
+    A link may leave the folder only for the blobs of the hub cache's repository that the folder is a snapshot of. Where
+    these lie, or lead to, is their owner's matter: what is fetched makes no links among them.
 
     Raises:
         CheckpointError: opened by the file that `named_by` names.
@@ -79,7 +96,7 @@ def resolve_contained(folder: Path, name: str, named_by: str) -> Path:
             f"checkpoint "
             f"again"
         ) from None
-    if not any(real.is_relative_to(home) for home in _homes(folder)):
+    if not any(real.is_relative_to(home) for home in _homes(folder)) and not _is_blob(path, folder):
         raise CheckpointError(
             f"{path} is a link to {real}, outside its folder. Put the file itself there, or give the folder that has it"
         )
@@ -92,8 +109,16 @@ def _homes(folder: Path) -> tuple[Path, ...]:
     """The folder, and the blobs folder beside it where it is a snapshot in a hub cache (<repo>/snapshots/<commit>)."""
     real = folder.resolve()
     if real.parent.name == "snapshots" and real.parent.parent.name.startswith("models--"):
-        return real, real.parent.parent / "blobs"
+        return real, (real.parent.parent / "blobs").resolve()
     return (real,)
+
+
+def _is_blob(path: Path, folder: Path) -> bool:
+    """Return whether `path` is a link right to an entry of the blobs folder, whatever that entry is linked to."""
+    if not path.is_symlink() or len(_homes(folder)) < 2:
+        return False
+    target = path.parent.resolve() / path.readlink()
+    return target.name not in ("", "..") and target.parent.resolve() == _homes(folder)[1]
 
 
 def _explicit(folder: Path, name: object) -> WeightFiles:
@@ -131,10 +156,14 @@ def _from_index(folder: Path, index_name: str, file_format: FileFormat) -> Weigh
     )
 
 
-def _what_there_is(folder: Path) -> str:
+def describe_contents(folder: Path) -> str:
+    """Return what `folder` has where weights were expected, and what to do."""
     names = sorted(entry.name for entry in os.scandir(folder))
-    if "adapter_config.json" in names:
+    if ADAPTER in names:
         return "it is an adapter (adapter_config.json). Give the folder of the whole model, with the adapter merged"
+    variant = next((name.split(".")[1] for name in names if _VARIANT.fullmatch(name)), None)
+    if variant is not None:
+        return f"it has the variant '{variant}' alone. Take '.{variant}' out of its files' names"
     loose = [name for name in names if name.endswith((".safetensors", ".bin"))]
     if loose:
         return (
@@ -149,14 +178,20 @@ def _what_there_is(folder: Path) -> str:
 # JSON from files of unknown origin: bounded, no duplicate keys, and never an error but `CheckpointError`.
 
 
-def parse_object(raw: bytes, what: str) -> dict[str, Any]:
+def parse_object(raw: bytes, what: str, *, constants: bool = False) -> dict[str, Any]:
     """Return the JSON object in `raw`; `what` opens the message of the error.
+
+    `constants` lets pass Infinity and NaN, which are not JSON: Python writes them, and `transformers` reads them.
 
     Raises:
         CheckpointError: no UTF-8, no JSON, no object, or a key stands there twice.
     """
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+        value = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_without_duplicates,
+            parse_constant=float if constants else _no_constant,
+        )
     except RecursionError:
         raise CheckpointError(f"{what} is not valid: it is nested too deeply to be read") from None
     except ValueError as cause:
@@ -166,15 +201,26 @@ def parse_object(raw: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_settings(folder: Path, name: str) -> dict[str, Any] | None:
+    """Return the settings in the file `name` of `folder`, Infinity and NaN among them; None where there is none.
+
+    Raises:
+        CheckpointError: the file lies outside the folder, or is anything but a JSON object of at most 10 MB.
+    """
+    if not (folder / name).exists():
+        return None
+    return read_object(resolve_contained(folder, name, name), most_bytes=MOST_SETTINGS_BYTES, constants=True)
+
+
+def read_object(path: Path, *, most_bytes: int = MOST_BYTES, constants: bool = False) -> dict[str, Any]:
     """Return the JSON object in the file `path`; raises `CheckpointError` as `parse_object` does, or if unreadable."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             raise CheckpointError(f"{path} is not a regular file")
-        if found.st_size > MOST_BYTES:
-            raise CheckpointError(f"{path} has {found.st_size} bytes: at most {MOST_BYTES} are read as JSON")
-        return parse_object(path.read_bytes(), str(path))
+        if found.st_size > most_bytes:
+            raise CheckpointError(f"{path} has {found.st_size} bytes: at most {most_bytes} are read as JSON")
+        return parse_object(path.read_bytes(), str(path), constants=constants)
     except OSError as cause:
         raise CheckpointError(f"{path} cannot be read: {cause.strerror}") from cause
 

@@ -37,7 +37,7 @@ def locate_snapshot(model: HubModel) -> Path | None:
         return None
     folder = Path(config).parent
     try:
-        files.find_weights(folder, read_object(folder / "config.json"))
+        files.find_weights(folder, read_object(folder / "config.json", constants=True))
     except CheckpointError:
         return None  # an interrupted download: to be completed
     return folder

@@ -8,6 +8,7 @@ the other side: it imports torch, scans each file's pickle statically, loads it 
 import io
 import json
 import pickletools
+import re
 import subprocess
 import sys
 import zipfile
@@ -23,6 +24,11 @@ from ladezeit.errors import CheckpointError
 _TIME_LIMIT_S = 300.0
 #: How much of a legacy file is scanned for names, in bytes; its pickle stands at the start.
 _SCANNED_BYTES = 16 * 1024**2
+#: What a pickle of tensors, and of the mapping that holds them, refers to.
+_TENSORS_ALONE = re.compile(
+    r"torch\.(\w+Storage|_utils\._rebuild_(tensor|tensor_v2|parameter))|torch\.nn\.parameter\.Parameter"
+    r"|collections\.OrderedDict"
+)
 _CURE = "Convert it to safetensors where you trust it, or use a checkpoint that has safetensors"
 
 
@@ -92,6 +98,11 @@ def _refuse_other_formats(path: Path) -> None:
         if start[:1] != b"\x80":
             raise CheckpointError(f"{path} is no file of torch.save (or truncated). Fetch it again")
         found = sorted(set(_globals_in(start)))
+        if found and all(map(_TENSORS_ALONE.fullmatch, found)):
+            raise CheckpointError(
+                f"{path} is in torch's format of before 1.6, which is not read here; it holds tensors alone. Load it "
+                f"with transformers once and save it with save_pretrained, which writes safetensors"
+            )
         raise _not_safe(path, found, "it is in torch's old format, a bare pickle")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()

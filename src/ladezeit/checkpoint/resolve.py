@@ -12,16 +12,17 @@ from typing import Any, Literal
 from ladezeit.checkpoint import files as weight_files
 from ladezeit.checkpoint import hub, packaged, pickle_scan, synthetic
 from ladezeit.checkpoint.cache import Progress
-from ladezeit.checkpoint.files import read_object, shorten_value
+from ladezeit.checkpoint.dtypes import MODEL_DTYPES
+from ladezeit.checkpoint.files import FETCH_AGAIN, read_settings, shorten_value
 from ladezeit.checkpoint.fingerprint import compute_fingerprint
 from ladezeit.checkpoint.safetensors_header import TensorEntry, read_header
 from ladezeit.checkpoint.tokenizer import has_tokenizer
 from ladezeit.config import FolderModel, HubModel, ModelConfig, PackagedModel, SyntheticModel
 from ladezeit.errors import CheckpointError
 
-#: What torch calls safetensors' dtypes that a whole model can have; `from_pretrained` picks the first such tensor's.
-_FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-_TORCH_NAMES = frozenset(_FLOATS.values())
+#: Types whose causal class is the text part: it takes its dtype from there, whatever is said above. A test holds this
+#: to the installed library, which cannot be asked here.
+TEXT_PARTS = frozenset({"dots3_note", "emu3", "llama4", "mllama", "qwen3_5", "qwen3_5_moe", "qwen4_exp"})
 
 __all__ = ["Checkpoint", "Progress", "TensorEntry", "inspect_checkpoint", "locate_checkpoint", "prepare_checkpoint"]
 
@@ -165,13 +166,17 @@ def _config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"the folder {folder} does not exist. Give the folder that holds config.json")
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file. Give the folder that holds config.json and the weights")
-    if not (folder / "config.json").exists():
+    config = read_settings(folder, "config.json")
+    if config is None:
         inner = sorted(path.parent.name for path in folder.glob("*/config.json"))[:3]
         hint = f"; found one in {', '.join(inner)}" if inner else ""
+        names = [entry.name for entry in folder.iterdir()]
+        if weight_files.ADAPTER in names or any(name.endswith(".gguf") for name in names):
+            raise CheckpointError(f"{folder} is not a checkpoint: {weight_files.describe_contents(folder)}")
         raise CheckpointError(
             f"{folder} has no config.json, so it is not a checkpoint{hint}. Give the folder that holds config.json"
         )
-    return read_object(weight_files.resolve_contained(folder, "config.json", "config.json"))
+    return config
 
 
 def _check_unique(tensors: Sequence[TensorEntry], shards: Sequence[Path]) -> None:
@@ -181,8 +186,7 @@ def _check_unique(tensors: Sequence[TensorEntry], shards: Sequence[Path]) -> Non
         if first != tensor.shard:
             raise CheckpointError(
                 f"{shards[tensor.shard]}: tensor '{shorten_value(tensor.name)}' stands in {shards[first].name} too; "
-                f"which "
-                f"one is meant cannot be known. Fetch the checkpoint again"
+                f"which one is meant cannot be known. {FETCH_AGAIN}"
             )
 
 
@@ -195,23 +199,25 @@ def _check_index(weight_map: dict[str, int], tensors: Sequence[TensorEntry], sha
     raise CheckpointError(
         f"{shards[0].parent}: index and shards disagree: tensor '{shorten_value(name)}' is said to be in "
         f"{shards[said].name if said is not None else 'no file'} and is in "
-        f"{shards[is_in].name if is_in is not None else 'no file'}. Fetch the checkpoint again"
+        f"{shards[is_in].name if is_in is not None else 'no file'}. {FETCH_AGAIN}"
     )
 
 
 def _dtype(config: dict[str, Any], index_dtype: str | None, tensors: Sequence[TensorEntry], folder: Path) -> str:
     """Pick as transformers' `_get_dtype` does for ``auto``: config, index, first float tensor of the first file."""
-    said = config.get("dtype")
-    said = config.get("torch_dtype") if said is None else said
+    text = config.get("text_config")
+    of_class = (text if isinstance(text, dict) else {}) if config.get("model_type") in TEXT_PARTS else config
+    said = of_class.get("dtype")
+    said = of_class.get("torch_dtype") if said is None else said
     said = index_dtype if said is None else said
     if isinstance(said, dict):
         said = said.get("", "float32")
     if said is None:
-        return next((_FLOATS[t.dtype] for t in tensors if t.shard == 0 and t.dtype in _FLOATS), "float32")
+        return next((MODEL_DTYPES[t.dtype] for t in tensors if t.shard == 0 and t.dtype in MODEL_DTYPES), "float32")
     name = str(said).removeprefix("torch.")
-    if name not in _TORCH_NAMES:
+    if name not in MODEL_DTYPES.values():
         raise CheckpointError(
             f"{folder / 'config.json'} gives the dtype {shorten_value(said)}; expected one of "
-            f"{', '.join(sorted(_TORCH_NAMES))}"
+            f"{', '.join(sorted(MODEL_DTYPES.values()))}"
         )
     return name

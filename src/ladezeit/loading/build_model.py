@@ -15,8 +15,9 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from ladezeit.checkpoint.dtypes import torch_dtype
+from ladezeit.checkpoint.files import ADAPTER, FETCH_AGAIN, brings_adapter
 from ladezeit.config import DType
-from ladezeit.errors import LoadError, ran_out_of_memory
+from ladezeit.errors import CombinationError, LoadError, ran_out_of_memory
 from ladezeit.loading import instrumentation
 from ladezeit.loading.base import (
     EngineModel,
@@ -64,9 +65,19 @@ class StateDictEngine:
 
         Raises:
             LoadError: a weight is missing, unexpected or of another shape.
+            CombinationError: an adapter lies beside the weights.
         """
-        with pause_gc():
-            with skip_redundant_init(), clock.span("load/arrange"):
+        import torch
+
+        refuse_adapter(request)
+        if torch.get_default_device().type == "meta":
+            raise LoadError(
+                "a load was called inside of torch.device('meta'), where nothing has values. Call it outside: a model "
+                "is built on meta by itself"
+            )
+        # Of weights that are made here and not in threads, as the library's are, the caller's mode would stay.
+        with pause_gc(), torch.inference_mode(False):
+            with library_errors(request.checkpoint.folder), skip_redundant_init(), clock.span("load/arrange"):
                 request = replace(request, weight_mapping=plan_weight_mapping(request))
             with self._engine.open(request, clock) as loaded:
                 lent_bytes = _lent_bytes(loaded)
@@ -76,6 +87,16 @@ class StateDictEngine:
             with clock.span("load/touch"):
                 made.effective["touched_bytes"] = fault_in_pages(made.model)
         return made
+
+
+def refuse_adapter(request: LoadRequest) -> None:
+    """Raise `CombinationError` where an adapter lies beside the weights, which only `from_pretrained` adds."""
+    if brings_adapter(request.checkpoint.folder):
+        raise CombinationError(
+            f"loading.engine={request.loading.engine} would leave out the adapter in {request.checkpoint.folder} "
+            f"({ADAPTER}), which transformers adds as `peft` is installed. Use loading=transformers or "
+            f"loading=auto, or merge the adapter into the weights"
+        )
 
 
 def build_model(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> EngineModel:
@@ -293,5 +314,5 @@ def refuse_misshapen(model: Any, request: LoadRequest, cause: Exception | None =
         named = "; ".join(found[:_MOST_NAMED]) + (" …" if len(found) > _MOST_NAMED else "")
         raise LoadError(
             f"{len(found)} tensors of {request.checkpoint.folder} have another shape than the model's ({named}): files "
-            f"and config.json do not belong together. Fetch the checkpoint again"
+            f"and config.json do not belong together. {FETCH_AGAIN}"
         ) from cause

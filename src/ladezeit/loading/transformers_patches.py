@@ -8,6 +8,7 @@ first asked.
 """
 
 import functools
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -16,8 +17,23 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
+from ladezeit.system.fork import renew_after_fork
+
 #: The library's functions are one for all threads: two loads at once must not put back each other's.
 _ONE_AT_A_TIME = threading.RLock()
+renew_after_fork(_ONE_AT_A_TIME)
+
+
+#: What undoes the patches of loads under way; a child of a fork has the patches, and not the thread that undoes them.
+_PATCHED: list[ExitStack] = []
+
+
+def _undo_in_child() -> None:
+    for stack in reversed(_PATCHED.copy()):
+        stack.close()
+
+
+os.register_at_fork(after_in_child=_undo_in_child)
 
 
 class LazyPattern:
@@ -102,6 +118,8 @@ def skip_redundant_init() -> Iterator[None]:
     from transformers.utils import logging
 
     with _ONE_AT_A_TIME, ExitStack() as stack:
+        _PATCHED.append(stack)
+        stack.callback(_PATCHED.remove, stack)
         stack.enter_context(lazy_patterns())
         _replace(stack, modeling_utils, "caching_allocator_warmup", lambda _: lambda *_, **__: None)
         _replace(stack, core_model_loading, "tqdm", lambda bar: getattr(logging, "EmptyTqdm", bar))

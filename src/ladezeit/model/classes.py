@@ -151,6 +151,11 @@ def library_errors(folder: str | Path) -> Iterator[None]:
             raise
         from transformers import __version__
 
+        if "trust_remote_code" in str(cause):
+            raise CheckpointError(
+                f"{folder} brings code of its own, which makes its model. Read it and set model.trust_remote_code=true "
+                f"where you trust it"
+            ) from cause
         raise CheckpointError(
             f"transformers {__version__} cannot load {folder}: {type(cause).__name__}: {_said(cause)}. Use the version "
             f"that its config.json names, or correct what it says"

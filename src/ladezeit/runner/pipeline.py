@@ -97,7 +97,9 @@ def make_expected(config: LoadConfig, checkpoint: "Checkpoint", device: str, pro
     """
     import torch
 
+    from ladezeit.checkpoint.files import brings_adapter
     from ladezeit.loading import quantization
+    from ladezeit.model.classes import class_and_config
     from ladezeit.validation import logits, manifest
     from ladezeit.validation.cuda_kernel import device_kernel
     from ladezeit.validation.expected import Expected
@@ -117,4 +119,6 @@ def make_expected(config: LoadConfig, checkpoint: "Checkpoint", device: str, pro
         generation_config=stored_generation_config(checkpoint.folder),
         manifest=manifest.read_manifest(proof_files.manifest) if proof_files.manifest else None,
         reference=logits.read_reference(proof_files.reference) if proof_files.reference else None,
+        model_class=class_and_config(checkpoint.folder, config.model.trust_remote_code)[0],
+        adapter=brings_adapter(checkpoint.folder),
     )

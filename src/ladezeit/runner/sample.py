@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ladezeit.config import CacheState, ProcessKind, to_plain
-from ladezeit.errors import LadezeitError, LoadError, ran_out_of_memory
+from ladezeit.errors import CombinationError, LadezeitError, LoadError, NotRunnableError, ran_out_of_memory
 from ladezeit.results.records import ErrorReport, Result, Status
 from ladezeit.runner import pipeline
 from ladezeit.runner.spec import SCRATCH, WorkerSpec
@@ -289,4 +289,6 @@ def status_of(error: BaseException) -> Status:
     """Return the status that an error stands for; what is behind it counts before what it says itself."""
     if ran_out_of_memory(error):
         return Status.oom
+    if isinstance(error, NotRunnableError | CombinationError):  # known only once the libraries were asked
+        return Status.skipped
     return Status.wrong if isinstance(error, LoadError) else Status.failed

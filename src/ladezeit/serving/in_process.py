@@ -32,6 +32,7 @@ from ladezeit.serving.protocols import Bytes
 from ladezeit.serving.request import ChosenLoad, LoadArguments, config_of, loading_of
 from ladezeit.system import torch_settings
 from ladezeit.system.files import cache_folder
+from ladezeit.system.fork import renew_after_fork
 from ladezeit.system.gpus import ResolvedDevice, resolve_device
 from ladezeit.system.processes import trim_allocators
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 #: Of all managers of the process.
 _TURN = threading.Lock()
+renew_after_fork(_TURN)
 
 
 class InProcessLoader:

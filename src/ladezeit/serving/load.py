@@ -26,6 +26,7 @@ from ladezeit.runner import pipeline
 from ladezeit.serving.protocols import Bytes
 from ladezeit.serving.request import ChosenLoad, LoadArguments, config_of
 from ladezeit.system.files import cache_folder
+from ladezeit.system.fork import renew_after_fork
 from ladezeit.system.gpus import ResolvedDevice, resolve_device
 from ladezeit.system.processes import trim_allocators
 from ladezeit.timing.clock import LOAD, Clock
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 #: Engines set variables of the process and wrap functions of the library while they load, and two loads at once would
 #: only share the disk.
 _ONE_LOAD = threading.RLock()
+renew_after_fork(_ONE_LOAD)
 
 
 # What `ladezeit.load` returns: a verified model, and the record of how it came to be.

@@ -10,7 +10,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ladezeit.system.fork import renew_after_fork
+
 _LOCK = threading.Lock()
+renew_after_fork(_LOCK)
 _paused_by = 0
 _was_on = False
 

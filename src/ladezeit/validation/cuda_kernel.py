@@ -18,6 +18,7 @@ import numpy as np
 
 from ladezeit.errors import OutOfMemoryError, ran_out_of_memory
 from ladezeit.system.files import cache_folder, write_atomically
+from ladezeit.system.fork import renew_after_fork
 from ladezeit.validation.checksum import ROW_BYTES, ROW_WORDS, WORD_BYTES, make_multipliers
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ _FOLDER = "kernels"
 _GPU_FULL, _COMPILER_FULL = 2, 1
 _HASH_BYTES = hashlib.sha256().digest_size
 _LOCK = threading.Lock()
+renew_after_fork(_LOCK)
 _made: "dict[torch.device, DeviceKernel | None]" = {}
 
 

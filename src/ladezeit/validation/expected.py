@@ -18,7 +18,8 @@ class Expected:
     says (`stored_generation_config`), which the model must have taken up; None where it has none. `quantisation`: the
     scheme asked for, in the words of `ladezeit.loading.quantization.scheme_of`; None for none. `manifest`: what every
     tensor must hold, for the levels that look at contents; `spoken`: what the model must say, for those that listen.
-    `rank`: which of the ranks this process is, where weights are split over several.
+    `rank`: which of the ranks this process is, where weights are split over several. `model_class`: the class that
+    `from_pretrained` would have made, None where that is not known; `adapter`: it would have added one.
     """
 
     device: str
@@ -31,3 +32,5 @@ class Expected:
     manifest: "Manifest | None" = None
     reference: "Reference | None" = None
     rank: int | None = None
+    model_class: type | None = None
+    adapter: bool = False

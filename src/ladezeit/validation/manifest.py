@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ladezeit.checkpoint.dtypes import model_item_bytes
+from ladezeit.checkpoint.files import FETCH_AGAIN
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.checkpoint.verify import checkpoint_identity, verify
 from ladezeit.errors import CheckpointError, NotRunnableError
@@ -103,7 +104,7 @@ def reference_load(folder: str, dtype: str, device: str, **arguments: Any) -> tu
     if made_up:
         raise CheckpointError(
             f"{folder} lacks {len(made_up)} tensors of its model ({', '.join(sorted(made_up)[:_MOST_NAMED])}): "
-            f"transformers makes up their values, so nothing can verify them. Fetch the checkpoint again"
+            f"transformers makes up their values, so nothing can verify them. {FETCH_AGAIN}"
         )
     return model, info
 

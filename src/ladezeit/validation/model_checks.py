@@ -1,14 +1,13 @@
 """Checks of a model that are not about one tensor's place or bytes: quantization, generation config, float32, ties."""
 
 import copy
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ladezeit.errors import CheckpointError
+from ladezeit.checkpoint.files import read_settings
 from ladezeit.loading.quantization import CHECKPOINTS_OWN, dequantized_dtype, quantizer_rule, scheme_of
 from ladezeit.model.classes import build_on_meta
 from ladezeit.model.tensors import component_tensors
@@ -142,6 +141,31 @@ def _same_memory(one: Any, other: Any) -> bool:
     return bool(one.device == other.device and one.data_ptr() == other.data_ptr())
 
 
+# Whether a model is what `from_pretrained` makes of its checkpoint: its class, and the adapter that lies beside it.
+
+
+def find_other_class(model: Any, expected: Expected) -> list[Finding]:
+    """Return a finding where `model` is of another class than expected, and one where it lacks the adapter.
+
+    Code of a checkpoint is imported anew by each load, so classes are compared by their names.
+    """
+    inner = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    adapted = getattr(inner, "_hf_peft_config_loaded", False) or hasattr(inner, "peft_config")
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    findings = []
+    wanted = expected.model_class
+    if wanted is not None and _class_name(wanted) not in map(_class_name, type(inner).__mro__):
+        detail = f"the model is {_class_name(type(inner))}, and from_pretrained makes {_class_name(wanted)}"
+        findings.append(Finding("class", "", detail))
+    if expected.adapter and not adapted:
+        findings.append(Finding("adapter", "", "the adapter beside the weights was not added, as from_pretrained does"))
+    return findings
+
+
+def _class_name(one: type) -> str:
+    return f"{one.__module__}.{one.__qualname__}"
+
+
 # Which weights a model class keeps in float32 whatever dtype is asked for.
 
 
@@ -204,16 +228,7 @@ def stored_generation_config(folder: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    path = folder / "generation_config.json"
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as cause:
-        raise CheckpointError(f"{path} cannot be read: {cause}. Fetch the checkpoint again") from cause
-    if not isinstance(stored, dict):
-        raise CheckpointError(f"{path} holds {type(stored).__name__}, not settings by name. Fetch the checkpoint again")
-    return stored
+    return read_settings(folder, "generation_config.json")
 
 
 def not_taken_up(model: Any, stored: dict[str, Any] | None) -> list[Finding]:
@@ -233,6 +248,7 @@ def not_taken_up(model: Any, stored: dict[str, Any] | None) -> list[Finding]:
         and not isinstance(value, dict)
         and hasattr(settings, key)
         and getattr(settings, key) != value
+        and repr(getattr(settings, key)) != repr(value)  # NaN is not equal to itself
     ]
     if not differing:
         return []

@@ -17,6 +17,7 @@ from ladezeit.validation.faults import Fault
 from ladezeit.validation.model_checks import (
     QuantizationCheck,
     WrongDtype,
+    find_other_class,
     find_untied_weights,
     fp32_exceptions,
     not_taken_up,
@@ -94,7 +95,7 @@ def check_placement(loaded: EngineModel, expected: Expected, config: ValidationC
     findings += quantized.find_missing()
     findings += find_untied_weights(model, expected)
     findings += not_taken_up(model, expected.generation_config)
-    findings += _keys(loaded)
+    findings += _keys(loaded) + find_other_class(model, expected)
     return LevelReport(
         summary=_claim(_Counts(tensors_seen, modules_seen, quantized.count, offloaded), expected),
         modules_seen=modules_seen,

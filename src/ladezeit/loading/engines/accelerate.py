@@ -18,11 +18,11 @@ from ladezeit.config import STRATEGIES, DType, TransformersLoading
 from ladezeit.config.device_map import device_map, offload_folder
 from ladezeit.errors import CombinationError, LoadError
 from ladezeit.loading.base import EngineModel, EngineSpec, LoadRequest
-from ladezeit.loading.build_model import refuse_misshapen
+from ladezeit.loading.build_model import refuse_adapter, refuse_misshapen
 from ladezeit.loading.conversion import converted_files
 from ladezeit.loading.device_map import max_memory, name_places, refuse_uncovered, refuse_unknown_modules
 from ladezeit.loading.engines.transformers import finish_load, refuse_offload, server_flags
-from ladezeit.model.classes import class_and_config
+from ladezeit.model.classes import class_and_config, library_errors
 from ladezeit.timing.clock import Clock
 
 _MOST_NAMED = 10
@@ -96,6 +96,7 @@ def _skeleton(request: LoadRequest, clock: Clock) -> Any:
     from accelerate import init_empty_weights
     from transformers import GenerationConfig
 
+    refuse_adapter(request)
     folder = str(request.checkpoint.folder)
     asked = request.loading.dtype
     dtype = getattr(torch, request.checkpoint.dtype if asked is DType.auto else asked.value)
@@ -103,7 +104,7 @@ def _skeleton(request: LoadRequest, clock: Clock) -> Any:
     with clock.span("load/config"):
         own_class, config = class_and_config(folder, request.trust_remote_code)
     with clock.span("load/skeleton"):
-        with init_empty_weights(include_buffers=False):
+        with library_errors(folder), init_empty_weights(include_buffers=False):
             model = own_class._from_config(config, dtype=dtype, **extra)
         model.tie_weights()
         model.eval()

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ladezeit.checkpoint.files import brings_adapter
 from ladezeit.config import DType, LoadingConfig
 from ladezeit.config.engines import ServerFlags, arguments_class
 from ladezeit.errors import NotRunnableError
 from ladezeit.loading import registry
 from ladezeit.loading.base import Engine, EngineModel, EngineSpec, LoadRequest
+from ladezeit.model.classes import has_own_code
 from ladezeit.system.residency import filesystem_type, sampled_share
 from ladezeit.timing.clock import Clock
 
@@ -34,7 +36,8 @@ class Facts:
     """What is known before a load.
 
     `device` is ``cpu`` or ``cuda``; `resident_share`: about how much of the shards is in the page cache, NaN where the
-    system does not tell; `own_class`: the model's class is transformers' own; `keeps_dtype`: nothing is to be cast.
+    system does not tell; `own_class`: the model's class is transformers' own; `adapter`: one is to
+    be added to the weights; `keeps_dtype`: nothing is to be cast.
     """
 
     device: str
@@ -46,6 +49,7 @@ class Facts:
     keeps_dtype: bool
     quantised: bool
     own_class: bool
+    adapter: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,13 @@ RULES: tuple[Rule, ...] = (
         lambda facts: not facts.own_class,
         "transformers",
         "only it runs that code",
+        {"device_map": "device"},
+    ),
+    Rule(
+        "an adapter lies beside the weights",
+        lambda facts: facts.adapter,
+        "transformers",
+        "only it adds the adapter",
         {"device_map": "device"},
     ),
     Rule(
@@ -146,7 +157,8 @@ def collect_facts(request: LoadRequest) -> Facts:
         tensor_count=len(checkpoint.tensors),
         keeps_dtype=asked in (DType.auto, DType.__members__.get(checkpoint.dtype)),
         quantised=checkpoint.config.get("quantization_config") is not None,
-        own_class=not (request.trust_remote_code and "auto_map" in checkpoint.config),
+        own_class=not (request.trust_remote_code and has_own_code(checkpoint.config)),
+        adapter=brings_adapter(checkpoint.folder),
     )
 
 

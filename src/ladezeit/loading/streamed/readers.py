@@ -12,12 +12,14 @@ from typing import Protocol
 from ladezeit.errors import LoadError
 from ladezeit.loading.base import Progress
 from ladezeit.loading.streamed.plan import Extent
+from ladezeit.system.fork import renew_after_fork
 
 #: How long a thread may keep the interpreter while others want it, during a load. Between two reads a thread needs it
 #: for some 50 µs; with Python's 5 ms each of them waits for the thread that builds the model.
 _SWITCH_S = 1e-4
 
 _LOCK = threading.Lock()
+renew_after_fork(_LOCK)
 _switching_for = 0
 _switched_before = 0.0
 
