@@ -260,10 +260,15 @@ def load(model: str, dtype: str, device: str) -> Facts:
     kind = resolve_device(device).name
     strays = [name for name, weight in made.model.named_parameters() if str(weight.device) != kind]
     dtypes = {str(weight.dtype) for weight in made.model.parameters()}
-    if strays or dtypes != {f"torch.{dtype}"} or not made.proof.passed or made.proof.level != "full":
-        raise RuntimeError(f"not on {kind}: {strays[:3]}; dtypes {dtypes}; proof {made.proof.level}")
+    if strays or dtypes != {f"torch.{dtype}"} or not made.verification.passed or made.verification.level != "full":
+        raise RuntimeError(f"not on {kind}: {strays[:3]}; dtypes {dtypes}; proof {made.verification.level}")
     told = {key: made.effective.get(key) for key in ("readers", "ring_bytes", "pinned_bytes", "threads", "arranged")}
-    return {"load_s": round(made.load_s, 4), "total_s": round(made.total_s, 2), "proof": made.proof.reason, **told}
+    return {
+        "load_s": round(made.load_s, 4),
+        "total_s": round(made.total_s, 2),
+        "proof": made.verification.reason,
+        **told,
+    }
 
 
 def _rate(target: torch.Tensor, source: torch.Tensor) -> float:

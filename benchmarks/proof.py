@@ -1,4 +1,4 @@
-"""What the proof of a model costs: content and placement beside one pass over the same memory.
+"""What the verification of a model costs: content and placement beside one pass over the same memory.
 
     python benchmarks/proof.py [--model NAME …] [--manifests DTYPE …] [--device cpu] [--samples 10] [--output FILE]
 
@@ -160,8 +160,8 @@ def one_pass_by_threads(tensors: dict[str, torch.Tensor]) -> None:
 
 def proven(model: Any, asked: Expected, level: ValidationLevel) -> None:
     """Prove as a worker does."""
-    proof = verify_model(EngineModel(model), asked, ValidationConfig(level), Clock(time.monotonic_ns()))
-    assert proof.passed, proof.reason
+    verification = verify_model(EngineModel(model), asked, ValidationConfig(level), Clock(time.monotonic_ns()))
+    assert verification.passed, verification.reason
 
 
 if __name__ == "__main__":

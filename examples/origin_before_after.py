@@ -75,7 +75,7 @@ def after(settings_path: Path, name: str) -> Side:
     began_s = time.monotonic()
     loaded = manager.get(name)
     total_s = time.monotonic() - began_s
-    return Side(loaded.model, total_s, own_seconds(loaded.phases), loaded.proof.reason)
+    return Side(loaded.model, total_s, own_seconds(loaded.phases), loaded.verification.reason)
 
 
 def own_seconds(phases: list[Phase]) -> dict[str, float]:

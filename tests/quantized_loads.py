@@ -16,7 +16,7 @@ from ladezeit.loading.quantization import scheme_asked
 from ladezeit.timing.clock import LOAD, Clock
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.levels import verify_model
-from ladezeit.validation.proof import Proof
+from ladezeit.validation.verification import Verification
 
 #: The engines that quantise, with the package that each needs.
 ENGINES = {"bitsandbytes_8bit": "bitsandbytes", "bitsandbytes_4bit": "bitsandbytes", "torchao_int8": "torchao"}
@@ -45,7 +45,7 @@ def scheme(name: str, **arguments: Any) -> str:
     return asked
 
 
-def proof(loaded: EngineModel, scheme: str | None, device: str = "cpu", dtype: str = "bfloat16") -> Proof:
+def proof(loaded: EngineModel, scheme: str | None, device: str = "cpu", dtype: str = "bfloat16") -> Verification:
     asked = Expected(
         device, dtype, single_device=True, offload_allowed=False, device_strategy=False, quantization=scheme
     )

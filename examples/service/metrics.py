@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from ladezeit.serving.events import Event, LoadFailed, LoadFinished, Proven, Unloaded
+from ladezeit.serving.events import Event, LoadFailed, LoadFinished, Verified, Unloaded
 from ladezeit.serving.manager import ManagerStatus
 
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -35,7 +35,7 @@ class LoadMetrics:
                 self.seconds.labels(event.model).observe(event.seconds)
             case LoadFailed():
                 self.loads.labels(event.model, "failed").inc()
-            case Proven():
+            case Verified():
                 self.proof_seconds.labels(event.model).observe(event.cost_s)
             case Unloaded():
                 self.unloads.labels(event.model, event.why.value).inc()

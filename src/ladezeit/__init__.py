@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "LoadedModel": "ladezeit.serving.load",
     "ModelManager": "ladezeit.serving.manager",
-    "ValidationError": "ladezeit.validation.proof",
+    "ValidationError": "ladezeit.validation.verification",
     "evict": "ladezeit.serving.prefetch",
     "load": "ladezeit.serving.load",
     "phase": "ladezeit.timing.clock",
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ladezeit.serving.verify import verify as verify
     from ladezeit.timing.clock import phase as phase
     from ladezeit.tracing.api import trace as trace
-    from ladezeit.validation.proof import ValidationError as ValidationError
+    from ladezeit.validation.verification import ValidationError as ValidationError
 
 __all__ = [
     "LoadedModel",

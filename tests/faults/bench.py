@@ -96,7 +96,7 @@ class Bench:
         asked = reference_key_of(
             composed("transformers"), self.checkpoint, device=device, hardware="here", cache=cache_folder
         )
-        self._proof_files = references.prepare_references(composed("transformers"), asked)
+        self._reference_files = references.prepare_references(composed("transformers"), asked)
         self._damaged = {fault: self._damage(fault) for fault in IN_FILES}
 
     def run(self, engines: tuple[str, ...] = ENGINES) -> list[Outcome]:
@@ -133,7 +133,7 @@ class Bench:
         checkpoint: Checkpoint,
         conversion: Conversion | None,
     ) -> list[Outcome]:
-        asked = pipeline.make_expected(config, self.checkpoint, self._device, self._proof_files)
+        asked = pipeline.make_expected(config, self.checkpoint, self._device, self._reference_files)
         try:
             loaded = self._loaded(config, checkpoint, conversion)
         except Exception as error:

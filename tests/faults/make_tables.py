@@ -1,4 +1,4 @@
-"""Runs the fault bench and the peers, and writes what the report and docs/proof.md say of them.
+"""Runs the fault bench and the peers, and writes what the report and docs/verification.md say of them.
 
     python tests/faults/make_tables.py [--no-peers]
 

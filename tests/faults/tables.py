@@ -1,4 +1,4 @@
-"""What the fault bench's outcomes come to: plain data for the package, and the tables of docs/proof.md."""
+"""What the fault bench's outcomes come to: plain data for the package, and the tables of docs/verification.md."""
 
 import json
 import re

@@ -72,7 +72,7 @@ def test_the_data_of_the_report_is_what_the_bench_finds(outcomes: list[Outcome])
 
 
 def test_the_tables_of_the_documentation_are_what_was_found() -> None:
-    """docs/proof.md cannot be edited into saying more than was found."""
+    """docs/verification.md cannot be edited into saying more than was found."""
     caught, noticed = (json.loads(path.read_text()) for path in (tables.CATCHES, tables.PEERS))
     document = tables.DOCUMENT.read_text()
     assert tables.rendered(document, caught, noticed, tables.costs()) == document

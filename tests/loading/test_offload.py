@@ -19,7 +19,7 @@ from ladezeit.timing.clock import LOAD, Clock
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.levels import verify_model
 from ladezeit.validation.placement import offloaded_bytes
-from ladezeit.validation.proof import Finding, Proof
+from ladezeit.validation.verification import Finding, Verification
 
 LAYERS_ON_DISK = {
     "model.embed_tokens": "device",
@@ -61,7 +61,7 @@ def hooked(model: Any) -> list[str]:
     ]
 
 
-def proof(loaded: EngineModel, loading: TransformersLoading, allowed: bool, device: str = "cpu") -> Proof:
+def proof(loaded: EngineModel, loading: TransformersLoading, allowed: bool, device: str = "cpu") -> Verification:
     dtype = "bfloat16" if loading.dtype is DType.auto else loading.dtype.value
     single = single_device(loading)
     asked = Expected(device, dtype, single, offload_allowed=allowed, device_strategy=is_strategy(loading))

@@ -97,7 +97,7 @@ def test_the_model_is_the_one_of_from_pretrained(method: str, kind: str, plain: 
     assert ours.generation_config.to_dict() == theirs.generation_config.to_dict()
     said = [model.generate(torch.tensor(PROMPT), max_new_tokens=6, do_sample=False) for model in (ours, theirs)]
     assert torch.equal(*said)
-    assert loaded.proof.passed and loaded.proof.level == "placement"
+    assert loaded.verification.passed and loaded.verification.level == "placement"
     assert loaded.chosen_by == "loading"
 
 

@@ -184,7 +184,7 @@ def test_without_a_budget_the_machine_s_free_memory_is_the_limit(origin_config: 
     manager = ModelManager(origin_config("ape"), machine=Full())
     with pytest.raises(BudgetError, match=r"ape needs 5\.5 MiB.*free memory of this machine.*nothing was read"):
         manager.get("ape")
-    assert ModelManager(origin_config("ape")).get("ape").proof.passed
+    assert ModelManager(origin_config("ape")).get("ape").verification.passed
 
 
 def test_a_closed_manager_has_given_everything_back(origin_config: Config) -> None:

@@ -91,8 +91,8 @@ def test_validation_is_chosen_per_model_and_its_cost_is_shown(origin_config: Con
     manager.preload()
     status = manager.status().models
     assert status["ape"].validation == "placement"
-    assert "every key matched" in (status["ape"].proof or "")
-    assert "modules is on meta; nothing else was looked for" in (status["bee"].proof or "")
+    assert "every key matched" in (status["ape"].verification or "")
+    assert "modules is on meta; nothing else was looked for" in (status["bee"].verification or "")
     assert all((status[name].validation_s or 0) > 0 for name in ("ape", "bee"))
     assert all(
         each.validation_s is not None and each.load_s and each.validation_s < each.load_s for each in status.values()

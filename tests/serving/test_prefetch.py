@@ -60,7 +60,7 @@ def test_what_a_process_has_mapped_stays_and_is_said_to(shards: Checkpoint) -> N
     """`evict` never claims what it did not do."""
     loaded = ladezeit.load(shards.folder, loading="safetensors_mmap", device="cpu")
     assert not ladezeit.evict(shards.folder).is_cold
-    assert loaded.proof.passed
+    assert loaded.verification.passed
 
 
 def test_the_converted_files_are_meant_where_the_method_reads_those(shards: Checkpoint) -> None:

@@ -23,7 +23,7 @@ from ladezeit.errors import CheckpointError, CombinationError, ConfigError, Load
 from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.serving.request import model_of
 from ladezeit.timing.clock import Clock
-from ladezeit.validation.proof import ValidationError
+from ladezeit.validation.verification import ValidationError
 from sparse_checkpoints import four_terabytes
 
 
@@ -77,7 +77,7 @@ def test_models_are_named_in_three_ways(tiny: Any, tmp_path: Path) -> None:
     (tmp_path / "model" / "ours.yaml").write_text("defaults: [tiny, _self_]\nname: ours\nseed: 7\n")
     ours: Any = model_of("ours", tmp_path)
     assert (ours.name, ours.seed, ours.architecture) == ("ours", 7, model_config("tiny").architecture)
-    assert load(model=tiny.folder).proof.passed
+    assert load(model=tiny.folder).verification.passed
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_code_of_a_checkpoint_is_not_run(tiny: Any, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(settings))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     for method in ("auto", "transformers"):
-        assert load(model=folder, loading=method).proof.passed
+        assert load(model=folder, loading=method).verification.passed
     assert not (tmp_path / "ran").exists()
 
 
@@ -221,7 +221,7 @@ def test_content_is_proven_against_a_manifest_that_is_kept(monkeypatch: pytest.M
     monkeypatch.setenv("LADEZEIT_CACHE", str(tmp_path))  # nobody made the manifest before
     told: list[str] = []
     first = load(validation="content", progress=lambda what, done, total: told.append(what))
-    assert first.proof.passed and "bit for bit" in first.proof.reason
+    assert first.verification.passed and "bit for bit" in first.verification.reason
     assert any("reference load" in what for what in told)
     method = {"engine": f"engines_for_tests:{FlipsABit.__name__}", "device_map": "device"}
     with pytest.raises(ValidationError) as caught:
@@ -229,7 +229,7 @@ def test_content_is_proven_against_a_manifest_that_is_kept(monkeypatch: pytest.M
     assert [finding.name for finding in caught.value.findings] == ["model.norm.weight"]
     again = load(validation="content")
     seconds = [
-        sum(phase.duration_s for phase in loaded.phases if phase.path == "prepare/proof_files")
+        sum(phase.duration_s for phase in loaded.phases if phase.path == "prepare/references")
         for loaded in (first, again)
     ]
     assert seconds[1] < seconds[0]
@@ -245,7 +245,7 @@ def test_threads_may_load_at_once() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(done) == len(methods) and all(loaded.proof.passed for loaded in done)
+    assert len(done) == len(methods) and all(loaded.verification.passed for loaded in done)
     assert before == (modeling_utils.PreTrainedModel._load_pretrained_model, modeling_utils.caching_allocator_warmup)
     assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
 

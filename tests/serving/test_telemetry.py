@@ -18,8 +18,8 @@ from ladezeit.serving.events import (
     LoadFinished,
     LoadStarted,
     PhaseFinished,
-    Proven,
     Unloaded,
+    Verified,
     Why,
 )
 from ladezeit.serving.production_log import ProductionLog
@@ -59,7 +59,7 @@ def test_events_tell_a_load_from_its_start_to_its_end(origin_config: Config) -> 
     kinds = [type(event) for event in events]
     assert kinds[0] is LoadStarted
     assert set(kinds[1:-3]) == {PhaseFinished}
-    assert kinds[-3:] == [Proven, LoadFinished, Unloaded]
+    assert kinds[-3:] == [Verified, LoadFinished, Unloaded]
     finished, unloaded = events[-2], events[-1]
     assert isinstance(finished, LoadFinished)
     assert isinstance(unloaded, Unloaded)
@@ -73,7 +73,7 @@ def test_a_listener_that_fails_fails_no_load(manager: ModelManager, origin_confi
         raise RuntimeError("the metrics server is down")
 
     loaded = ModelManager(origin_config("ape"), listeners=[broken]).get("ape")
-    assert loaded.proof.passed
+    assert loaded.verification.passed
     assert "a listener failed" in caplog.text
 
 
@@ -163,7 +163,7 @@ def test_a_store_that_is_gone_fails_no_load_and_the_file_is_there(tmp_path: Path
     dead = TrackingConfig(kind=TrackingKind.server, uri="http://127.0.0.1:9")
     log = ProductionLog(tmp_path, dead)
     with ModelManager(origin_config("ape"), listeners=[log]) as manager:
-        assert manager.get("ape").proof.passed
+        assert manager.get("ape").verification.passed
     assert len(list((tmp_path / "production").glob("*/result.json"))) == 1
     assert not list((tmp_path / "production").glob("*/.mlflow_run_id"))
 

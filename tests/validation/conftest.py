@@ -14,7 +14,7 @@ from ladezeit.loading.base import EngineModel
 from ladezeit.timing.clock import Clock
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.levels import verify_model
-from ladezeit.validation.proof import Proof
+from ladezeit.validation.verification import Verification
 
 
 @pytest.fixture(scope="session")
@@ -52,10 +52,10 @@ def expected() -> Expected:
 
 
 @pytest.fixture
-def proof() -> Callable[..., Proof]:
+def proof() -> Callable[..., Verification]:
     """Prove with a clock of its own."""
 
-    def proven(loaded: EngineModel, expected: Expected, level: str, k: int = 10) -> Proof:
+    def proven(loaded: EngineModel, expected: Expected, level: str, k: int = 10) -> Verification:
         config = ValidationConfig(level=ValidationLevel(level), k=k)
         return verify_model(loaded, expected, config, Clock(time.monotonic_ns()))
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from ladezeit.loading.base import EngineModel
 from ladezeit.validation.expected import Expected
-from ladezeit.validation.proof import Proof
+from ladezeit.validation.verification import Verification
 
 LEVELS = ("none", "sampled", "all_modules", "origin_rule", "placement")
 Load = Callable[..., EngineModel]
-Prove = Callable[..., Proof]
+Prove = Callable[..., Verification]
 MIDDLE = "model.layers.6.mlp.up_proj"
 
 

@@ -17,10 +17,10 @@ from ladezeit.loading.base import EngineModel
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.model_checks import fp32_exceptions, stored_generation_config
 from ladezeit.validation.placement import ResolvedDeviceMap, device_name
-from ladezeit.validation.proof import Proof
+from ladezeit.validation.verification import Verification
 
 Load = Callable[..., EngineModel]
-Prove = Callable[..., Proof]
+Prove = Callable[..., Verification]
 
 
 def disk_places() -> dict[str, str]:
@@ -168,7 +168,7 @@ def test_a_generation_config_that_cannot_be_read_is_a_damaged_checkpoint(tmp_pat
     """The user hears which file is damaged; one that is not there is no damage."""
     assert stored_generation_config(tmp_path) is None
     (tmp_path / "generation_config.json").write_text("[1, 2")
-    with pytest.raises(CheckpointError, match=r"generation_config\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"generation_config\.json is not valid"):
         stored_generation_config(tmp_path)
 
 

@@ -109,7 +109,7 @@ class Attribution:
 
 
 def explain_difference(slower: PointFigures, faster: PointFigures) -> Attribution:
-    """Say where `slower` spends what `faster` does not; both have proven samples of one model and cache state."""
+    """Say where `slower` spends what `faster` does not; both have verified samples of one model and cache state."""
     difference = compare_phases(slower.samples, faster.samples)
     named = select_largest(difference.phases, difference.total_s) if difference.total_s > 0 else []
     return Attribution(

@@ -1,4 +1,4 @@
-"""Points compared by one metric: grouped over their samples, ranked where they are proven, apart where they are not."""
+"""Points compared by one metric: grouped over their samples, ranked where verified, apart where not."""
 
 import json
 import statistics

@@ -198,7 +198,7 @@ def _current(section: Section, load: Standing, wanted: Sequence[Condition], *, s
 
 
 def _attributions(load: Standing, current: Current | None) -> list[Attribution]:
-    """Explain the current config where it is slower, else the slowest method that is proven to be."""
+    """Explain the current config where it is slower, else the slowest method that significantly is."""
     leader = load.leader
     if leader is None:
         return []
@@ -211,7 +211,7 @@ def _attributions(load: Standing, current: Current | None) -> list[Attribution]:
 
 
 def _fair_rival(point: PointFigures, points: Sequence[PointFigures], leader: PointFigures) -> PointFigures:
-    """Return the fastest point that ends with the same dtype and device, if it is proven faster; else the leader."""
+    """Return the fastest point that ends with the same dtype and device, if significantly faster; else the leader."""
     same = [
         other
         for other in points

@@ -1,4 +1,4 @@
-"""Which samples count: a time is compared only where it is proven that the right thing was loaded."""
+"""Which samples count: a time is compared only where it was verified that the right thing was loaded."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,27 +22,27 @@ LOAD = "load/total_s"
 
 
 def level_of(result: Result) -> str:
-    """Return the level of validation that was asked for, as the proof or else the config names it."""
+    """Return the level of validation that was asked for, as the verification or else the config names it."""
     named = (result.proof or {}).get("level") or (result.config.get("validation") or {}).get("level")
     return str(named or "unknown")
 
 
 def claim_of(samples: Sequence[Result]) -> str | None:
-    """Return in one sentence what the proof of a quantized or split model proves; None where its level says it all."""
+    """Return in one sentence what was verified of a quantized or split model; None where its level says it all."""
     claims = (str(proof["claim"]) for result in samples if (proof := result.proof) and proof.get("claim"))
     return next(claims, None)
 
 
 def unverified_reason(result: Result) -> str | None:
-    """Return in a line why an `ok` sample is not proven, None where it is (or where it is not `ok` anyway)."""
+    """Return in a line why an `ok` sample is not verified, None where it is (or where it is not `ok` anyway)."""
     if result.status is not Status.ok:
         return None
     if result.config.get("profile"):
         return "measured under a profiler, which itself takes time"
-    return _unproven(result)
+    return _unverified(result)
 
 
-def _unproven(result: Result) -> str | None:
+def _unverified(result: Result) -> str | None:
     proof = result.proof
     if not proof:
         return "no verification is on record"

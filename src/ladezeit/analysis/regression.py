@@ -1,4 +1,4 @@
-"""What became of each point: slower beyond the limit, no longer proven, missing, or nothing of that.
+"""What became of each point: slower beyond the limit, no longer verified, missing, or nothing of that.
 
 The rule. A point is slower only if two things hold. The whole interval of its ratio to the baseline (Hodges-Lehmann,
 inverted Mann-Whitney test) lies beyond the limit; and the exact one-sided test against "exactly at the limit", adjusted
@@ -38,13 +38,13 @@ _NOT_MEASURED = (Status.skipped, Status.invalid)
 class Outcome(Enum):
     """What became of a point."""
 
-    slower = "slower"  # proven to be slower by more than the limit
-    broken = "broken"  # proven in the baseline, and now wrong, failing, out of memory, or unproven
+    slower = "slower"  # significantly slower, by more than the limit
+    broken = "broken"  # verified in the baseline, and now wrong, failing, out of memory, or unverified
     missing = "missing"  # in the baseline, and not measured now
     undecided = "undecided"  # the limit lies inside the interval, or there are too few samples
-    within = "within"  # proven to be slower by less than the limit, if at all
+    within = "within"  # slower by less than the limit, if at all
     new = "new"  # not in the baseline
-    unproven_before = "unproven_before"  # the baseline itself proves nothing of it
+    unproven_before = "unproven_before"  # not verified in the baseline
 
 
 #: What the gate is for; `missing` counts too unless the caller allows it.
@@ -197,7 +197,7 @@ def _absent(now: Sequence[Result], values: Sequence[float], metric: str) -> str 
 
 
 def _broken(pair: Pair) -> str | None:
-    """Return how a point that was proven is not any more; one that failed now and then before may do so again."""
+    """Return how a point that was verified is not any more; one that failed now and then before may do so again."""
     if reason := exclusion_reason(pair.now):
         return reason
     bad_now, bad_before = (

@@ -7,7 +7,7 @@ from ladezeit.analysis.comparison import PointFigures, Section
 from ladezeit.analysis.eligibility import Objective
 from ladezeit.analysis.statistics import compare_against, estimate_ratio, samples_to_settle, signed_rank
 
-#: A proven difference of less than this share is said to hardly matter, and does not take a point off the Pareto front.
+#: A significant difference of less than this share is said to hardly matter, and takes no point off the Pareto front.
 NEGLIGIBLE = 0.01
 
 _MOST_QUESTIONS = 3
@@ -16,11 +16,11 @@ _MOST_QUESTIONS = 3
 class State(Enum):
     """What can be said about an objective."""
 
-    best = "best"  # one method is proven better than every other
+    best = "best"  # one method is significantly better than every other
     shared = "shared"  # several cannot be told apart, better than the rest
-    alone = "alone"  # one method alone has five proven samples
-    too_few = "too_few"  # nobody has five proven samples
-    absent = "absent"  # no proven sample has the metric
+    alone = "alone"  # one method alone has five verified samples
+    too_few = "too_few"  # nobody has five verified samples
+    absent = "absent"  # no verified sample has the metric
 
 
 @dataclass(frozen=True)

@@ -276,7 +276,7 @@ def _u_tails(n: int, m: int) -> Values:
     return tails
 
 
-# Ranks that can be shared: who is proven to be slower than the best, and who cannot be told apart from it.
+# Ranks that can be shared: who is significantly slower than the best, and who cannot be told apart from it.
 
 
 def compute_ranks(values: Mapping[str, Sequence[float]], *, more_is_better: bool = False) -> dict[str, int]:
@@ -308,7 +308,7 @@ def find_leaders(values: Mapping[str, Sequence[float]], *, more_is_better: bool 
 
 
 def samples_needed(methods: int) -> int:
-    """Return how many samples each of `methods` points needs at least so that complete separation can be proven."""
+    """Return how many samples each of `methods` points needs at least so that complete separation is significant."""
     count = LEAST_TO_RANK
     while 2 * (methods - 1) / math.comb(2 * count, count) >= LEVEL:
         count += 1

@@ -168,7 +168,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-# What lies in ladezeit's cache folder: made checkpoints, converted ones, what proofs rest on, locks.
+# What lies in ladezeit's cache folder: made checkpoints, converted ones, references, locks.
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def _remember(shard: Path, cache: Path) -> None:
         note.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(note, json.dumps({"file": str(shard.resolve()), **_state(shard)}) + "\n")
     except OSError:
-        return  # a cache that cannot be written costs the check once more, not the proof
+        return  # a cache that cannot be written costs the check once more, not the verification
 
 
 def _sha256_of(path: Path) -> str:

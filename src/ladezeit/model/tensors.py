@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-#: Stands for a way that has no word here: nothing is proven of such a part.
+#: Stands for a way that has no word here: nothing is verified of such a part.
 UNKNOWN = "unknown"
 
 _PAGE = mmap.PAGESIZE

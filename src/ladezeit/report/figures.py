@@ -301,7 +301,7 @@ def draw_validation_cost(section: Section, catches: Mapping[str, Catch], name: s
         name,
         alt=f"Cost of validation by level, {section.title}: " + "; ".join(found) + ".",
         caption="What the validation costs: one dot per sample; black: median and its interval."
-        + (" Right: how many of the planted faults each level finds; docs/proof.md names them." if both else "")
+        + (" Right: how many of the planted faults each level finds; docs/verification.md names them." if both else "")
         + more,
     )
 

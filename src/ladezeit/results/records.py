@@ -26,7 +26,7 @@ TIMELINE_FILE = "timeline.png"
 class Status(Enum):
     """How a sample ended. Only `ok` is a measurement that may be compared."""
 
-    ok = "ok"  # loaded, proven as far as asked
+    ok = "ok"  # loaded, verified as far as asked
     wrong = "wrong"  # loaded, but not what was asked for
     failed = "failed"  # an error while loading, validating or generating, or a crash
     oom = "oom"  # device or host memory ran out

@@ -1,7 +1,7 @@
 """The steps that every load takes, measured by a worker or asked for by a program: both go the same road.
 
 Who calls decides what lies between the steps: a worker verifies the page cache and meters memory, a program frees what
-failed its proof. Nothing here reads a clock of its own or touches a process-wide setting.
+did not pass its verification. Nothing here reads a clock of its own or touches a process-wide setting.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ladezeit.checkpoint.resolve import Checkpoint
     from ladezeit.loading.base import Conversion, Engine, EngineModel, LoadRequest, Progress
     from ladezeit.validation.expected import Expected
-    from ladezeit.validation.references import ProofFiles
+    from ladezeit.validation.references import ReferenceFiles
 
 
 def make_request(
@@ -89,11 +89,13 @@ def effective_of(loaded: "EngineModel") -> dict[str, Any]:
     return effective
 
 
-def make_expected(config: LoadConfig, checkpoint: "Checkpoint", device: str, proof_files: "ProofFiles") -> "Expected":
-    """Return what `config` asks of the loaded model, and have at hand what it is proven with.
+def make_expected(
+    config: LoadConfig, checkpoint: "Checkpoint", device: str, reference_files: "ReferenceFiles"
+) -> "Expected":
+    """Return what `config` asks of the loaded model, and have at hand what it is verified with.
 
     Raises:
-        CheckpointError: a file to prove by is damaged.
+        CheckpointError: a reference file is damaged.
     """
     import torch
 
@@ -106,8 +108,8 @@ def make_expected(config: LoadConfig, checkpoint: "Checkpoint", device: str, pro
     from ladezeit.validation.model_checks import stored_generation_config
 
     loading = config.loading
-    if proof_files.manifest:
-        device_kernel(torch.device(device))  # made once: neither the load's time nor the proof's
+    if reference_files.manifest:
+        device_kernel(torch.device(device))  # made once: neither the load's time nor the verification's
     return Expected(
         device=device,
         dtype=checkpoint.dtype if loading.dtype is DType.auto else loading.dtype.value,
@@ -117,8 +119,8 @@ def make_expected(config: LoadConfig, checkpoint: "Checkpoint", device: str, pro
         quantization=quantization.scheme_asked(loading)
         or (quantization.CHECKPOINTS_OWN if "quantization_config" in checkpoint.config else None),
         generation_config=stored_generation_config(checkpoint.folder),
-        manifest=manifest.read_manifest(proof_files.manifest) if proof_files.manifest else None,
-        reference=logits.read_reference(proof_files.reference) if proof_files.reference else None,
+        manifest=manifest.read_manifest(reference_files.manifest) if reference_files.manifest else None,
+        reference=logits.read_reference(reference_files.reference) if reference_files.reference else None,
         model_class=class_and_config(checkpoint.folder, config.model.trust_remote_code)[0],
         adapter=brings_adapter(checkpoint.folder),
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ladezeit.loading.base import EngineModel
     from ladezeit.timing.resources import ResourceMeter
     from ladezeit.validation.expected import Expected
-    from ladezeit.validation.proof import Proof
+    from ladezeit.validation.verification import Verification
 
 
 class RankSample(Sample):
@@ -43,10 +43,10 @@ class RankSample(Sample):
         memory = {key: value for key, value in meter.read_metrics().items() if key.startswith("memory/")}
         self.result.effective["ranks"] = _gather({"rank": self.rank, "device": self.spec.device, **own, **memory})
 
-    def _prove(self, loaded: "EngineModel", wanted: "Expected") -> "Proof | None":
-        """Prove this rank's part; the model is proven only where every rank's part is, and all split it alike."""
-        proof = super()._prove(loaded, replace(wanted, rank=self.rank))
-        verdicts = _gather((proof is not None, self.result.reason, shard_specs(loaded.model)))
+    def _verify(self, loaded: "EngineModel", wanted: "Expected") -> "Verification | None":
+        """Verify this rank's part; the model is verified only where every rank's part is, and all split it alike."""
+        verification = super()._verify(loaded, replace(wanted, rank=self.rank))
+        verdicts = _gather((verification is not None, self.result.reason, shard_specs(loaded.model)))
         for rank, (right, reason, _) in enumerate(verdicts):
             if not right:
                 self._wrong(f"rank {rank}: {reason}")
@@ -60,7 +60,7 @@ class RankSample(Sample):
                 )
                 self._wrong(f"rank {rank} {what}")
                 return None
-        return proof
+        return verification
 
     def _wrong(self, reason: str) -> None:
         self.result.status = Status.wrong

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ladezeit.timing.profiler import Profiler
     from ladezeit.timing.resources import ResourceMeter
     from ladezeit.validation.expected import Expected
-    from ladezeit.validation.proof import Proof
+    from ladezeit.validation.verification import Verification
 
 
 CACHE_CHECK = "cache_check"
@@ -82,10 +82,10 @@ class Sample:
         loaded = self._load(chosen, request, meter)
         self._look_at(loaded, meter)
         wanted = self._expected()
-        proof = self._prove(loaded, wanted)
-        if proof is not None:
+        verification = self._verify(loaded, wanted)
+        if verification is not None:
             self._infer(loaded)
-            if self._prove_spoken(loaded, wanted, proof):
+            if self._verify_generation(loaded, wanted, verification):
                 self.result.status = Status.ok
         self.result.metrics.update(meter.read_metrics())
 
@@ -128,10 +128,10 @@ class Sample:
         )
 
     def _expected(self) -> "Expected":
-        from ladezeit.validation.references import ProofFiles
+        from ladezeit.validation.references import ReferenceFiles
 
-        proof_files = ProofFiles(self.spec.manifest, self.spec.reference)
-        return pipeline.make_expected(self.spec.config, self.spec.checkpoint, self.spec.device, proof_files)
+        reference_files = ReferenceFiles(self.spec.manifest, self.spec.reference)
+        return pipeline.make_expected(self.spec.config, self.spec.checkpoint, self.spec.device, reference_files)
 
     def _cache_is_as_asked(self) -> bool:
         """Read the page cache's state back: what was set before this process started may have been undone since.
@@ -195,28 +195,28 @@ class Sample:
             self.result.metrics["memory/offloaded_gib"] = sum(effective["offloaded_bytes"].values()) / GIB
         self.result.metrics["memory/weights_gib"] = weights_bytes(loaded.model) / GIB
 
-    def _prove(self, loaded: "EngineModel", wanted: "Expected") -> "Proof | None":
+    def _verify(self, loaded: "EngineModel", wanted: "Expected") -> "Verification | None":
         """Validate as far as asked; None where the model is not what was asked for."""
         from ladezeit.validation.levels import verify_model
 
         with self._sampled("validation"):
-            proof = verify_model(loaded, wanted, self.spec.config.validation, self.clock)
-        return proof if self._passed(proof) else None
+            verification = verify_model(loaded, wanted, self.spec.config.validation, self.clock)
+        return verification if self._passed(verification) else None
 
-    def _prove_spoken(self, loaded: "EngineModel", wanted: "Expected", before: "Proof") -> bool:
+    def _verify_generation(self, loaded: "EngineModel", wanted: "Expected", before: "Verification") -> bool:
         from ladezeit.validation.levels import verify_generation
 
         return self._passed(verify_generation(loaded, wanted, before, self.clock))
 
-    def _passed(self, proof: "Proof") -> bool:
-        """Note the proof; False where it found something: then all of it is in a file of its own too."""
-        self.result.proof = proof.to_dict()
-        self.result.metrics["validation/total_s"] = proof.total_s
-        self.result.metrics.update(proof.metrics)
-        if not proof.ran or proof.passed:
+    def _passed(self, verification: "Verification") -> bool:
+        """Note the verification; False where it found something: then all of it is in a file of its own too."""
+        self.result.proof = verification.to_dict()
+        self.result.metrics["validation/total_s"] = verification.total_s
+        self.result.metrics.update(verification.metrics)
+        if not verification.ran or verification.passed:
             return True
         self.result.status = Status.wrong
-        self.result.reason = proof.reason
+        self.result.reason = verification.reason
         write_atomically(self.spec.folder / FINDINGS_FILE, json.dumps(self.result.proof["findings"], indent=2) + "\n")
         return False
 

@@ -23,7 +23,7 @@ class WorkerSpec:
 
     `folder` is where it leaves what it finds; `environment` goes into the result as it is; `conversion` is the
     checkpoint in the engine's own format, where it has one. `manifest` and `reference` are the files that contents and
-    logits are proven by, where the config asks for that.
+    logits are verified by, where the config asks for that.
     """
 
     config: RunConfig

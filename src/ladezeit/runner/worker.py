@@ -1,4 +1,4 @@
-"""The measured process: it loads one model, proves it, lets it speak, writes ``result.json``, and ends.
+"""The measured process: it loads one model, verifies it, generates with it, writes ``result.json``, and ends.
 
     python -m ladezeit.runner.worker <worker.json> <descriptor of the event pipe> <when it was asked for, monotonic ns>
 

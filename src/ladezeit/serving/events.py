@@ -17,7 +17,7 @@ from ladezeit.results.records import Phase
 from ladezeit.serving.protocols import Bytes, in_words
 
 if TYPE_CHECKING:
-    from ladezeit.validation.proof import Proof
+    from ladezeit.validation.verification import Verification
 
 
 _NAME = "ladezeit"
@@ -47,7 +47,7 @@ class PhaseFinished(Event):
 
 
 @dataclass(frozen=True)
-class Proven(Event):
+class Verified(Event):
     """What was looked at after a load, what that says and what it cost."""
 
     level: str
@@ -65,7 +65,7 @@ class LoadRecord:
     weight_bytes: int
     file_bytes: int
     effective: dict[str, Any]
-    proof: "Proof"
+    verification: "Verification"
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,9 @@ def log_event(event: Event) -> None:
     match event:
         case LoadStarted():
             log.info("loading %s: needs %s", event.model, event.needs)
-        case Proven() if event.passed:
+        case Verified() if event.passed:
             log.info("verified %s (%s, %.3f s): %s", event.model, event.level, event.cost_s, event.reason)
-        case Proven():
+        case Verified():
             log.warning("%s is not verified (%s): %s", event.model, event.level, event.reason)
         case LoadFinished():
             log.info("loaded %s by %s in %.3f s: %s", event.model, event.method, event.seconds, event.holds)

@@ -21,8 +21,8 @@ from ladezeit.serving.events import (
     LoadRecord,
     LoadStarted,
     PhaseFinished,
-    Proven,
     Telemetry,
+    Verified,
     now_ns,
 )
 from ladezeit.serving.load import LoadedModel, StorageWatch, load_as_chosen
@@ -142,7 +142,8 @@ class Performance:
             self.applied += 1
 
 
-# The one load that goes on in a process at a time: room for it, settings for it, the load, its proof, its events.
+# The one load that goes on in a process at a time: room for it, settings for it, the load, its
+# verification, its events.
 
 
 class LoadingTurn:
@@ -244,8 +245,10 @@ def _events(resident: Resident, loaded: "Loaded", began_ns: int) -> list[Event]:
     ]
     record = _record(loaded)
     if record is not None:
-        proof = record.proof
-        events.append(Proven(name, ended_ns, proof.level, proof.passed, proof.reason, proof.total_s))
+        verification = record.verification
+        events.append(
+            Verified(name, ended_ns, verification.level, verification.passed, verification.reason, verification.total_s)
+        )
     return [
         *events,
         LoadFinished(name, ended_ns, began_ns, resident.seconds, method_of(loaded), resident.size, phases, record),
@@ -256,7 +259,9 @@ def _record(loaded: "Loaded") -> LoadRecord | None:
     if not isinstance(loaded, LoadedModel):
         return None
     files = loaded.checkpoint
-    return LoadRecord(loaded.config, files.folder, files.weight_bytes, files.file_bytes, loaded.effective, loaded.proof)
+    return LoadRecord(
+        loaded.config, files.folder, files.weight_bytes, files.file_bytes, loaded.effective, loaded.verification
+    )
 
 
 def method_of(loaded: "Loaded") -> str:

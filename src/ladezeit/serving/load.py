@@ -30,12 +30,12 @@ from ladezeit.system.fork import renew_after_fork
 from ladezeit.system.gpus import ResolvedDevice, resolve_device
 from ladezeit.system.processes import trim_allocators
 from ladezeit.timing.clock import LOAD, Clock
-from ladezeit.validation.proof import ValidationError
+from ladezeit.validation.verification import ValidationError
 
 if TYPE_CHECKING:
     from ladezeit.loading.base import EngineModel, LoadRequest
     from ladezeit.validation.expected import Expected
-    from ladezeit.validation.proof import Proof
+    from ladezeit.validation.verification import Verification
 
 
 #: Engines set variables of the process and wrap functions of the library while they load, and two loads at once would
@@ -52,7 +52,7 @@ class LoadedModel:
     """A model in this process, as it was asked for.
 
     `model` is the `transformers` model, in eval mode. `phases` are seconds since the call of `load`; what none of them
-    explains is `total_s` less the sum of the outermost. `proof` says what was checked and what that guarantees.
+    explains is `total_s` less the sum of the outermost. `verification` says what was checked and what that guarantees.
     `effective` says what really happened (engine, threads, bytes read, attention, dtype, device), as a result file has
     it; `device_map` is module to device where the placement was over several. `config` holds the method, and
     `chosen_by` who chose it: ``loading``, ``profile`` or ``auto``.
@@ -63,7 +63,7 @@ class LoadedModel:
     config: LoadConfig
     chosen_by: str
     phases: list[Phase]
-    proof: "Proof"
+    verification: "Verification"
     effective: dict[str, Any]
     device_map: dict[str, str] | None
     total_s: float
@@ -87,7 +87,7 @@ class LoadedModel:
     def __repr__(self) -> str:
         return (
             f"<LoadedModel {self.config.model.name} by {self.config.loading.name} on {self.effective['device']} in "
-            f"{self.load_s:.3f} s ({self.total_s:.3f} s in all); validation={self.proof.level}>"
+            f"{self.load_s:.3f} s ({self.total_s:.3f} s in all); validation={self.verification.level}>"
         )
 
 
@@ -232,14 +232,14 @@ class _Load:
             _ONE_LOAD.release()
         with self.clock.span("look"):
             self.effective.update(pipeline.effective_of(loaded))
-        proof = self._prove(loaded, wanted)
+        verification = self._verify(loaded, wanted)
         return LoadedModel(
             model=loaded.model,
             checkpoint=checkpoint,
             config=self.config,
             chosen_by=self.chosen.chosen_by,
             phases=self.clock.phases,
-            proof=proof,
+            verification=verification,
             effective=self.effective,
             device_map=loaded.device_map,
             total_s=self.clock.since_origin_s(),
@@ -278,19 +278,19 @@ class _Load:
 
             self.effective["runtime"] = torch_settings.apply_settings(self.config.runtime, self.device.name)
 
-    def _prove(self, loaded: "EngineModel", wanted: Any) -> "Proof":
+    def _verify(self, loaded: "EngineModel", wanted: Any) -> "Verification":
         from ladezeit.validation.levels import verify_generation, verify_model
 
-        proof = verify_model(loaded, wanted, self.config.validation, self.clock)
-        if proof.passed or not proof.ran:
-            proof = verify_generation(loaded, wanted, proof, self.clock)
-        if proof.ran and not proof.passed:
+        verification = verify_model(loaded, wanted, self.config.validation, self.clock)
+        if verification.passed or not verification.ran:
+            verification = verify_generation(loaded, wanted, verification, self.clock)
+        if verification.ran and not verification.passed:
             raise ValidationError(
                 f"{self.config.model.name} by {self.config.loading.name} is not what was asked for "
-                f"(validation={proof.level}): {proof.reason}",
-                proof,
+                f"(validation={verification.level}): {verification.reason}",
+                verification,
             )
-        return proof
+        return verification
 
     def _keeps_files(self, made: LoadedModel) -> bool:
         """Return whether weights lie in the scratch folder, or in the folder that was given to be offloaded to."""
@@ -316,7 +316,7 @@ def expected_of(
     from ladezeit.validation.references import (
         NEED_MANIFEST,
         NEED_REFERENCE,
-        ProofFiles,
+        ReferenceFiles,
         prepare_references,
         reference_key_of,
     )
@@ -325,13 +325,13 @@ def expected_of(
         trim_allocators()  # another process cannot have what this one's allocators keep
         progress(what, 0, 0)
 
-    proof_files = ProofFiles()
+    reference_files = ReferenceFiles()
     if config.validation.level in (*NEED_MANIFEST, *NEED_REFERENCE):
-        with clock.span("prepare/proof_files"):
+        with clock.span("prepare/references"):
             hardware = device.gpu.name if device.gpu is not None else str(cpu_model())
             subject = reference_key_of(config, checkpoint, device=device.name, hardware=hardware, cache=cache_folder())
-            proof_files = prepare_references(config, subject, building)
-    return pipeline.make_expected(config, checkpoint, device.name, proof_files)
+            reference_files = prepare_references(config, subject, building)
+    return pipeline.make_expected(config, checkpoint, device.name, reference_files)
 
 
 def _clear(error: BaseException) -> None:

@@ -341,7 +341,7 @@ class ModelStatus:
     """One model: `state` is ``loaded``, ``loading``, ``failed`` or ``not loaded``.
 
     `uses` counts the leases that are open, `loads` how often it was loaded so far. `load_s`, `validation_s` (what the
-    verification cost, part of `load_s`), `method` and `proof` are those of the load it is in memory by.
+    verification cost, part of `load_s`), `method` and `verification` are those of the load it is in memory by.
     """
 
     state: str
@@ -352,7 +352,7 @@ class ModelStatus:
     load_s: float | None = None
     validation_s: float | None = None
     method: str | None = None
-    proof: str | None = None
+    verification: str | None = None
     error: str | None = None
 
 
@@ -402,7 +402,7 @@ def _model(settings: ModelSettings, resident: Resident | None, loading: bool, tu
         error = turn.failures.get(name)
         state = "loading" if loading else "failed" if error else "not loaded"
         return ModelStatus(state, settings.validation, loads, error=error)
-    proof: Any = getattr(resident.loaded, "proof", None)
+    verification: Any = getattr(resident.loaded, "verification", None)
     return ModelStatus(
         state="loaded",
         validation=settings.validation,
@@ -410,7 +410,7 @@ def _model(settings: ModelSettings, resident: Resident | None, loading: bool, tu
         uses=resident.leased,
         size=resident.size,
         load_s=resident.seconds,
-        validation_s=proof.total_s if proof is not None else None,
+        validation_s=verification.total_s if verification is not None else None,
         method=method_of(resident.loaded),
-        proof=proof.reason if proof is not None else None,
+        verification=verification.reason if verification is not None else None,
     )

@@ -94,7 +94,7 @@ def result_of(event: LoadFinished, record: LoadRecord, environment: dict[str, An
     """Return the load as a result: the same projection as a sample's, marked as what it is."""
     from ladezeit.config.serialize import point_id
 
-    config, proof = record.config, record.proof
+    config, verification = record.config, record.verification
     plain = to_plain(config)
     words = [*_model_words(config.model), f"loading={config.loading.name}"]
     plain |= {"process": {"kind": PRODUCTION}, "cache": {"state": CacheState.as_is.name}}
@@ -112,13 +112,13 @@ def result_of(event: LoadFinished, record: LoadRecord, environment: dict[str, An
         started_at=datetime.fromtimestamp(event.start_ns / 1e9, UTC).isoformat(),
         effective=dict(record.effective),
         phases=list(event.phases),
-        proof=proof.to_dict(),
+        proof=verification.to_dict(),
         environment=environment,
     )
     clock = Clock(0)
     clock.phases = list(event.phases)
     result.metrics = load_metrics(clock, record.weight_bytes, record.file_bytes)
-    result.metrics |= proof.metrics | {"validation/total_s": proof.total_s}
+    result.metrics |= verification.metrics | {"validation/total_s": verification.total_s}
     result.metrics |= {"memory/weights_gib": (event.holds.gpu + event.holds.host) / GIB, "sample/wall_s": event.seconds}
     return result
 

@@ -26,7 +26,7 @@ from ladezeit.system.gpus import resolve_device
 from ladezeit.timing.clock import Clock
 
 if TYPE_CHECKING:
-    from ladezeit.validation.proof import Proof
+    from ladezeit.validation.verification import Verification
 
 _CPU = "cpu"
 
@@ -40,7 +40,7 @@ def verify(
     device: str | None = None,
     progress: Progress | None = None,
     config_dir: str | os.PathLike[str] | None = None,
-) -> "Proof":
+) -> "Verification":
     """Check whether a model in memory is what plain `from_pretrained` makes of a checkpoint; changes nothing in it.
 
     The model may come from any loader, may have been used for days, and may have had an adapter merged into it and

@@ -67,7 +67,7 @@ def run_sweep(overrides: list[list[str]], compose: Compose, launch: Launch, fold
     used = {device for job in jobs if job.prepared for device in job.prepared.devices}
     session.enter_context(session.hold_all(used, "sweeps"))
     with _tracked(session, jobs[0].config, record, folder):
-        _make_proof_files(session, jobs)
+        _make_references(session, jobs)
         if jobs[0].config.discard_first:
             _warm_up(session, jobs, folder)
         _measure_ceilings(session, jobs, folder)
@@ -223,12 +223,12 @@ def _warm_up(session: Session, jobs: Sequence[Job], folder: Path) -> None:
         session.display.show_result(one_job.measure_sample(session, job.prepared, identity, own), counted=False)
 
 
-def _make_proof_files(session: Session, jobs: Sequence[Job]) -> None:
-    """Make what the samples are proven by before the first of them; what cannot be made skips those that need it."""
+def _make_references(session: Session, jobs: Sequence[Job]) -> None:
+    """Make what the samples are verified by before the first of them; what cannot be made skips those that need it."""
     for job in jobs:
         if job.prepared:
             try:
-                session.proof_files(job.prepared)
+                session.reference_files(job.prepared)
             except REFUSALS as refusal:
                 session.display.print_note(f"cannot be verified: {refusal}", "yellow")
 

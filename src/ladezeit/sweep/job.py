@@ -109,9 +109,9 @@ def _save(session: Session, result: Result, folder: Path) -> None:
 
 
 def measure_sample(session: Session, prepared: PreparedConfiguration, identity: Identity, folder: Path) -> Result:
-    """Measure one sample into `folder`; where it cannot be proven, that is said before anything is written."""
+    """Measure one sample into `folder`; where it cannot be verified, that is said before anything is written."""
     config, device, checkpoint, conversion = prepared.config, prepared.device, prepared.checkpoint, prepared.conversion
-    proof_files = session.proof_files(prepared)
+    reference_files = session.reference_files(prepared)
     spec = WorkerSpec(
         config=config,
         checkpoint=checkpoint,
@@ -120,8 +120,8 @@ def measure_sample(session: Session, prepared: PreparedConfiguration, identity: 
         folder=folder,
         environment=session.get_environment(device, conversion.folder if conversion else checkpoint.folder),
         conversion=conversion,
-        manifest=proof_files.manifest,
-        reference=proof_files.reference,
+        manifest=reference_files.manifest,
+        reference=reference_files.reference,
     )
     spec.environment["checkpoint"] = {
         "fingerprint": checkpoint.fingerprint,

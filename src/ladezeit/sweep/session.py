@@ -36,8 +36,13 @@ from ladezeit.system.nvml import Gpu
 from ladezeit.system.page_cache import why_never_cold, why_untold
 from ladezeit.system.torch_settings import import_environment
 from ladezeit.tracking import Tracker, open_tracker
-from ladezeit.validation.references import NEED_MANIFEST, NEED_REFERENCE, ProofFiles, reference_key_of
-from ladezeit.validation.references import prepare_references as make_proof_files
+from ladezeit.validation.references import (
+    NEED_MANIFEST,
+    NEED_REFERENCE,
+    ReferenceFiles,
+    prepare_references,
+    reference_key_of,
+)
 
 CEILINGS_FILE = "ceilings.json"
 
@@ -61,7 +66,7 @@ class Session:
         self._environments: dict[tuple[str, Path], dict[str, Any]] = {}
         self._ceilings: dict[tuple[str, Path], Ceilings | None] = {}
         self._never_cold: dict[int, str | None] = {}
-        self._proof_files: dict[tuple[str, ...], ProofFiles | LadezeitError] = {}
+        self._reference_files: dict[tuple[str, ...], ReferenceFiles | LadezeitError] = {}
         self._trackers: dict[tuple[str, str, str], Tracker] = {}
 
     def close(self) -> None:
@@ -234,8 +239,8 @@ class Session:
                 key = (entry["device"], Path(entry["checkpoint"]))
                 self._ceilings.setdefault(key, Ceilings.from_plain(entry["ceilings"]))
 
-    def proof_files(self, prepared: PreparedConfiguration) -> ProofFiles:
-        """Return what the config's validation level proves a sample by, made at the first call where it is not there.
+    def reference_files(self, prepared: PreparedConfiguration) -> ReferenceFiles:
+        """Return what the config's validation level verifies a sample by, made at the first call where it is not there.
 
         Raises:
             CheckpointError, NotRunnableError, OutOfMemoryError: it cannot be made; the same at every call.
@@ -243,19 +248,19 @@ class Session:
         config, loading, device = prepared.config, prepared.config.loading, prepared.device
         made = (loading.dtype, loading_scheme(loading), loading.process_count)
         key = tuple(map(repr, (config.validation.level, config.model, made, config.runtime, device.name)))
-        if key not in self._proof_files:
+        if key not in self._reference_files:
             try:
-                self._proof_files[key] = self._make_proof_files(config, device, prepared.checkpoint)
+                self._reference_files[key] = self._make_references(config, device, prepared.checkpoint)
             except REFUSALS as refusal:
-                self._proof_files[key] = refusal
-        found = self._proof_files[key]
+                self._reference_files[key] = refusal
+        found = self._reference_files[key]
         if isinstance(found, LadezeitError):
             raise found
         return found
 
-    def _make_proof_files(self, config: RunConfig, device: ResolvedDevice, checkpoint: Checkpoint) -> ProofFiles:
+    def _make_references(self, config: RunConfig, device: ResolvedDevice, checkpoint: Checkpoint) -> ReferenceFiles:
         if config.validation.level not in (*NEED_MANIFEST, *NEED_REFERENCE):
-            return ProofFiles()
+            return ReferenceFiles()
         cpu = self.get_environment(device, checkpoint.folder)["cpu"]["model"]
         if device.gpu is not None:
             self.gpu_baseline_bytes(device.gpu)  # before a process of ours is on it
@@ -265,7 +270,7 @@ class Session:
         ):
             hardware = device.gpu.name if device.gpu is not None else str(cpu)
             subject = reference_key_of(config, checkpoint, device=device.name, hardware=hardware, cache=cache_folder())
-            return make_proof_files(config, subject, lambda what: status.update(f"{config.model.name}: {what}"))
+            return prepare_references(config, subject, lambda what: status.update(f"{config.model.name}: {what}"))
 
     def get_tracker(self, config: RunConfig) -> Tracker:
         """Return the tracker of the config; opened once a process."""

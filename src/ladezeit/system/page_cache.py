@@ -1,4 +1,4 @@
-"""Makes none, half or all of a checkpoint's files lie in the page cache, proven by looking again; needs no root."""
+"""Makes none, half or all of a checkpoint's files lie in the page cache, verified by looking again; needs no root."""
 
 import errno
 import math

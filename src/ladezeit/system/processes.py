@@ -1,6 +1,6 @@
 """Processes: work in one of its own, JSON in, JSON out; environment variables for one call; memory given back.
 
-What a proof needs, and a sample must not pay for, is done in a process of its own.
+What a verification needs, and a sample must not pay for, is done in a process of its own.
 """
 
 import errno

@@ -95,7 +95,7 @@ def _rounded(value: float) -> float:
 
 
 def tags_of(result: Result, sweep: SweepRecord | None) -> dict[str, str]:
-    """Return everything else that is known and small: status, identity, configuration, machine, versions, proof."""
+    """Return all else that is known and small: status, identity, configuration, machine, versions, verification."""
     tags = {
         STATUS_TAG: result.status.value,
         "ladezeit.point": result.identity.point,

@@ -16,12 +16,12 @@ from ladezeit.validation.expected import Expected
 from ladezeit.validation.faults import Fault
 from ladezeit.validation.inventory import COMPUTED, QUANTIZED, NamedTensor, group_tied, list_tensors
 from ladezeit.validation.manifest import Manifest
-from ladezeit.validation.proof import Finding, LevelReport
+from ladezeit.validation.verification import Finding, LevelReport
 
 #: Every one: whatever differs from the reference load in name, shape, dtype, tie, place or any bit.
 CLAIMS = frozenset(Fault)
 
-#: More than this is not overwritten, because it would cost more than the proof. C libraries and torch's CPU allocator
+#: More than this is not overwritten, because it would cost more than the check. C libraries and torch's CPU allocator
 #: unmap larger blocks when they are freed.
 MOST_BYTES = 64 * 2**20
 #: Blocks of one size that are asked for in host memory.
@@ -239,14 +239,14 @@ def _claim(placed: str, read_bytes: int, manifest: Manifest) -> str:
 
 
 def _how(held: list[NamedTensor]) -> str:
-    """Return what read the tensors on each device, so that a slow proof explains itself."""
+    """Return what read the tensors on each device, so that a slow check explains itself."""
     devices = {one.tensor.device for one in held if _is_readable(one.tensor)}
     ways = {f"{device.type} by {summed_by(device)}" for device in devices}
     return "summed on " + " and ".join(sorted(ways)) if ways else "nothing was summed"
 
 
 def _meaning(manifest: Manifest, held: list[NamedTensor]) -> str | None:
-    """Return in one sentence what is proven of weights that are not the checkpoint's as they are."""
+    """Return in one sentence what is verified of weights that are not the checkpoint's as they are."""
     quantizer = _quantizer(manifest)
     if quantizer:
         weights = len({n.partition(":")[0] for n, entry in manifest.tensors.items() if entry.kind == QUANTIZED})

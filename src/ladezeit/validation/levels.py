@@ -1,4 +1,4 @@
-"""What is proven about a loaded model, and what the proof costs, level by level.
+"""What is verified about a loaded model, and what that costs, level by level.
 
 `placement` looks at every tensor for everything that can be seen without reading it; `content` reads every tensor too
 and holds it against what the checkpoint says; `logits` listens to the model; `full` is all three. The other levels are
@@ -15,8 +15,8 @@ from ladezeit.validation import content, logits, placement
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.faults import BEFORE_LOADING, Fault
 from ladezeit.validation.model_checks import logits_claim
-from ladezeit.validation.proof import META, Finding, LevelReport, Proof
 from ladezeit.validation.references import NEED_REFERENCE
+from ladezeit.validation.verification import META, Finding, LevelReport, Verification
 
 SPAN = "validation"
 LOGITS_SPAN = "validation/logits"
@@ -119,15 +119,15 @@ _LEVELS: dict[ValidationLevel, Callable[[EngineModel, Expected, ValidationConfig
 }
 
 
-def verify_model(loaded: EngineModel, expected: Expected, config: ValidationConfig, clock: Clock) -> Proof:
+def verify_model(loaded: EngineModel, expected: Expected, config: ValidationConfig, clock: Clock) -> Verification:
     """Look at `loaded` as far as `config.level` says, inside the span ``validation``; changes nothing in the model.
 
-    What is wrong is in the proof's findings; nothing is raised for it. What the model says is proven by
+    What is wrong is in the verification's findings; nothing is raised for it. What the model says is verified by
     `verify_generation`.
     """
     with clock.span(SPAN):
         look = _LEVELS[config.level](loaded, expected, config)
-    return Proof(
+    return Verification(
         level=config.level.value,
         passed=look.ran and not look.findings,
         ran=look.ran,
@@ -141,8 +141,8 @@ def verify_model(loaded: EngineModel, expected: Expected, config: ValidationConf
     )
 
 
-def verify_generation(loaded: EngineModel, expected: Expected, before: Proof, clock: Clock) -> Proof:
-    """Return `before` with what the model says proven too, inside a span of its own, where its level asks for that.
+def verify_generation(loaded: EngineModel, expected: Expected, before: Verification, clock: Clock) -> Verification:
+    """Return `before` with what the model says verified too, inside a span of its own, where its level asks for that.
 
     Call it after the measured first tokens: they must meet the model as its load left it.
     """

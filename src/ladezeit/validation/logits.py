@@ -23,8 +23,8 @@ from ladezeit.system.limits import available_cpus
 from ladezeit.system.processes import answer_request
 from ladezeit.validation import reference_cache
 from ladezeit.validation.faults import Fault
-from ladezeit.validation.proof import Finding, LevelReport
 from ladezeit.validation.reference_cache import ReferenceKey
+from ladezeit.validation.verification import Finding, LevelReport
 
 #: In the cache folder.
 FOLDER = "logits"

@@ -225,7 +225,7 @@ def _device(checkpoint: Checkpoint, dtype: str, device: str, name: str) -> str:
 class Manifest:
     """The tensors of a model by name, the groups of names that are one tensor, and what this rests on.
 
-    `anchored` counts how the reference load was itself proven against the files (see `provenance`), `unanchored` names
+    `anchored` counts how the reference load was itself verified against the files (see `provenance`), `unanchored` has
     the parameters and persistent buffers that could not be; `origin` says what it was made from and with. Where weights
     are split over ranks, `split` has by name and way (see `ladezeit.model.tensors`) the digest of each rank's part.
     """
@@ -261,7 +261,7 @@ def read_manifest(path: Path) -> Manifest:
         raise CheckpointError(f"{path} is no manifest: {cause!r}. Remove it, and it is made again") from cause
 
 
-# What the library's own quantizer makes of weights that are proven already: the measure for quantized loads.
+# What the library's own quantizer makes of weights that are verified already: the measure for quantized loads.
 
 
 def quantized_names(model: Any, scheme: Scheme, dtype: str) -> list[str]:
@@ -279,7 +279,7 @@ def quantized_entries(model: Any, scheme: Scheme, dtype: str, device: str) -> di
     """Return what each weight that is taken must consist of: the entries of its parts with their names.
 
     Args:
-        model: a plain one, proven; its weights are of `dtype`.
+        model: a plain one, verified; its weights are of `dtype`.
         scheme: what is asked for.
         dtype: torch's name.
         device: where the load quantizes; another device's kernels may round differently.

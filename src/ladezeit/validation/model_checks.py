@@ -12,14 +12,14 @@ from ladezeit.loading.quantization import CHECKPOINTS_OWN, dequantized_dtype, qu
 from ladezeit.model.classes import build_on_meta
 from ladezeit.model.tensors import component_tensors
 from ladezeit.validation.expected import Expected
-from ladezeit.validation.proof import Finding
+from ladezeit.validation.verification import Finding
 
 #: Keys of the file that say who wrote it, not how to generate.
 _ABOUT_THE_FILE = ("transformers_version", "_from_model_config")
 
 
 def logits_claim(expected: Expected) -> str | None:
-    """Return what it proves that a quantized model says what its reference says; None for one that is not quantized."""
+    """Return what it shows that a quantized model says what its reference says; None for one that is not quantized."""
     if expected.quantization is None:
         return None
     return "it generates what another load by the same quantizer generates, which need not be what the original would"
@@ -57,7 +57,7 @@ class QuantizationCheck:
         return []
 
     def describe_claim(self) -> str | None:
-        """Return what looking at weights one by one proves of the quantized ones; None where none was asked for."""
+        """Return what looking at weights one by one shows of the quantized ones; None where none was asked for."""
         if not self.count:
             return None
         return f"{self.count} weights are quantized as asked ({self._asked}); their values were not compared"

@@ -23,7 +23,7 @@ from ladezeit.validation.model_checks import (
     not_taken_up,
     without_class_choices,
 )
-from ladezeit.validation.proof import META, Finding, LevelReport
+from ladezeit.validation.verification import META, Finding, LevelReport
 
 #: All that shows without reading values; of the files, what the keys that the load could not match tell.
 CLAIMS = frozenset(

@@ -1,4 +1,4 @@
-"""Proves the reference load itself: its tensors against the bytes in the checkpoint's files, read without transformers.
+"""Verifies the reference load itself: its tensors against the bytes in the files, read without transformers.
 
 A manifest says what transformers makes of a checkpoint. Were that wrong, every engine would be held to a wrong measure;
 so each tensor that can be traced is compared with the files, by the offsets in their headers.

@@ -1,4 +1,4 @@
-"""What proofs rest on, kept in the cache folder: one JSON file for each, whole or not at all, made again when outdated.
+"""References, kept in the cache folder: one JSON file for each, whole or not at all, made again when outdated.
 
 Of several processes that need a file one makes it and the others wait; the system lets go of the lock of one that dies.
 """

@@ -17,8 +17,8 @@ NEED_REFERENCE = (ValidationLevel.logits, ValidationLevel.full)
 
 
 @dataclass(frozen=True)
-class ProofFiles:
-    """The files that a sample is proven by; None where its level needs none."""
+class ReferenceFiles:
+    """The files that a sample is verified by; None where its level needs none."""
 
     manifest: Path | None = None
     reference: Path | None = None
@@ -44,7 +44,7 @@ def reference_key_of(
 
 def prepare_references(
     config: LoadConfig, subject: ReferenceKey, building: Callable[[str], None] = lambda what: None
-) -> ProofFiles:
+) -> ReferenceFiles:
     """Return the files for the config's level, made where they are not there for the checkpoint as it is now.
 
     `building` is told what is being made; that takes as long as a load or two.
@@ -61,4 +61,4 @@ def prepare_references(
     if config.validation.level in NEED_REFERENCE:
         what_said = "two reference loads, to know what the model must generate"
         reference = reference_file(subject, config.runtime, lambda: building(what_said))
-    return ProofFiles(manifest, reference)
+    return ReferenceFiles(manifest, reference)

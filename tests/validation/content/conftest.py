@@ -18,7 +18,7 @@ from ladezeit.timing.clock import LOAD, Clock
 from ladezeit.validation import manifest
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.levels import verify_model
-from ladezeit.validation.proof import Proof
+from ladezeit.validation.verification import Verification
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +43,10 @@ def load(tmp_path: Path) -> Callable[..., EngineModel]:
 
 
 @pytest.fixture
-def proof(cache: Path) -> Callable[..., Proof]:
+def proof(cache: Path) -> Callable[..., Verification]:
     """Prove the content of what was loaded by the manifest of a checkpoint as it was before a test damaged it."""
 
-    def proven(loaded: EngineModel, file: Path, dtype: DType = DType.bfloat16, **changes: Any) -> Proof:
+    def proven(loaded: EngineModel, file: Path, dtype: DType = DType.bfloat16, **changes: Any) -> Verification:
         asked = SimpleNamespace(single_device=True, offload_allowed=False, device_strategy=False)
         asked.__dict__.update(changes)
         expected = Expected("cpu", dtype.value, **vars(asked), manifest=manifest.read_manifest(file))

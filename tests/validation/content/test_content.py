@@ -21,10 +21,10 @@ from ladezeit.loading.base import EngineModel, LoadRequest
 from ladezeit.loading.conversion import convert_checkpoint
 from ladezeit.timing.clock import LOAD, Clock
 from ladezeit.validation import digest, manifest
-from ladezeit.validation.proof import Proof
+from ladezeit.validation.verification import Verification
 
 Load = Callable[..., EngineModel]
-Prove = Callable[..., Proof]
+Prove = Callable[..., Verification]
 
 ENGINES = [
     "transformers",
@@ -42,7 +42,7 @@ BY_NAME = ("accelerate",)
 NORM = "model.layers.0.input_layernorm.weight"
 
 
-def found(proof: Proof) -> set[tuple[str, str]]:
+def found(proof: Verification) -> set[tuple[str, str]]:
     return {(finding.kind, finding.name) for finding in proof.findings}
 
 

@@ -23,8 +23,8 @@ from ladezeit.timing.clock import Clock
 from ladezeit.validation import manifest, references
 from ladezeit.validation.expected import Expected
 from ladezeit.validation.levels import verify_model
-from ladezeit.validation.proof import Proof
 from ladezeit.validation.references import reference_key_of
+from ladezeit.validation.verification import Verification
 from quantized_loads import ENGINES, UP, load, loading_of
 
 OTHER = "model.layers.1.mlp.up_proj"
@@ -41,7 +41,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-def proven(loaded: EngineModel, file: Path, method: str, dtype: str = "bfloat16") -> Proof:
+def proven(loaded: EngineModel, file: Path, method: str, dtype: str = "bfloat16") -> Verification:
     name, arguments, _ = METHODS[method]
     asked = loading_scheme(loading_of(name, **arguments))
     assert asked is not None
@@ -58,7 +58,7 @@ def file_of(checkpoint: Checkpoint, cache: Path, method: str, dtype: str = "bflo
     return manifest_of(checkpoint, cache, dtype, scheme=loading_scheme(loading_of(name, **arguments)))
 
 
-def found(proof: Proof) -> set[tuple[str, str]]:
+def found(proof: Verification) -> set[tuple[str, str]]:
     return {(finding.kind, finding.name) for finding in proof.findings}
 
 

@@ -65,7 +65,7 @@ def writable_view(memory: "Tensor") -> memoryview:
 
 
 class ShardFile:
-    """A shard from its opening to its closing, and the proof that it stayed the same meanwhile.
+    """A shard from its opening to its closing, and the check that it stayed the same meanwhile.
 
     `direct_refused` is None, or why direct I/O was tried and not had; the counts are in bytes.
 

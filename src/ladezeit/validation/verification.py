@@ -33,7 +33,7 @@ class Finding:
 class LevelReport:
     """What one level looked at and found; `claim` says what it means that nothing was found, or why it did not run.
 
-    `meaning` says in one sentence what that proves and what it does not, where a level's name does not say it already.
+    `meaning` says in one sentence what that shows and what it does not, where a level's name does not say it already.
 
     `tensors_seen` counts looks: a level that looks at a tensor five times counts five. `metrics` are what the level
     measured besides, by the names that the result file gives them.
@@ -57,12 +57,12 @@ class LevelReport:
 
 
 @dataclass(frozen=True)
-class Proof:
+class Verification:
     """What a validation level looked at, what it found and what it cost.
 
-    `passed` is True only where the level ran and found nothing: a level that did not run proves nothing. `claim` is one
-    sentence for reports, where the level alone would be misread: what of a quantized or split model is proven; None
-    where the level says it all, or nothing is proven.
+    `passed` is True only where the level ran and found nothing: one that did not run verifies nothing. `claim` is one
+    sentence for reports, where the level alone would be misread: what of a quantized or split model is verified; None
+    where the level says it all, or nothing is verified.
     """
 
     level: str
@@ -84,13 +84,13 @@ class Proof:
 
 
 class ValidationError(LoadError):
-    """A model was loaded and failed its proof; `findings` are all that was found, `proof` the whole of it."""
+    """A model was loaded and did not pass; `findings` are all that was found, `verification` is the whole of it."""
 
-    def __init__(self, message: str, proof: "Proof") -> None:
+    def __init__(self, message: str, verification: "Verification") -> None:
         super().__init__(message)
-        self.proof = proof
+        self.verification = verification
 
     @property
     def findings(self) -> "list[Finding]":
         """What is not as asked, one entry a tensor or module."""
-        return self.proof.findings
+        return self.verification.findings
