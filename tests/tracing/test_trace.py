@@ -168,7 +168,7 @@ def test_the_verdict_names_the_walk_and_clears_the_settings(tiny: Any, tmp_path:
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "are spent in load/slow_manager:ModelManager._walk_all_modules (" in shown.stdout
     assert "slow_manager.py:" in shown.stdout and "the settings are not the cause" in shown.stdout
-    assert "Or keep ours and remove load/slow_manager:ModelManager._walk_all_modules from it" in shown.stdout
+    assert "Where ours has to stay, remove load/slow_manager:ModelManager._walk_all_modules from it" in shown.stdout
     slow = [r for r in read_paths([tmp_path / "traced"]).results if r.config["loading"]["name"] == "ours"]
     assert all(r.status is Status.ok and unverified_reason(r) is None for r in slow)
     assert len({r.identity.point for r in slow}) == 1 and len(slow) == 5

@@ -72,19 +72,27 @@ def _gpus_named(loading: LoadingConfig, device: ResolvedDevice) -> set[int]:
 
 
 class Sizes(Protocol):
-    """How large a checkpoint is: bytes of its tensors, bytes of its shards, torch's name of its dtype, its format."""
+    """How large a checkpoint is, or will be."""
 
     @property
-    def weight_bytes(self) -> int: ...  # noqa: D102
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors."""
+        ...
 
     @property
-    def file_bytes(self) -> int: ...  # noqa: D102
+    def file_bytes(self) -> int:
+        """Bytes of all shards."""
+        ...
 
     @property
-    def dtype(self) -> str: ...  # noqa: D102
+    def dtype(self) -> str:
+        """torch's name of the weights' dtype."""
+        ...
 
     @property
-    def file_format(self) -> str: ...  # noqa: D102
+    def file_format(self) -> str:
+        """``safetensors`` or ``pickle``."""
+        ...
 
 
 class TooLittleMemoryError(NotRunnableError):

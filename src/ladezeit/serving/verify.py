@@ -43,13 +43,12 @@ def verify(
 ) -> "Verification":
     """Check whether a model in memory is what plain `from_pretrained` makes of a checkpoint; changes nothing in it.
 
-    The model may come from any loader, may have been used for days, and may have had an adapter merged into it and
-    taken out again. Differences are findings, never errors: ask ``passed``. Costs milliseconds for ``placement``, one
-    pass over the weights for ``content``, some forward passes for ``logits``; the first time for a checkpoint and dtype
-    also the reference load that the last two rest on, in a process of its own, whose result is kept.
+    Differences are ``findings``, never errors: ask ``passed``. Costs milliseconds for ``placement``, one pass over the
+    weights for ``content``, some forward passes for ``logits``; the first time for a checkpoint and dtype also the
+    reference load that the last two rest on, in a process of its own, whose result is kept.
 
     Args:
-        model: a `transformers` model, or what `ladezeit.load` returned.
+        model: a `transformers` model, whoever loaded it, or what `ladezeit.load` returned.
         checkpoint: what it was loaded from: a configured name, a folder, or a hub id, as for `ladezeit.load`.
         level: ``placement`` (device, dtype, ties, generation config), ``content`` (all that, and every bit), ``logits``
             (what it generates), ``full`` (all of it).
@@ -58,9 +57,6 @@ def verify(
             ones included.
         progress: told what is being made, in the form of `ladezeit.load`.
         config_dir: a folder of your own options, as Hydra's ``--config-dir`` takes it.
-
-    Returns:
-        What was looked at and found: ``passed``, ``findings``, ``reason``, ``claim``, ``total_s``.
 
     Raises:
         ConfigError: an argument means nothing; `model` is no transformers model.
