@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-# Tests share nothing but the machine; those in one process share its cache folder.
-PARALLEL := -n logical --maxprocesses 4 --dist worksteal
+# Tests share nothing but the machine; those in one process share its cache folder. One process more than there are
+# processors: a third of the tests' time is spent waiting, for time limits and for processes that start.
+PARALLEL := -n $(shell expr $$(nproc) + 1) --maxprocesses 5 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check ui gpu gpu-wheels bench clean
