@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from ladezeit.serving.events import Event, LoadFailed, LoadFinished, Verified, Unloaded
+from ladezeit.serving.events import Event, LoadFailed, LoadFinished, Unloaded, Verified
 from ladezeit.serving.manager import ManagerStatus
 
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -22,8 +22,12 @@ class LoadMetrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.proof_seconds = Histogram(
-            "ladezeit_proof_seconds", "Cost of the verification", ["model"], buckets=_SECONDS, registry=self.registry
+        self.verification_seconds = Histogram(
+            "ladezeit_verification_seconds",
+            "Cost of the verification",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.bytes = Gauge("ladezeit_weights_bytes", "Memory of loaded weights", ["place"], registry=self.registry)
 
@@ -36,7 +40,7 @@ class LoadMetrics:
             case LoadFailed():
                 self.loads.labels(event.model, "failed").inc()
             case Verified():
-                self.proof_seconds.labels(event.model).observe(event.cost_s)
+                self.verification_seconds.labels(event.model).observe(event.cost_s)
             case Unloaded():
                 self.unloads.labels(event.model, event.why.value).inc()
 

@@ -75,7 +75,7 @@ def test_it_is_ready_only_after_the_proof(service: tuple[str, list[int]]) -> Non
     address, seen = service
     assert seen[0] == 503
     assert seen[-1] == 200
-    assert metrics(address)['ladezeit_proof_seconds_count{model="ape"}'] >= 1
+    assert metrics(address)['ladezeit_verification_seconds_count{model="ape"}'] >= 1
 
 
 def test_two_models_take_turns_in_the_room_of_one(service: tuple[str, list[int]], known: dict[str, Known]) -> None:
