@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from ladezeit.results.fields import point_command
+from ladezeit.results.records import Result
+
 pytestmark = pytest.mark.slow
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -338,3 +341,23 @@ def test_the_command_in_the_result_measures_the_same_point_again(ladezeit: Run, 
     assert shown.returncode == 0, shown.stderr
     again = [r for r in results(tmp_path) if r["identity"]["sweep"] is None]
     assert [r["identity"]["point"] for r in again] == [first["point"]]
+
+
+def test_the_command_of_ones_own_engine_says_where_options_and_code_are(ladezeit: Run, tmp_path: Path) -> None:
+    """It works in another shell and another folder, where nobody knows of the option file or of the module."""
+    conf = tmp_path / "conf" / "loading"
+    conf.mkdir(parents=True)
+    schema = "defaults: [/schema/loading/transformers@_here_, _self_]\n"
+    (conf / "mine.yaml").write_text(f"{schema}name: mine\nengine: engines_for_tests:Dawdles\n")
+    words = ("--config-dir", str(conf.parent), *BASE, "loading=mine", "tracking=none", "sample=0")
+    assert ladezeit(*words).returncode == 0
+    (first,) = results(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    bare["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), bare["PATH"]])
+    for command in (first["identity"]["command"], point_command(Result.from_dict(first), 1)):
+        shown = subprocess.run(
+            ["bash", "-c", command], cwd=elsewhere, env=bare, capture_output=True, text=True, check=False
+        )
+        assert shown.returncode == 0, command + shown.stdout + shown.stderr

@@ -168,7 +168,11 @@ def point_command(result: Result, samples: int) -> str:
     """Return the command that measures the point of `result` again, `samples` times, as a sweep."""
     own = [word for word in result.identity.overrides if word.lstrip("+~").partition("=")[0] != "sample"]
     words = [word for word in own if not word.startswith("hydra.")]
-    return shlex.join(["ladezeit", "-m", *words, f"sample=range({samples})"])
+    # What the sample's own command says before its overrides, or among them, of where options and code come from.
+    given = shlex.split(result.identity.command)
+    flags = given[: given.index(own[0])] if own and own[0] in given else ["ladezeit"]
+    at = flags.index("ladezeit") + 1 if "ladezeit" in flags else len(flags)
+    return shlex.join([*flags[:at], "-m", *flags[at:], *words, f"sample=range({samples})"])
 
 
 def metric_of(results: Iterable[Result], name: str) -> list[float]:

@@ -1,5 +1,6 @@
 """One Hydra job is one sample: from a composed config to ``result.json`` and to MLflow."""
 
+import os
 import shlex
 import shutil
 import traceback
@@ -242,11 +243,39 @@ def _identity(config: RunConfig, overrides: list[str], number: int, sweep: Sweep
         job=number,
         label=named,
         overrides=overrides,
-        command=rerun_command(overrides, in_sweep=HydraConfig.get().mode is RunMode.MULTIRUN),
+        command=rerun_command(overrides, in_sweep=HydraConfig.get().mode is RunMode.MULTIRUN, config=config),
         sweep=sweep.id if sweep else None,
     )
 
 
-def rerun_command(overrides: list[str], in_sweep: bool) -> str:
-    """Return the command that measures the sample again, alone, whatever mode its experiment asks for."""
-    return shlex.join(["ladezeit", *overrides, *(["hydra.mode=RUN"] if in_sweep else [])])
+def rerun_command(overrides: list[str], in_sweep: bool, config: RunConfig | None = None) -> str:
+    """Return the command that measures the sample again, alone, whatever mode its experiment asks for.
+
+    Where its options and its code come from is part of it: the folder of ``--config-dir``, another ``--config-name``,
+    Hydra's search path, and PYTHONPATH for a user's own engine or loader in `config`.
+    """
+    python_path = os.environ.get("PYTHONPATH") if config is not None and _runs_own_code(config) else None
+    program = ["env", f"PYTHONPATH={_absolute(python_path)}", "ladezeit"] if python_path else ["ladezeit"]
+    return shlex.join([*program, *_config_flags(), *overrides, *(["hydra.mode=RUN"] if in_sweep else [])])
+
+
+def _runs_own_code(config: RunConfig) -> bool:
+    return ":" in config.loading.engine or ":" in str(getattr(config.loading, "function", ""))
+
+
+def _absolute(python_path: str) -> str:
+    return os.pathsep.join(to_absolute_path(folder) for folder in python_path.split(os.pathsep) if folder)
+
+
+def _config_flags() -> list[str]:
+    """Return the flags and overrides by which this process found its option files; none outside of the command line."""
+    if not HydraConfig.initialized():
+        return []
+    found = HydraConfig.get()
+    folders = [source.path for source in found.runtime.config_sources if source.provider == "command-line"]
+    name = str(found.job.config_name)
+    return [
+        *(word for folder in folders for word in ("--config-dir", to_absolute_path(folder.removeprefix("file://")))),
+        *(["--config-name", name] if name != "config" else []),
+        *(word for word in found.overrides.hydra if word.lstrip("+").startswith("hydra.searchpath=")),
+    ]
