@@ -18,7 +18,7 @@ PEERS = ROOT / "benchmarks" / "results" / "fault_peers.json"
 COST = ROOT / "benchmarks" / "results" / "validation_cost.json"
 #: Of benchmarks/proof.py, whose larger models no sweep of all levels is needed for.
 PROOF = ROOT / "benchmarks" / "results" / "proof-cpu.json"
-DOCUMENT = ROOT / "docs" / "proof.md"
+DOCUMENT = ROOT / "docs" / "verification.md"
 
 #: From what looks least to what looks most.
 COLUMNS = ("none", "origin_rule", "sampled", "all_modules", "placement", "logits", "content", "full")

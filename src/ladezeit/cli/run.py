@@ -31,6 +31,9 @@ from ladezeit.redaction import redact_text
 
 OK, SOME_NOT_OK, NONE_OK, INTERRUPTED = 0, 1, 3, 130
 
+#: Signals that end a run as Ctrl-C does.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 #: Why a single run was refused. Kept here because Hydra prints a line of its own for what a task raises.
 _refusal: Exception | None = None
@@ -89,7 +92,13 @@ def _remove_empty(folder: Path) -> None:
 
 def main() -> None:
     """Entry of the console script."""
-    sys.exit(_main(sys.argv[1:]))
+    code = _main(sys.argv[1:])
+    if code == INTERRUPTED:
+        # Everything is closed. The interpreter puts back what ends a process at the next signal, but leaves alone what
+        # is ignored: one more Ctrl-C meanwhile must not change the exit code.
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _main(arguments: list[str]) -> int:
@@ -97,7 +106,7 @@ def _main(arguments: list[str]) -> int:
         return _print_help(arguments)
     register_schemas()
     _register_sweeper()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _interrupt)
     wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
