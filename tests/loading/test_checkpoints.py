@@ -151,7 +151,7 @@ def test_the_dtype_is_the_one_that_from_pretrained_finds(
 
 
 def test_types_that_take_a_text_config_are_the_librarys() -> None:
-    """The dtype of a checkpoint is looked for where the installed library looks for it."""
+    """The dtype of a checkpoint is looked for where the installed library looks for it; older ones have fewer types."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -161,7 +161,7 @@ def test_types_that_take_a_text_config_are_the_librarys() -> None:
         text_class = config_class.sub_configs.get("text_config")
         if text_class is not None and MODEL_FOR_CAUSAL_LM_MAPPING[config_class].config_class is text_class:
             found.add(name)
-    assert found == TEXT_PARTS
+    assert found == TEXT_PARTS & MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys()
 
 
 # What the library raises.
