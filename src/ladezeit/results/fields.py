@@ -168,11 +168,21 @@ def point_command(result: Result, samples: int) -> str:
     """Return the command that measures the point of `result` again, `samples` times, as a sweep."""
     own = [word for word in result.identity.overrides if word.lstrip("+~").partition("=")[0] != "sample"]
     words = [word for word in own if not word.startswith("hydra.")]
-    # What the sample's own command says before its overrides, or among them, of where options and code come from.
-    given = shlex.split(result.identity.command)
-    flags = given[: given.index(own[0])] if own and own[0] in given else ["ladezeit"]
-    at = flags.index("ladezeit") + 1 if "ladezeit" in flags else len(flags)
-    return shlex.join([*flags[:at], "-m", *flags[at:], *words, f"sample=range({samples})"])
+    program, flags = _sources(shlex.split(result.identity.command))
+    return shlex.join([*program, "-m", *flags, *words, f"sample=range({samples})"])
+
+
+def _sources(command: list[str]) -> tuple[list[str], list[str]]:
+    """Return what a sample's command says of where code and options come from: before the program's name, and after."""
+    begin = command.index("ladezeit") if "ladezeit" in command else 0
+    program = command[:begin] if command[:1] == ["env"] else []
+    flags: list[str] = []
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        if word in ("--config-dir", "--config-name"):
+            flags += [word, following]
+        elif word.startswith("hydra.searchpath="):
+            flags.append(word)
+    return [*program, "ladezeit"], flags
 
 
 def metric_of(results: Iterable[Result], name: str) -> list[float]:

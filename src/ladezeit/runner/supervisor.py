@@ -344,7 +344,7 @@ def shorten_log(path: Path) -> None:
         kept = MOST_LOG_BYTES // 4
         with path.open("r+b") as log:
             log.seek(size - kept)
-            end = log.read(kept)
+            end = log.read()[-kept:]  # to its end as it is by now, and not as it was when it was measured
             log.truncate(kept)
         with path.open("ab") as log:
             log.write(f"\n… {size - 2 * kept} bytes left out: a log keeps {MOST_LOG_BYTES} …\n".encode() + end)
