@@ -34,7 +34,7 @@ check: $(VENV)/.ready-dev  ## the quick part of test: format, lint, types, impor
 ui: $(VENV)/.ready  ## the MLflow UI on everything measured so far; prints where the newest sweep is compared
 	$(BIN)/ladezeit-results ui
 
-gpu:  ## on a machine with an NVIDIA GPU and these libraries: GPU tests, engines, proof and origin case on the 7B shape; no network (CALL=1, 2 or 3: a third of it in ten minutes)
+gpu:  ## on a machine with an NVIDIA GPU and these libraries: GPU tests, engines, verification and case study on the 7B shape; no network (CALL=1, 2 or 3: a third of it in ten minutes)
 	$(PYTHON) benchmarks/gpu.py $(if $(CALL),--call $(CALL)) $(if $(WHEELS),--wheels $(WHEELS))
 
 gpu-wheels:  ## where a network is: the packages that `make gpu CALL=1 WHEELS=.whl` brings along (CALL=1, 2 or 3)

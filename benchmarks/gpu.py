@@ -1,4 +1,4 @@
-"""The GPU machine's part: smoke test, GPU tests, proof, engines and origin case on the 7B shape. No network needed.
+"""Smoke test, GPU tests, verification, engines and case study on the 7B shape. No network needed.
 
     python benchmarks/gpu.py [--call 1|2|3] [--wheels .whl] [--output FOLDER] [--model qwen2.5-7b-shape] [--samples 3]
                              [--budget-s 540] [--device cuda] [--steps smoke,tests,…]

@@ -46,9 +46,7 @@ def scheme(name: str, **arguments: Any) -> str:
 
 
 def proof(loaded: EngineModel, scheme: str | None, device: str = "cpu", dtype: str = "bfloat16") -> Verification:
-    asked = Expected(
-        device, dtype, single_device=True, offload_allowed=False, device_strategy=False, quantization=scheme
-    )
+    asked = Expected(device, dtype, single_device=True, offload_allowed=False, quantization=scheme)
     return verify_model(loaded, asked, ValidationConfig(ValidationLevel.placement), Clock(time.monotonic_ns()))
 
 

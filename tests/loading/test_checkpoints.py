@@ -74,7 +74,7 @@ def test_trusted_code_makes_the_model_by_every_engine(known: bool, tmp_path: Pat
 
 
 def expected(**more: Any) -> Expected:
-    return Expected("cpu", "bfloat16", single_device=True, offload_allowed=False, device_strategy=False, **more)
+    return Expected("cpu", "bfloat16", single_device=True, offload_allowed=False, **more)
 
 
 # An adapter beside the weights.

@@ -10,7 +10,7 @@ from accelerate.hooks import AlignDevicesHook
 
 from ladezeit.checkpoint.resolve import Checkpoint
 from ladezeit.config import DType, TransformersLoading, ValidationConfig, ValidationLevel
-from ladezeit.config.device_map import is_strategy, offload_folder, single_device
+from ladezeit.config.device_map import offload_folder, single_device
 from ladezeit.config.engines import arguments_class
 from ladezeit.errors import ConfigError, LoadError
 from ladezeit.loading import device_map, registry
@@ -64,7 +64,7 @@ def hooked(model: Any) -> list[str]:
 def proof(loaded: EngineModel, loading: TransformersLoading, allowed: bool, device: str = "cpu") -> Verification:
     dtype = "bfloat16" if loading.dtype is DType.auto else loading.dtype.value
     single = single_device(loading)
-    asked = Expected(device, dtype, single, offload_allowed=allowed, device_strategy=is_strategy(loading))
+    asked = Expected(device, dtype, single, offload_allowed=allowed)
     return verify_model(loaded, asked, ValidationConfig(ValidationLevel.placement), Clock(time.monotonic_ns()))
 
 

@@ -48,7 +48,7 @@ def load(checkpoint: Path) -> Callable[..., EngineModel]:
 @pytest.fixture
 def expected() -> Expected:
     """One explicit device, the CPU; float16; nothing offloaded."""
-    return Expected("cpu", "float16", single_device=True, offload_allowed=False, device_strategy=False)
+    return Expected("cpu", "float16", single_device=True, offload_allowed=False)
 
 
 @pytest.fixture

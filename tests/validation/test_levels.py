@@ -138,7 +138,7 @@ def test_origin_rule_samples_where_the_placement_is_left_to_a_strategy(
     """The origin case's rule is reproduced: only `device_map=cuda` skips the check."""
     loaded = load(device_map="auto")
     put_on_meta(loaded.model, "model.layers.0.self_attn.q_proj")
-    result = proof(loaded, replace(expected, single_device=False, device_strategy=True), "origin_rule")
+    result = proof(loaded, replace(expected, single_device=False), "origin_rule")
     assert result.ran
     assert [finding.name for finding in result.findings] == ["model.layers.0.self_attn.q_proj.weight"]
 

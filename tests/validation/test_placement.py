@@ -60,7 +60,7 @@ def test_unasked_offload_is_named_by_module_and_by_tensor(
 
 def test_a_model_left_on_the_host_is_found(load: Load, proof: Prove) -> None:
     """A load that was to go to the GPU and stayed on the host names every tensor, and a GPU is not needed to see it."""
-    asked = Expected("cuda:0", "float16", single_device=True, offload_allowed=False, device_strategy=False)
+    asked = Expected("cuda:0", "float16", single_device=True, offload_allowed=False)
     result = proof(load(), asked, "placement")
     assert len(result.findings) == result.tensors_seen
     assert {finding.kind for finding in result.findings} == {"device"}
@@ -192,12 +192,12 @@ def test_places_are_compared_by_one_spelling(place: Any, name: str) -> None:
 def test_a_strategy_may_use_several_gpus_and_each_module_is_held_to_its_own() -> None:
     """`device_map=auto` over two GPUs is legitimate; a layer on the other one than its map says is not."""
     loaded = EngineModel(SimpleNamespace(), {"model.layers.0": "0", "model.layers.1": "1", "lm_head": "1"})
-    asked = Expected("cuda:0", "float16", single_device=False, offload_allowed=False, device_strategy=True)
+    asked = Expected("cuda:0", "float16", single_device=False, offload_allowed=False)
     places = ResolvedDeviceMap(loaded, asked)
     assert places.find_refused() == []
     assert places.allowed_devices("model.layers.1.mlp.up_proj", offloaded=False) == {"cuda:1"}
     assert places.allowed_devices("model.layers.0", offloaded=False) == {"cuda:0"}
-    one = ResolvedDeviceMap(loaded, replace(asked, single_device=True, device_strategy=False))
+    one = ResolvedDeviceMap(loaded, replace(asked, single_device=True))
     assert [(finding.kind, finding.name) for finding in one.find_refused()] == [
         ("device", "model.layers.1"),
         ("device", "lm_head"),
@@ -207,7 +207,7 @@ def test_a_strategy_may_use_several_gpus_and_each_module_is_held_to_its_own() ->
 def test_host_memory_is_offload_on_a_gpu_run_only() -> None:
     """`cpu` in a device map is the goal of a CPU run and a silent offload of a GPU run."""
     loaded = EngineModel(SimpleNamespace(), {"model": "0", "lm_head": "cpu"})
-    asked = Expected("cuda:0", "float16", single_device=False, offload_allowed=False, device_strategy=True)
+    asked = Expected("cuda:0", "float16", single_device=False, offload_allowed=False)
     assert [finding.kind for finding in ResolvedDeviceMap(loaded, asked).find_refused()] == ["offload"]
     assert ResolvedDeviceMap(loaded, replace(asked, offload_allowed=True)).find_refused() == []
 

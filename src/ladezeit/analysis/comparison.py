@@ -83,7 +83,7 @@ def title_of(conditions: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """Points that may be compared: equal in `conditions`. The best come first; `apart` are not ranked, with a reason.
+    """Points that may be compared: equal in `conditions`. The best come first; `unranked` ones have a reason.
 
     `baseline` is the point that ratios and p refer to, None where no point has a value.
     """

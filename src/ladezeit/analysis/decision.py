@@ -24,7 +24,8 @@ from ladezeit.results.records import Result
 @dataclass(frozen=True)
 class Current:
     """The config in use, compared with the best: `optimal` is None where it cannot be said.
-    `cost_s` is the difference of the load medians, `estimate_ratio` that to the best with its interval, `p`
+
+    `cost_s` is the difference of the load medians, `ratio` the pairwise one to the best with its interval, `p`
     Holm-adjusted.
     """
 
@@ -53,7 +54,7 @@ class Decision:
     `current_apart` is the config in use where it is one of those that are not ranked; without `current_named` nobody
     said which one is in use, and it is the baseline.
 
-    `find_added_phases` are sentences about work that a method does besides all that another one does.
+    `additions` are sentences about work that a method does besides all that another one does.
 
     `dtypes` has the ranked points by the dtype that their loads end with, where that is not the same for all: weights
     of another dtype are other weights.

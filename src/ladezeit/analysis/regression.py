@@ -55,7 +55,7 @@ REGRESSIONS = (Outcome.slower, Outcome.broken)
 class PointCheck:
     """One point: its outcome and, where both sides were measured, medians, ratio and p.
 
-    `estimate_ratio` is how many times as long as before (for a rate: how many times less); `p` is one-sided against the
+    `ratio` is how many times as long as before (for a rate: how many times less); `p` is one-sided against the
     limit and Holm-adjusted; `samples` of each side would settle what is undecided, None where more than a hundred.
     """
 

@@ -61,7 +61,7 @@ class Interval:
 class Spread:
     """What is said of the values of one point, in their own unit; `p95` is None below 20 values.
 
-    `find_outliers` are values far from the median; they are flagged and take part in everything all the same.
+    `outliers` are values far from the median; they are flagged and take part in everything all the same.
     """
 
     n: int

@@ -32,7 +32,7 @@ class Checkpoint:
     """Files on disk that hold one model, checked to be complete.
 
     `config` is the content of config.json; `dtype` the torch name that ``from_pretrained(dtype="auto")`` picks.
-    `weight_bytes` counts the tensors, `file_bytes` the whole shards. Equal `compute_fingerprint` means the same
+    `weight_bytes` counts the tensors, `file_bytes` the whole shards. Equal `fingerprint` means the same
     weights, as far as config, headers and samples of the content tell (see `ladezeit.checkpoint.fingerprint`).
     """
 

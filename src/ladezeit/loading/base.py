@@ -35,7 +35,7 @@ class LoadRequest(Generic[LoadingT_co]):
     """What to load and where to.
 
     `device` is a torch device name (``cpu``, ``cuda:0``); `attn_implementation` None leaves the library's choice;
-    `scratch` is an empty folder that outlives the load (for offloaded weights). `arrangement` says which tensors the
+    `scratch` is an empty folder that outlives the load (for offloaded weights). `weight_mapping` says which tensors the
     model keeps as one and in which dtype, for engines that can put them so at once; `progress` is told how far the
     reading is, by engines that know. `conversion` is the checkpoint as its engine reads it, where it is not read as it
     lies.
@@ -91,9 +91,10 @@ class LoadedTensors:
     """All tensors of a checkpoint, by their names in it, on the run's device and in the checkpoint's dtype.
 
     An engine may give them out while their bytes still arrive: `by_name` is what there is to see at once (names,
-    shapes, dtypes, memory), `tensor` waits for the values of one, `tensors` for all, and both raise what the reading
-    failed with. Who makes something of them calls `wait` before it is passed on: an error may come after the last byte.
-    Where `arranged`, the request's arrangement was carried out: merged tensors are there under the model's names in
+    shapes, dtypes, memory), `get_tensor` waits for the values of one, `tensors` for all, and both raise what the
+    reading failed with. Who makes something of them calls `wait` before it is passed on: an error may come
+    after the last byte.
+    Where `mapped`, the request's weight mapping was carried out: merged tensors are there under the model's names in
     place of their parts, and casts are done. `touched`: every page was faulted in or written already. `borrowed` says
     that their memory is the engine's and not valid once it is closed: who keeps them copies them. `effective` says
     what the engine really did: threads, direct or buffered I/O, fallbacks, bytes read, pinned bytes; it is complete

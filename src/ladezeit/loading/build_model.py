@@ -103,14 +103,14 @@ def build_model(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> En
     """Make a model of all tensors of a checkpoint; call it while the engine's buffers are still there."""
     with clock.span("load/config"):
         own_class, config = class_and_config(request.checkpoint.folder, request.trust_remote_code)
-    arrangement = request.weight_mapping or WeightMapping()
-    made = _from_state_dict(_state_dict(loaded, arrangement, clock), own_class, config, request, clock)
+    mapping = request.weight_mapping or WeightMapping()
+    made = _from_state_dict(_state_dict(loaded, mapping, clock), own_class, config, request, clock)
     loaded.wait()
-    made.effective |= {**loaded.effective, "arranged": arrangement.describe()}
+    made.effective |= {**loaded.effective, "arranged": mapping.describe()}
     refuse_incomplete(made)
-    if arrangement.fused:
+    if mapping.fused:
         # What the library would have noted while it merged: it saves the model in the checkpoint's layout by it.
-        made.model._weight_conversions = list(arrangement.conversions)
+        made.model._weight_conversions = list(mapping.conversions)
     if loaded.borrowed:
         with clock.span("load/copy"):
             made.effective["copied_bytes"] = _clone_borrowed_tensors(made.model, loaded)
@@ -119,16 +119,16 @@ def build_model(loaded: LoadedTensors, request: LoadRequest, clock: Clock) -> En
     return made
 
 
-def _state_dict(loaded: LoadedTensors, arrangement: WeightMapping, clock: Clock) -> "Mapping[str, Tensor | LazySlice]":
+def _state_dict(loaded: LoadedTensors, mapping: WeightMapping, clock: Clock) -> "Mapping[str, Tensor | LazySlice]":
     """Return the tensors as the model wants them; where nothing is left to do they may still be under way."""
     if loaded.mapped:
         return LazyStateDict(loaded)
     tensors = dict(loaded.tensors)
     if not loaded.borrowed:
         loaded.by_name.clear()  # so that what is merged or cast is let go at once
-    if arrangement.fused:
+    if mapping.fused:
         with clock.span("load/merge"):
-            fuse_parameters(tensors, arrangement)
+            fuse_parameters(tensors, mapping)
     return tensors
 
 
@@ -222,7 +222,7 @@ def finalize_model(model: Any, folder: str) -> None:
 # Merges tensors that a model keeps as one, for engines that bring them one by one.
 
 
-def fuse_parameters(tensors: "dict[str, Tensor]", arrangement: WeightMapping) -> None:
+def fuse_parameters(tensors: "dict[str, Tensor]", mapping: WeightMapping) -> None:
     """Put each merged tensor into `tensors` in place of its parts, on their device and in their dtype.
 
     Parts are let go as soon as they are merged: where each has memory of its own, two copies exist of one layer alone.
@@ -230,7 +230,7 @@ def fuse_parameters(tensors: "dict[str, Tensor]", arrangement: WeightMapping) ->
     on_host = all(tensor.device.type == "cpu" for tensor in tensors.values())
     # Copies of small matrices are single-threaded in torch, which lets other threads run meanwhile.
     with ThreadPoolExecutor(available_cpus() if on_host else 1, thread_name_prefix="merge") as pool:
-        for merged, tensor in pool.map(lambda one: (one, _merged(one, tensors)), arrangement.fused):
+        for merged, tensor in pool.map(lambda one: (one, _merged(one, tensors)), mapping.fused):
             tensors[merged.name] = tensor
 
 

@@ -67,7 +67,7 @@ LIBRARY_HOOKS = (
 
 @dataclass
 class FunctionTrace:
-    """What was wrapped: `places` gives file and line by phase, `joined` the phases that were left to their callers."""
+    """What was wrapped: `locations` gives file and line by phase, `joined` the phases left to their callers."""
 
     clock: Clock
     locations: dict[str, str] = field(default_factory=dict)

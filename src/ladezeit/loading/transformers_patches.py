@@ -130,7 +130,7 @@ def skip_redundant_init() -> Iterator[None]:
 
 
 def _where_there_is_memory(initialize: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `initialise` for tensors that hold numbers; others are given back as they are."""
+    """Return `initialize` for tensors that hold numbers; others are given back as they are."""
 
     @functools.wraps(initialize)
     def initialized(tensor: Any, *args: Any, **kwargs: Any) -> Any:

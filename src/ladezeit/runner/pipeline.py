@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ladezeit.config import DType, LoadConfig, LoadingConfig
-from ladezeit.config.device_map import is_strategy, single_device
+from ladezeit.config.device_map import single_device
 from ladezeit.timing.clock import LOAD, Clock
 
 if TYPE_CHECKING:
@@ -115,7 +115,6 @@ def make_expected(
         dtype=checkpoint.dtype if loading.dtype is DType.auto else loading.dtype.value,
         single_device=single_device(loading),
         offload_allowed=not loading.disable_cpu_offload,
-        device_strategy=is_strategy(loading),
         quantization=quantization.scheme_asked(loading)
         or (quantization.CHECKPOINTS_OWN if "quantization_config" in checkpoint.config else None),
         generation_config=stored_generation_config(checkpoint.folder),

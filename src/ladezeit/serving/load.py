@@ -279,11 +279,9 @@ class _Load:
             self.effective["runtime"] = torch_settings.apply_settings(self.config.runtime, self.device.name)
 
     def _verify(self, loaded: "EngineModel", wanted: Any) -> "Verification":
-        from ladezeit.validation.levels import verify_generation, verify_model
+        from ladezeit.validation.levels import verify_loaded
 
-        verification = verify_model(loaded, wanted, self.config.validation, self.clock)
-        if verification.passed or not verification.ran:
-            verification = verify_generation(loaded, wanted, verification, self.clock)
+        verification = verify_loaded(loaded, wanted, self.config.validation, self.clock)
         if verification.ran and not verification.passed:
             raise ValidationError(
                 f"{self.config.model.name} by {self.config.loading.name} is not what was asked for "

@@ -65,10 +65,10 @@ def verify(
             library that has no reference load here.
     """
     from ladezeit.loading.base import EngineModel
-    from ladezeit.validation.levels import verify_generation, verify_model
+    from ladezeit.validation.levels import verify_loaded
 
     clock = Clock(time.monotonic_ns())
-    told: Progress = progress or (lambda what, done, total: None)
+    on_progress: Progress = progress or (lambda what, done, total: None)
     found = model.model if isinstance(model, LoadedModel) else model
     places = _places(found)
     loading = replace(_loading_of(found), dtype=dtype_of(dtype), disable_cpu_offload=device is not None)
@@ -80,15 +80,11 @@ def verify(
         device=device or next((place for place in places if place != _CPU), _CPU),
     )
     resolved = resolve_device(config.device)
-    stored = prepare_checkpoint(config.model, cache_folder(), told)
-    wanted = expected_of(config, stored, resolved, clock, told)
+    stored = prepare_checkpoint(config.model, cache_folder(), on_progress)
+    wanted = expected_of(config, stored, resolved, clock, on_progress)
     anywhere = device is None and places != [resolved.name]
-    wanted = replace(wanted, single_device=not anywhere, device_strategy=anywhere, offload_allowed=device is None)
-    loaded = EngineModel(found)
-    checked = verify_model(loaded, wanted, config.validation, clock)
-    if checked.passed or not checked.ran:
-        checked = verify_generation(loaded, wanted, checked, clock)
-    return checked
+    wanted = replace(wanted, single_device=not anywhere, offload_allowed=device is None)
+    return verify_loaded(EngineModel(found), wanted, config.validation, clock)
 
 
 def _places(model: Any) -> list[str]:

@@ -38,7 +38,7 @@ _OPTION = re.compile(r"\s*([a-z0-9_]+)\s*:\s*(\[[^\]]*\]|[^,:;\[\]\s]+)\s*(?:,|$
 def import_environment(config: RuntimeConfig) -> dict[str, str]:
     """Return the environment variables that must be there before a process imports torch.
 
-    GPUs are numbered as they were when they were looked up and locked; see `measure.devices`.
+    GPUs are numbered as they were when they were looked up and locked; see `ladezeit.system.gpus`.
 
     Raises:
         ConfigError: `config.allocator` is not what torch's allocator understands.

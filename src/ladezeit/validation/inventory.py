@@ -21,7 +21,7 @@ class NamedTensor:
     ``quantised``.
 
     An offloaded tensor is on meta, and `fetch` brings what a forward would find; None for any other. Of a tensor that
-    is split over ranks `tensor` is this rank's part, and `way` says how it was split (see `model.tensors`).
+    is split over ranks `tensor` is this rank's part, and `shard_spec` says how it was split (see `model.tensors`).
     """
 
     name: str

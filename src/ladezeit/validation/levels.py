@@ -141,6 +141,12 @@ def verify_model(loaded: EngineModel, expected: Expected, config: ValidationConf
     )
 
 
+def verify_loaded(loaded: EngineModel, expected: Expected, config: ValidationConfig, clock: Clock) -> Verification:
+    """Verify in one go what nobody measures in between: `verify_model`, and `verify_generation` where that passed."""
+    found = verify_model(loaded, expected, config, clock)
+    return verify_generation(loaded, expected, found, clock) if found.passed or not found.ran else found
+
+
 def verify_generation(loaded: EngineModel, expected: Expected, before: Verification, clock: Clock) -> Verification:
     """Return `before` with what the model says verified too, inside a span of its own, where its level asks for that.
 

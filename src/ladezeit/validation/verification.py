@@ -31,9 +31,9 @@ class Finding:
 
 @dataclass
 class LevelReport:
-    """What one level looked at and found; `claim` says what it means that nothing was found, or why it did not run.
+    """What one level looked at and found; `summary` says what that means, or why it did not run.
 
-    `meaning` says in one sentence what that shows and what it does not, where a level's name does not say it already.
+    `guarantee` says in one sentence what that shows and what it does not, where a level's name does not say it already.
 
     `tensors_seen` counts looks: a level that looks at a tensor five times counts five. `metrics` are what the level
     measured besides, by the names that the result file gives them.

@@ -47,7 +47,7 @@ def proof(cache: Path) -> Callable[..., Verification]:
     """Prove the content of what was loaded by the manifest of a checkpoint as it was before a test damaged it."""
 
     def proven(loaded: EngineModel, file: Path, dtype: DType = DType.bfloat16, **changes: Any) -> Verification:
-        asked = SimpleNamespace(single_device=True, offload_allowed=False, device_strategy=False)
+        asked = SimpleNamespace(single_device=True, offload_allowed=False)
         asked.__dict__.update(changes)
         expected = Expected("cpu", dtype.value, **vars(asked), manifest=manifest.read_manifest(file))
         return verify_model(loaded, expected, ValidationConfig(ValidationLevel.content), Clock(time.monotonic_ns()))

@@ -349,5 +349,5 @@ def test_a_copy_on_the_same_device_is_no_tie_whatever_was_asked(
     """Several devices excuse a copy of a tied weight only where the two lie on different ones."""
     loaded = load(checkpoint, "safetensors_pread")
     untied_head(loaded.model)
-    result = proof(loaded, file, single_device=False, device_strategy=True)
+    result = proof(loaded, file, single_device=False)
     assert found(result) == {("tie", "lm_head.weight")}

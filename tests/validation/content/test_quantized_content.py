@@ -46,7 +46,7 @@ def proven(loaded: EngineModel, file: Path, method: str, dtype: str = "bfloat16"
     asked = loading_scheme(loading_of(name, **arguments))
     assert asked is not None
     expected = Expected(
-        "cpu", dtype, single_device=True, offload_allowed=False, device_strategy=False, quantization=asked.words,
+        "cpu", dtype, single_device=True, offload_allowed=False, quantization=asked.words,
         manifest=manifest.read_manifest(file),
     )  # fmt: skip
     return verify_model(loaded, expected, ValidationConfig(ValidationLevel.content), Clock(0))
@@ -256,7 +256,7 @@ def test_on_a_gpu_codes_are_those_that_its_kernels_make(
     assert asked is not None
     file = manifest_of(tiny, cache, scheme=asked, device="cuda:0")
     loaded = load(name, tiny, tmp_path, "cuda:0", **arguments)
-    given: Any = {"single_device": True, "offload_allowed": False, "device_strategy": False}
+    given: Any = {"single_device": True, "offload_allowed": False}
     expected = Expected("cuda:0", "bfloat16", quantization=asked.words, manifest=manifest.read_manifest(file), **given)
     proof = verify_model(loaded, expected, ValidationConfig(ValidationLevel.content), Clock(0))
     assert proof.passed, proof.reason

@@ -79,10 +79,10 @@ def _merged(checkpoint: Checkpoint) -> list[_Tensor]:
     from ladezeit.loading.weight_mapping import plan_weight_mapping
 
     loading = TensorLoading(name=FusedExpertsConverter.file_format, engine=FusedExpertsConverter.file_format)
-    arrangement = plan_weight_mapping(LoadRequest(checkpoint, loading, "cpu", checkpoint.folder))
+    mapping = plan_weight_mapping(LoadRequest(checkpoint, loading, "cpu", checkpoint.folder))
     tensors = []
     inside: set[str] = set()
-    for merged in arrangement.fused:
+    for merged in mapping.fused:
         parts = sorted(merged.slices, key=lambda part: part.start)  # they follow each other without a gap
         tensors.append(_Tensor(merged.name, merged.dtype, merged.shape, tuple(part.entry for part in parts)))
         inside |= {part.entry.name for part in parts}
